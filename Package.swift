@@ -1,0 +1,51 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+// A module is a layer and `dependencies:` is the import law; Tests/LayeringTests enforces it.
+import PackageDescription
+
+let settings: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .strictMemorySafety(),
+  .treatAllWarnings(as: .error),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+]
+let collections = Target.Dependency.product(name: "Collections", package: "swift-collections")
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+
+func layer(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+  .target(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+  .testTarget(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+let package = Package(
+  name: "swift-lguest",
+  products: [
+    .library(name: "Lguest", targets: ["Lguest"]),
+    .executable(name: "lguest", targets: ["LguestCommand"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-collections", from: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+  ],
+  targets: [
+    .target(name: "CHost", cSettings: [.unsafeFlags(["-mgeneral-regs-only", "-fno-stack-protector", "-Wall", "-Wextra", "-Werror"])]),
+    layer("Host", ["CHost", system]),
+    layer("GuestMemory", ["Host"]),
+    layer("X86", []),
+    layer("Translator", ["X86", "GuestMemory", "Host", "CHost"]),
+    layer("Devices", ["GuestMemory", "Host", collections]),
+    layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices"]),
+    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections]),
+    .executableTarget(
+      name: "LguestCommand",
+      dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+      swiftSettings: settings),
+  ]
+)

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// The vCPU page: everything translated code, the light helpers and Swift share about one vCPU.
+//
+// Translated code addresses it from one host register, ENV (R11), which points CHOST_ENV bytes into the
+// page so that the hottest slots are reachable with an 8-bit displacement. The page *is* the guest's
+// state: entering and leaving translated code copies nothing but the registers that live in host ones.
+#ifndef CHOST_H
+#define CHOST_H
+
+#include <stdint.h>
+
+enum { CHOST_ENV = 128 };
+
+// Segment register numbers, in the manual's encoding order; LDTR and TR follow.
+enum { CHOST_ES, CHOST_CS, CHOST_SS, CHOST_DS, CHOST_FS, CHOST_GS, CHOST_LDTR, CHOST_TR, CHOST_SEGMENTS };
+
+// A segment register with its hidden part. `attributes` has the layout of a VMX access-rights word
+// (Intel SDM volume 3, section 25.4.1): type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, D/B 14, G 15, unusable 16.
+// `limit` is in bytes, already scaled by the granularity bit.
+typedef struct chost_segment {
+  uint64_t base;
+  uint32_t limit;
+  uint32_t attributes;
+  uint16_t selector;
+  uint16_t pad[3];
+} chost_segment;
+
+typedef struct chost_table { // GDTR or IDTR
+  uint64_t base;
+  uint16_t limit;
+  uint16_t pad[3];
+} chost_table;
+
+typedef struct chost_cpu {
+  // ENV-128 ... ENV-1: guest RAX RCX RDX RBX RSP RBP RSI RDI R8..R15. While translated code runs, only
+  // the registers without a host register (see RegisterMap.swift) are current here.
+  uint64_t gpr[16];
+  // ENV+0 ... ENV+127
+  uint64_t flags;             // arithmetic flags: AL = OF, AH = SF ZF 0 AF 0 PF 1 CF (LAHF's layout)
+  uint64_t page_va;           // linear address of the guest page being executed
+  uint32_t attention;         // non-zero: leave at the next poll (set by any thread)
+  uint32_t interrupt_waiting; // non-zero: leave as soon as interrupts are unmasked
+  uint64_t tsc_offset;        // guest TSC = host TSC + offset
+  uint32_t system_flags;      // RFLAGS without the six arithmetic flags and bit 1: TF IF DF IOPL NT RF VM AC ID
+  uint32_t mode;              // CHOST_MODE_* word of the current state, part of every block's key
+  uint64_t scratch[4];        // temporaries of translated code, dead between instructions
+  uint64_t rip;               // guest RIP whenever translated code is not running
+  uint64_t linear;            // linear address of the access that left (CHOST_EXIT_MEMORY)
+  uint32_t exit_info;         // CHOST_INFO_* of the exit
+  uint32_t exit_data;         // edge number (CHOST_EXIT_LINK)
+  uint64_t host_rsp;          // stack to leave to
+  uint64_t exit_stub;         // host address of the full exit
+  uint64_t fault_pc;          // host address of a faulting instruction (CHOST_EXIT_FAULT)
+  // ENV+128 ...: not hot
+  uint32_t fault_trap;        // host trap number, from the signal
+  uint32_t fault_code;        // host error code
+  chost_segment segments[CHOST_SEGMENTS];
+  chost_table gdtr, idtr;
+  uint64_t cr0, cr2, cr3, cr4, cr8;
+  uint64_t efer, star, lstar, cstar, sfmask, kernel_gs_base;
+  uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
+  uint64_t xcr0, tsc_aux, pat, apic_base;
+  uint64_t dr[8];
+  uint64_t pdpte[4];          // PAE paging: loaded by MOV CR3 (SDM 4.4.1)
+  // What the page walk may touch. Guest-physical address g of RAM is at ram + g.
+  uint64_t ram;               // host address of guest-physical 0
+  uint64_t ram_low_end;       // RAM is [0, ram_low_end) and [4 GiB, ram_high_end)
+  uint64_t ram_high_end;
+  uint64_t page_flags;        // host address of a byte per guest page (CHOST_PAGE_*)
+  uint64_t physical_mask;     // valid bits of a guest-physical address, (1 << MAXPHYADDR) - 1
+  uint64_t block_table;       // host address of chost_block_slot[block_mask + 1]
+  uint64_t block_mask;
+  uint64_t code_base, code_end; // executable range of the code cache
+  uint32_t uses_avx;          // the full exit saves YMM state (XCR0 of the *host* allows it)
+  uint32_t in_translated_code;
+  // Counters, for --stats; counted by the light helpers.
+  uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
+} chost_cpu;
+
+// Mode word: everything a translation depends on besides the bytes.
+enum {
+  CHOST_MODE_CPL = 3,
+  CHOST_MODE_LONG = 1 << 2,        // 64-bit code (EFER.LMA and CS.L)
+  CHOST_MODE_CODE32 = 1 << 3,      // CS.D
+  CHOST_MODE_STACK32 = 1 << 4,     // SS.B
+  CHOST_MODE_PROTECTED = 1 << 5,   // CR0.PE
+  CHOST_MODE_VM86 = 1 << 6,
+  CHOST_MODE_SEGMENTED = 1 << 7,   // some of CS DS ES SS is not flat: addresses need base and limit
+  CHOST_MODE_TS = 1 << 8,          // CR0.TS
+  CHOST_MODE_EM = 1 << 9,          // CR0.EM
+  CHOST_MODE_MP = 1 << 10,         // CR0.MP
+  CHOST_MODE_OSFXSR = 1 << 11,     // CR4.OSFXSR
+  CHOST_MODE_AVX = 1 << 12,        // CR4.OSXSAVE and XCR0.AVX
+  CHOST_MODE_OSXSAVE = 1 << 13,    // CR4.OSXSAVE
+  CHOST_MODE_TSD = 1 << 14,        // CR4.TSD
+  CHOST_MODE_FSGSBASE = 1 << 15,   // CR4.FSGSBASE
+  CHOST_MODE_UMIP = 1 << 16,       // CR4.UMIP
+  CHOST_MODE_ALIGN = 1 << 17,      // CR0.AM, EFLAGS.AC and CPL 3: alignment is checked
+  CHOST_MODE_STEP = 1 << 18,       // TF or an armed breakpoint: one instruction a block
+  CHOST_MODE_LMA = 1 << 19,        // EFER.LMA (with LONG clear: compatibility mode)
+  CHOST_MODE_BITS = 20,
+};
+
+// Exit information word.
+enum {
+  CHOST_INFO_OFFSET = 0x1fff,      // offset of the guest instruction from page_va
+  CHOST_INFO_WRITE = 1 << 13,
+  CHOST_INFO_USER = 1 << 14,       // the access used the user tables
+  CHOST_INFO_FLAGS_SAVED = 1 << 15, // `flags` is current: do not capture EFLAGS
+  CHOST_INFO_SIZE_SHIFT = 16,      // bytes accessed; 255: larger than that
+  CHOST_INFO_REASON_SHIFT = 24,
+};
+
+enum {
+  CHOST_EXIT_NONE,
+  CHOST_EXIT_MEMORY,      // an access that the software TLB cannot serve; run the instruction slowly
+  CHOST_EXIT_LOOKUP,      // no block for `rip`
+  CHOST_EXIT_LINK,        // edge `exit_data` of a block is not linked yet
+  CHOST_EXIT_ATTENTION,   // the poll word was set
+  CHOST_EXIT_INSTRUCTION, // the instruction at `rip` is executed by Swift
+  CHOST_EXIT_FAULT,       // the host CPU raised an exception at `fault_pc`
+  CHOST_EXIT_STEP,        // end of a one-instruction block
+};
+
+// Page flags.
+enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2 };
+
+// Access rights asked of a translation; the low bits are the #PF error code's.
+enum { CHOST_ACCESS_WRITE = 2, CHOST_ACCESS_USER = 4, CHOST_ACCESS_FETCH = 16 };
+
+// Software TLB: per privilege (0 supervisor, 1 user) a read and a write table. A hit is
+// linear - tag <= 4096 - size; host address = linear + addend.
+typedef struct chost_tlb_entry {
+  uint64_t tag, addend;
+} chost_tlb_entry;
+
+enum { CHOST_TLB_ENTRIES = 1024, CHOST_JUMP_ENTRIES = 4096 };
+
+// Offsets from ENV of the big tables behind the struct.
+enum {
+  CHOST_TABLES = 2048 - CHOST_ENV,
+  CHOST_TLB_BYTES = CHOST_TLB_ENTRIES * 16,
+  CHOST_TLB_READ = CHOST_TABLES,                       // + privilege * 2 * CHOST_TLB_BYTES
+  CHOST_TLB_WRITE = CHOST_TLB_READ + CHOST_TLB_BYTES,
+  CHOST_JUMP_TAGS = CHOST_TABLES + 4 * CHOST_TLB_BYTES, // + privilege * 2 * 8 * CHOST_JUMP_ENTRIES
+  CHOST_JUMP_TARGETS = CHOST_JUMP_TAGS + 8 * CHOST_JUMP_ENTRIES,
+  CHOST_PRIVATE = CHOST_JUMP_TAGS + 4 * 8 * CHOST_JUMP_ENTRIES, // fill lists and filters, private to mmu.c
+  CHOST_BOUNCE = CHOST_PRIVATE + 32768,                 // operand copies of slow accesses
+  CHOST_FPU = CHOST_BOUNCE + 4096,                      // XSAVE image, 64-byte aligned, standard format
+  CHOST_PAGE_BYTES = CHOST_FPU + 4096 + CHOST_ENV,      // size of the whole vCPU page
+};
+
+// One slot of the block table (open addressing, linear probing). Key: guest-physical address
+// << CHOST_MODE_BITS | mode; 0 is empty, 1 is deleted.
+typedef struct chost_block_slot {
+  uint64_t key;
+  uint64_t entry; // host address of the indirect entry
+} chost_block_slot;
+
+// --- world.S: entering translated code. Returns after a full exit; exit_info says why.
+void chost_enter(chost_cpu *cpu, uint64_t host_pc);
+// Addresses for the stubs that the code cache holds.
+uint64_t chost_exit_address(void);
+
+// --- mmu.c: the page walk and the software TLB. General registers only: called from translated code.
+typedef struct chost_fill_result {
+  uint64_t addend;
+  uint64_t failed; // non-zero: leave with CHOST_EXIT_MEMORY
+} chost_fill_result;
+
+// Serves a TLB miss of translated code. `info` is the exit information word.
+chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info);
+// Translates a linear address with the rights asked, setting accessed and dirty bits. Returns 0 and
+// *physical, or the #PF error code with bit 31 set. Non-canonical addresses are the caller's business.
+uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
+// The same without side effects on the page tables (for debuggers and tracing).
+uint32_t chost_probe(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
+// Finds the block for a linear address in the current mode: its entry, or 0. Fills the jump cache.
+uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear);
+void chost_flush_all(chost_cpu *cpu);                 // CR0/CR4 paging bits, EFER, A20...: everything
+void chost_flush_nonglobal(chost_cpu *cpu);           // MOV CR3
+void chost_flush_page(chost_cpu *cpu, uint64_t linear); // INVLPG
+void chost_flush_jump_cache(chost_cpu *cpu);          // blocks were discarded
+// Drops the write entries that map a guest page which now holds translated code, under every alias.
+void chost_protect_page(chost_cpu *cpu, uint64_t physical);
+void chost_reset_tables(chost_cpu *cpu);              // a new vCPU page
+// Recomputes `mode` from the architectural state.
+void chost_update_mode(chost_cpu *cpu);
+
+// --- string.c: MOVS STOS LODS SCAS CMPS, REP forms in page-bounded chunks. Returns 0 when the instruction is
+// complete, 1 when an element needs the slow path (state is exact at an element boundary), 2 when it
+// should be resumed after a poll.
+enum { CHOST_STRING_MOVS, CHOST_STRING_STOS, CHOST_STRING_LODS, CHOST_STRING_SCAS, CHOST_STRING_CMPS };
+// `operation`: kind | log2(size) << 4 | log2(address size) << 8 | rep << 12 (1 REP/REPE, 2 REPNE) | source segment << 16 | user << 24
+uint32_t chost_string(chost_cpu *cpu, uint32_t operation);
+
+// --- fault.c: host signals raised by translated code become CHOST_EXIT_FAULT.
+// Registers one executable range; at most CHOST_MAX_RANGES at a time. Returns 0, or -1 when full.
+enum { CHOST_MAX_RANGES = 64 };
+int chost_register_code(uint64_t start, uint64_t end);
+void chost_unregister_code(uint64_t start);
+int chost_install_fault_handlers(void);      // once per process; chains to earlier handlers. 0 or errno
+int chost_prepare_thread(void *stack, uint64_t size); // alternate signal stack of the calling thread. 0 or errno
+
+// --- vector.c / world.S
+uint64_t chost_read_tsc(void);
+void chost_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+uint64_t chost_xgetbv0(void);
+
+#endif

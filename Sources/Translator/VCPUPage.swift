@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// Swift's view of the vCPU page (chost.h): named, typed access to the architectural state that translated code
+// and the light helpers share. All pointer arithmetic into the page is here.
+
+import CHost
+import X86
+
+/// A segment register number, in the manual's order.
+enum SegmentRegister: Int, Sendable, CaseIterable {
+  case es, cs, ss, ds, fs, gs, ldtr, tr
+}
+
+/// An exception to be delivered to the guest. `Fault` values are thrown by everything that executes a guest
+/// instruction before the instruction has any effect.
+struct Fault: Error, Equatable {
+  var vector: UInt8
+  /// Pushed for the vectors that have one.
+  var errorCode: UInt32?
+  /// The linear address, for #PF.
+  var address: UInt64 = 0
+
+  static let divideError = Fault(vector: 0)
+  static let debug = Fault(vector: 1)
+  static let breakpoint = Fault(vector: 3)
+  static let overflow = Fault(vector: 4)
+  static let boundRange = Fault(vector: 5)
+  static let invalidOpcode = Fault(vector: 6)
+  static let deviceNotAvailable = Fault(vector: 7)
+  static func doubleFault() -> Fault { Fault(vector: 8, errorCode: 0) }
+  static func invalidTSS(_ code: UInt32) -> Fault { Fault(vector: 10, errorCode: code) }
+  static func segmentNotPresent(_ code: UInt32) -> Fault { Fault(vector: 11, errorCode: code) }
+  static func stackFault(_ code: UInt32) -> Fault { Fault(vector: 12, errorCode: code) }
+  static func generalProtection(_ code: UInt32 = 0) -> Fault { Fault(vector: 13, errorCode: code) }
+  static func pageFault(_ address: UInt64, code: UInt32) -> Fault {
+    Fault(vector: 14, errorCode: code, address: address)
+  }
+  static let floatingPoint = Fault(vector: 16)
+  static let alignmentCheck = Fault(vector: 17, errorCode: 0)
+  static let simdFloatingPoint = Fault(vector: 19)
+
+  init(vector: UInt8, errorCode: UInt32? = nil, address: UInt64 = 0) {
+    self.vector = vector
+    self.errorCode = errorCode
+    self.address = address
+  }
+}
+
+/// RFLAGS bits.
+enum RFLAGS {
+  static let cf: UInt64 = 1 << 0, pf: UInt64 = 1 << 2, af: UInt64 = 1 << 4, zf: UInt64 = 1 << 6
+  static let sf: UInt64 = 1 << 7, tf: UInt64 = 1 << 8, `if`: UInt64 = 1 << 9, df: UInt64 = 1 << 10
+  static let of: UInt64 = 1 << 11, iopl: UInt64 = 3 << 12, nt: UInt64 = 1 << 14, rf: UInt64 = 1 << 16
+  static let vm: UInt64 = 1 << 17, ac: UInt64 = 1 << 18, vif: UInt64 = 1 << 19, vip: UInt64 = 1 << 20
+  static let id: UInt64 = 1 << 21
+  /// The six that live in host EFLAGS.
+  static let arithmetic = cf | pf | af | zf | sf | of
+  /// Everything that `VCPUPage.systemFlags` holds.
+  static let system = tf | `if` | df | iopl | nt | rf | vm | ac | vif | vip | id
+}
+
+/// The vCPU page.
+@safe struct VCPUPage: @unchecked Sendable {
+  let pointer: UnsafeMutablePointer<chost_cpu>
+
+  init(_ pointer: UnsafeMutablePointer<chost_cpu>) { unsafe self.pointer = pointer }
+
+  /// What translated code calls ENV.
+  var env: UInt64 { unsafe UInt64(UInt(bitPattern: pointer)) &+ UInt64(CHOST_ENV) }
+
+  /// A field of the page.
+  @inline(__always)
+  subscript<T: BitwiseCopyable>(_ path: WritableKeyPath<chost_cpu, T>) -> T {
+    get { unsafe pointer.pointee[keyPath: path] }
+    nonmutating set { unsafe pointer.pointee[keyPath: path] = newValue }
+  }
+
+  /// RAX RCX RDX RBX RSP RBP RSI RDI R8...R15, by number 0...15 (masked).
+  @inline(__always)
+  subscript(register number: UInt8) -> UInt64 {
+    get {
+      unsafe UnsafeRawPointer(pointer).load(fromByteOffset: Int(number & 15) &* 8, as: UInt64.self)
+    }
+    nonmutating set {
+      unsafe UnsafeMutableRawPointer(pointer).storeBytes(
+        of: newValue, toByteOffset: Int(number & 15) &* 8, as: UInt64.self)
+    }
+  }
+
+  /// A segment register with its hidden part.
+  subscript(segment: SegmentRegister) -> chost_segment {
+    get { unsafe segments[segment.rawValue] }
+    nonmutating set { unsafe segments[segment.rawValue] = newValue }
+  }
+
+  private var segments: UnsafeMutablePointer<chost_segment> {
+    unsafe UnsafeMutableRawPointer(pointer).advanced(by: MemoryLayout<chost_cpu>.offset(of: \.segments)!)
+      .assumingMemoryBound(to: chost_segment.self)
+  }
+
+  /// Canonical RFLAGS.
+  var rflags: UInt64 {
+    get {
+      let packed = self[\.flags]
+      let status = packed >> 8 & 0xD5 | (packed & 1) << 11
+      return status | UInt64(self[\.system_flags]) | 2
+    }
+    nonmutating set {
+      self[\.flags] = VCPUPage.packed(newValue)
+      self[\.system_flags] = UInt32(truncatingIfNeeded: newValue & RFLAGS.system)
+    }
+  }
+
+  /// The arithmetic flags in LAHF layout: AL = OF, AH = the others.
+  static func packed(_ rflags: UInt64) -> UInt64 { (rflags & 0xD5 | 2) << 8 | rflags >> 11 & 1 }
+
+  /// CPL.
+  var privilege: UInt8 { UInt8(truncatingIfNeeded: self[\.mode] & UInt32(CHOST_MODE_CPL)) }
+  var isLongMode: Bool { self[\.mode] & UInt32(CHOST_MODE_LONG) != 0 }
+  var isProtected: Bool { self[\.mode] & UInt32(CHOST_MODE_PROTECTED) != 0 }
+  /// EFER.LMA.
+  var isLMA: Bool { self[\.mode] & UInt32(CHOST_MODE_LMA) != 0 }
+  /// EFLAGS.VM.
+  var isVM86: Bool { self[\.mode] & UInt32(CHOST_MODE_VM86) != 0 }
+  /// Recomputes the mode word; after every change of CR0, CR4, EFER, XCR0, CS, SS, DS, ES, TF, AC, VM, DR7.
+  func updateMode() { unsafe chost_update_mode(pointer) }
+}
+
+extension chost_segment {
+  var dpl: UInt8 { UInt8(truncatingIfNeeded: attributes >> 5 & 3) }
+  var isPresent: Bool { attributes & 0x80 != 0 }
+  var isUnusable: Bool { attributes & 0x10000 != 0 }
+  var type: UInt8 { UInt8(truncatingIfNeeded: attributes & 15) }
+  var isCodeOrData: Bool { attributes & 0x10 != 0 }
+}

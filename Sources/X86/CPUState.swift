@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The architectural state of one vCPU as a value: what tests compare, snapshots store and boot protocols
+// fill in. Read and written only while the vCPU is stopped.
+
+/// A segment register with its hidden part.
+public struct Segment: Sendable, Equatable {
+  public var selector: UInt16
+  public var base: UInt64
+  /// In bytes, the granularity bit already applied.
+  public var limit: UInt32
+  /// Type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, D/B 14, G 15, unusable 16 (Intel SDM volume 3, 25.4.1).
+  public var attributes: UInt32
+
+  public init(selector: UInt16 = 0, base: UInt64 = 0, limit: UInt32 = 0xFFFF, attributes: UInt32 = 0x93) {
+    self.selector = selector
+    self.base = base
+    self.limit = limit
+    self.attributes = attributes
+  }
+
+  public static let flatCode64 = Segment(selector: 0x10, base: 0, limit: 0xFFFF_FFFF, attributes: 0xA09B)
+  public static let flatCode32 = Segment(selector: 0x10, base: 0, limit: 0xFFFF_FFFF, attributes: 0xC09B)
+  public static let flatData = Segment(selector: 0x18, base: 0, limit: 0xFFFF_FFFF, attributes: 0xC093)
+  public static let unusable = Segment(selector: 0, base: 0, limit: 0, attributes: 0x10000)
+}
+
+/// GDTR or IDTR.
+public struct DescriptorTable: Sendable, Equatable {
+  public var base: UInt64
+  public var limit: UInt16
+  public init(base: UInt64 = 0, limit: UInt16 = 0xFFFF) {
+    self.base = base
+    self.limit = limit
+  }
+}
+
+/// Everything a vCPU is. A new value is the state after RESET (Intel SDM volume 3, table 10-1).
+public struct CPUState: Sendable, Equatable {
+  /// RAX RCX RDX RBX RSP RBP RSI RDI R8...R15.
+  public var registers = [UInt64](repeating: 0, count: 16)
+  public var rip: UInt64 = 0xFFF0
+  /// Canonical: bit 1 set, reserved bits clear.
+  public var rflags: UInt64 = 2
+  public var es = Segment(), cs = Segment(selector: 0xF000, base: 0xFFFF_0000, limit: 0xFFFF, attributes: 0x9B)
+  public var ss = Segment(), ds = Segment(), fs = Segment(), gs = Segment()
+  public var ldtr = Segment(limit: 0xFFFF, attributes: 0x82), tr = Segment(limit: 0xFFFF, attributes: 0x8B)
+  public var gdtr = DescriptorTable(), idtr = DescriptorTable()
+  public var cr0: UInt64 = 0x6000_0010
+  public var cr2: UInt64 = 0, cr3: UInt64 = 0, cr4: UInt64 = 0, cr8: UInt64 = 0
+  public var dr0: UInt64 = 0, dr1: UInt64 = 0, dr2: UInt64 = 0, dr3: UInt64 = 0
+  public var dr6: UInt64 = 0xFFFF_0FF0, dr7: UInt64 = 0x400
+  public var efer: UInt64 = 0
+  public var star: UInt64 = 0, lstar: UInt64 = 0, cstar: UInt64 = 0, sfmask: UInt64 = 0, kernelGSBase: UInt64 = 0
+  public var sysenterCS: UInt64 = 0, sysenterESP: UInt64 = 0, sysenterEIP: UInt64 = 0
+  public var tscAux: UInt64 = 0, pat: UInt64 = 0x0007_0406_0007_0406, xcr0: UInt64 = 1
+  public var tscOffset: UInt64 = 0
+  /// The XSAVE image in standard format: x87 and SSE (512 bytes), header (64), AVX (256).
+  public var xsave: [UInt8] = CPUState.initialXSAVE
+  /// Interrupts are blocked for one instruction (STI, MOV SS).
+  public var interruptShadow = false
+  public var nmiBlocked = false
+
+  public init() {}
+
+  static var initialXSAVE: [UInt8] {
+    var image = [UInt8](repeating: 0, count: 832)
+    image[0] = 0x7F  // FCW 0x037F
+    image[1] = 0x03
+    image[24] = 0x80  // MXCSR 0x1F80
+    image[25] = 0x1F
+    return image
+  }
+}
