@@ -71,8 +71,11 @@ typedef struct chost_cpu {
   uint64_t block_table;       // host address of chost_block_slot[block_mask + 1]
   uint64_t block_mask;
   uint64_t code_base, code_end; // executable range of the code cache
-  uint32_t uses_avx;          // the full exit saves YMM state (XCR0 of the *host* allows it)
-  uint32_t in_translated_code;
+  uint64_t captured_flags;    // EFLAGS at the last full exit, in the layout of `flags`
+  uint64_t stub_tlb_miss, stub_jump_miss, stub_string; // host addresses; trampolines in the code cache jump through them
+  uint64_t string_operation;  // argument of stub_string
+  uint32_t uses_xsave;        // the full exit saves vector state with XSAVE (else FXSAVE)
+  uint32_t pad0;
   // Counters, for --stats; counted by the light helpers.
   uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
 } chost_cpu;
@@ -159,8 +162,8 @@ typedef struct chost_block_slot {
 
 // --- world.S: entering translated code. Returns after a full exit; exit_info says why.
 void chost_enter(chost_cpu *cpu, uint64_t host_pc);
-// Addresses for the stubs that the code cache holds.
-uint64_t chost_exit_address(void);
+// Fills in the stub addresses of a new vCPU page.
+void chost_set_stubs(chost_cpu *cpu);
 
 // --- mmu.c: the page walk and the software TLB. General registers only: called from translated code.
 typedef struct chost_fill_result {

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Offsets from ENV of the vCPU page's fields that the assembly uses; layout.c proves each against the struct.
+#ifndef CHOST_LAYOUT_H
+#define CHOST_LAYOUT_H
+
+#define GPR(n) ((n) * 8 - 128)
+#define OFF_FLAGS 0
+#define OFF_LINEAR 80
+#define OFF_EXIT_INFO 88
+#define OFF_HOST_RSP 96
+#define OFF_EXIT_STUB 104
+#define OFF_CAPTURED 664
+#define OFF_STUB_TLB_MISS 672
+#define OFF_STUB_JUMP_MISS 680
+#define OFF_STUB_STRING 688
+#define OFF_STRING_OPERATION 696
+#define OFF_USES_XSAVE 704
+#define OFF_FPU 235392
+
+#define EXIT_LOOKUP_INFO 0x02008000    // CHOST_EXIT_LOOKUP, flags saved
+#define EXIT_ATTENTION_REASON 0x04000000
+
+#endif

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// The world switch: into translated code and out of it, and the light ways out to the C helpers. Register
+// convention of translated code (RegisterMap.swift is the same table for Swift):
+//
+//   RAX RCX RDX RBX RBP RSI RDI R8  the guest's own
+//   R9, R10                         guest R12, R13
+//   R12                             guest RSP
+//   R11                             ENV, CHOST_ENV bytes into the vCPU page
+//   R13 R14 R15                     T2, T1, T0: scratch
+//   RSP                             the host's stack, 16-byte aligned
+//
+// Guest R9, R10, R11, R14, R15 live in the page.
+#include "layout.h"
+
+        .intel_syntax noprefix
+        .text
+
+.macro SAVE_CALLER_SAVED
+        mov     [r11 + GPR(0)], rax
+        mov     [r11 + GPR(1)], rcx
+        mov     [r11 + GPR(2)], rdx
+        mov     [r11 + GPR(6)], rsi
+        mov     [r11 + GPR(7)], rdi
+        mov     [r11 + GPR(8)], r8
+        mov     [r11 + GPR(12)], r9
+        mov     [r11 + GPR(13)], r10
+.endm
+
+.macro RESTORE_CALLER_SAVED
+        mov     rax, [r11 + GPR(0)]
+        mov     rcx, [r11 + GPR(1)]
+        mov     rdx, [r11 + GPR(2)]
+        mov     rsi, [r11 + GPR(6)]
+        mov     rdi, [r11 + GPR(7)]
+        mov     r8, [r11 + GPR(8)]
+        mov     r9, [r11 + GPR(12)]
+        mov     r10, [r11 + GPR(13)]
+.endm
+
+// void chost_enter(chost_cpu *cpu, uint64_t host_pc)
+        .globl  chost_enter
+        .type   chost_enter, @function
+chost_enter:
+        push    rbp
+        push    rbx
+        push    r12
+        push    r13
+        push    r14
+        push    r15
+        sub     rsp, 8                          // translated code runs with an aligned stack
+        lea     r11, [rdi + 128]
+        mov     [r11 + OFF_HOST_RSP], rsp
+        mov     r14, rsi
+        cmp     dword ptr [r11 + OFF_USES_XSAVE], 0
+        je      1f
+        mov     eax, 7                          // x87, SSE, AVX
+        xor     edx, edx
+        xrstor64 [r11 + OFF_FPU]
+        jmp     2f
+1:      fxrstor64 [r11 + OFF_FPU]
+2:      mov     rbx, [r11 + GPR(3)]
+        mov     r12, [r11 + GPR(4)]
+        mov     rbp, [r11 + GPR(5)]
+        mov     r15, [r11 + OFF_LINEAR]         // T0: the linear address being entered
+        RESTORE_CALLER_SAVED
+        jmp     r14
+        .size   chost_enter, . - chost_enter
+
+// The full exit. exit_info says why; every register of translated code is live, and so may be EFLAGS.
+        .globl  chost_stub_exit
+        .type   chost_stub_exit, @function
+chost_stub_exit:
+        mov     [r11 + GPR(0)], rax
+        lahf
+        seto    al
+        movzx   eax, ax
+        mov     [r11 + OFF_CAPTURED], rax
+        test    dword ptr [r11 + OFF_EXIT_INFO], 0x8000
+        jnz     1f
+        mov     [r11 + OFF_FLAGS], rax
+1:      mov     [r11 + GPR(1)], rcx
+        mov     [r11 + GPR(2)], rdx
+        mov     [r11 + GPR(3)], rbx
+        mov     [r11 + GPR(4)], r12
+        mov     [r11 + GPR(5)], rbp
+        mov     [r11 + GPR(6)], rsi
+        mov     [r11 + GPR(7)], rdi
+        mov     [r11 + GPR(8)], r8
+        mov     [r11 + GPR(12)], r9
+        mov     [r11 + GPR(13)], r10
+        cmp     dword ptr [r11 + OFF_USES_XSAVE], 0
+        je      2f
+        mov     eax, 7
+        xor     edx, edx
+        xsave64 [r11 + OFF_FPU]
+        vzeroupper
+        jmp     3f
+2:      fxsave64 [r11 + OFF_FPU]
+3:      cld
+        fninit
+        mov     rsp, [r11 + OFF_HOST_RSP]
+        mov     dword ptr [rsp], 0x1f80
+        ldmxcsr [rsp]
+        add     rsp, 8
+        pop     r15
+        pop     r14
+        pop     r13
+        pop     r12
+        pop     rbx
+        pop     rbp
+        ret
+        .size   chost_stub_exit, . - chost_stub_exit
+
+// A miss of the software TLB: T0 = linear address, T1 = exit information word. Returns with T1 = addend, or
+// leaves. Reached by CALL; flags are dead or saved.
+        .type   stub_tlb_miss, @function
+stub_tlb_miss:
+        SAVE_CALLER_SAVED
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        lea     rdi, [r11 - 128]
+        mov     rsi, r15
+        mov     edx, r14d
+        push    r11
+        call    chost_tlb_fill
+        pop     r11
+        test    rdx, rdx
+        jnz     1f
+        mov     r14, rax
+        RESTORE_CALLER_SAVED
+        ret
+1:      mov     [r11 + OFF_LINEAR], r15
+        RESTORE_CALLER_SAVED
+        add     rsp, 8
+        jmp     chost_stub_exit
+        .size   stub_tlb_miss, . - stub_tlb_miss
+
+// A miss of the jump cache: T0 = linear address of the target. Reached by a jump; flags are saved.
+        .type   stub_jump_miss, @function
+stub_jump_miss:
+        SAVE_CALLER_SAVED
+        lea     rdi, [r11 - 128]
+        mov     rsi, r15
+        push    r11
+        push    r11
+        call    chost_lookup
+        pop     r11
+        pop     r11
+        mov     r14, rax
+        RESTORE_CALLER_SAVED
+        test    r14, r14
+        jz      1f
+        jmp     r14
+1:      mov     [r11 + OFF_LINEAR], r15
+        mov     dword ptr [r11 + OFF_EXIT_INFO], EXIT_LOOKUP_INFO
+        jmp     chost_stub_exit
+        .size   stub_jump_miss, . - stub_jump_miss
+
+// A string instruction: string_operation says which, T1 = exit information word (CHOST_EXIT_MEMORY). Reached by
+// CALL; flags are saved, and current in the page afterwards.
+        .type   stub_string, @function
+stub_string:
+        SAVE_CALLER_SAVED
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        lea     rdi, [r11 - 128]
+        mov     esi, [r11 + OFF_STRING_OPERATION]
+        push    r11
+        call    chost_string
+        pop     r11
+        mov     r14d, eax
+        RESTORE_CALLER_SAVED
+        test    r14d, r14d
+        jnz     1f
+        ret
+1:      add     rsp, 8
+        cmp     r14d, 1
+        je      chost_stub_exit
+        and     dword ptr [r11 + OFF_EXIT_INFO], 0xffffff
+        or      dword ptr [r11 + OFF_EXIT_INFO], EXIT_ATTENTION_REASON
+        jmp     chost_stub_exit
+        .size   stub_string, . - stub_string
+
+// void chost_set_stubs(chost_cpu *cpu)
+        .globl  chost_set_stubs
+        .type   chost_set_stubs, @function
+chost_set_stubs:
+        lea     rax, [rip + chost_stub_exit]
+        mov     [rdi + OFF_EXIT_STUB + 128], rax
+        lea     rax, [rip + stub_tlb_miss]
+        mov     [rdi + OFF_STUB_TLB_MISS + 128], rax
+        lea     rax, [rip + stub_jump_miss]
+        mov     [rdi + OFF_STUB_JUMP_MISS + 128], rax
+        lea     rax, [rip + stub_string]
+        mov     [rdi + OFF_STUB_STRING + 128], rax
+        ret
+        .size   chost_set_stubs, . - chost_set_stubs
+
+        .section .note.GNU-stack, "", @progbits
