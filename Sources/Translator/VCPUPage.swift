@@ -132,3 +132,25 @@ extension chost_segment {
   var type: UInt8 { UInt8(truncatingIfNeeded: attributes & 15) }
   var isCodeOrData: Bool { attributes & 0x10 != 0 }
 }
+
+/// Displacements from ENV of the page's slots that translated code uses; chost.h's order, checked by
+/// `VCPUPageTests`.
+enum Slot {
+  static let flags: Int32 = 0
+  static let pageAddress: Int32 = 8
+  static let attention: Int32 = 16
+  static let interruptWaiting: Int32 = 20
+  static let tscOffset: Int32 = 24
+  static let systemFlags: Int32 = 32
+  static let scratch0: Int32 = 40
+  static let scratch1: Int32 = 48
+  static let exitInfo: Int32 = 88
+  static let exitData: Int32 = 92
+  static let exitStub: Int32 = 104
+  static let segments: Int32 = 128
+  static let kernelGSBase: Int32 = 128 + 8 * 24 + 2 * 16 + 5 * 8 + 5 * 8
+  static let tlbMissStub: Int32 = 672
+  static let jumpMissStub: Int32 = 680
+  static let stringStub: Int32 = 688
+  static let stringOperation: Int32 = 696
+}

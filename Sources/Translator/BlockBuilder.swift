@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// Emits one block: the state that the rules (Rules/*.swift) share while they turn decoded guest instructions into
+// host code, and the three services every rule needs: where the arithmetic flags are, leaving a block, and
+// the entries.
+//
+// Flags live in host EFLAGS. A check of the software TLB destroys them, so before one they are saved to the
+// page if anything may still read them (liveness, computed backwards over the block), and loaded back only in
+// front of a reader. At direct edges they are in EFLAGS, at indirect ones in the page.
+
+import CHost
+import X86
+
+/// One decoded instruction of a block with what the liveness pass found.
+struct BlockInstruction {
+  var instruction = Instruction()
+  /// Offset from the start of the page.
+  var offset: Int32 = 0
+  /// Flags (FlagMask bits) that somebody may read: before it and after it.
+  var liveBefore: UInt8 = 0
+  var liveAfter: UInt8 = 0
+}
+
+/// Where a direct edge's patchable jump is.
+struct EdgeSite {
+  /// Executable address just after the rel32.
+  var end: UInt64
+  /// The stub that asks for the link.
+  var stub: UInt64
+  /// Offset of the target in the page.
+  var target: UInt16
+  var isBackward: Bool
+}
+
+/// A host instruction that may raise an exception.
+struct FaultSite {
+  var address: UInt64
+  /// Offset of the guest instruction from the start of the page.
+  var offset: UInt16
+  /// The flags are in the page, not in EFLAGS.
+  var flagsSaved: Bool
+}
+
+struct BlockBuilder: ~Copyable {
+  var hot: CodeEmitter
+  var cold: CodeEmitter
+  let mode: UInt32
+  let code: CodeSize
+  let stubs: CodeStubs
+  let bytes: GuestCode
+  let decoder: Decoder
+  /// Number of the first edge of this block.
+  let firstEdge: UInt32
+
+  var hostFlags = false
+  var pageFlags = false
+  /// The instruction being translated.
+  var current = BlockInstruction()
+  var row: Opcode
+  var traits: RowTraits
+  /// Some flag may still be read at this point.
+  var flagsAreLive = false
+
+  var edges = InlineArray<4, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, isBackward: false))
+  var edgeCount = 0
+  /// Recorded by the caller into the cache.
+  var faults: UnsafeMutablePointer<FaultSite>
+  var faultCount = 0
+  static let maximumFaults = 128
+
+  init(
+    hot: consuming CodeEmitter, cold: consuming CodeEmitter, mode: UInt32, bytes: GuestCode, decoder: Decoder,
+    stubs: CodeStubs, firstEdge: UInt32, faults: UnsafeMutablePointer<FaultSite>, row: Opcode
+  ) {
+    self.hot = hot
+    self.cold = cold
+    self.mode = mode
+    code = BlockTranslator.codeSize(mode)
+    self.stubs = stubs
+    self.bytes = bytes
+    self.decoder = decoder
+    self.firstEdge = firstEdge
+    unsafe self.faults = faults
+    self.row = row
+    traits = RowTraits(row)
+  }
+
+  var instruction: Instruction {
+    @inline(__always) get { current.instruction }
+  }
+  var privilege: UInt8 { UInt8(truncatingIfNeeded: mode & UInt32(CHOST_MODE_CPL)) }
+  var isLong: Bool { mode & UInt32(CHOST_MODE_LONG) != 0 }
+  func has(_ bit: Int) -> Bool { mode & UInt32(bit) != 0 }
+  /// Offset of the next instruction.
+  var nextOffset: Int32 { current.offset &+ Int32(instruction.length) }
+
+  // MARK: Flags
+
+  /// Call before emitting host code that destroys EFLAGS. Uses T1.
+  mutating func clobberFlags() {
+    if hostFlags && !pageFlags && flagsAreLive {
+      hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
+      pageFlags = true
+    }
+    hostFlags = false
+  }
+
+  /// Makes EFLAGS current. Uses `scratch`.
+  mutating func needHostFlags(scratch: HostRegister = RegisterMap.t2) {
+    if !hostFlags && pageFlags {
+      hot.restoreFlags(scratch: scratch, from: .env(Slot.flags))
+    }
+    hostFlags = true
+  }
+
+  /// Makes the page's copy current. Uses T1.
+  mutating func needPageFlags() {
+    if !pageFlags && hostFlags { hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags)) }
+    pageFlags = true
+  }
+
+  /// Loads EFLAGS if the instruction reads flags, or leaves unwritten ones that are read later.
+  mutating func prepareFlags(scratch: HostRegister = RegisterMap.t2) {
+    let reads = row.flags.reads(condition: instruction.opcode)
+    let may = row.flags.writesMaybe
+    if reads != 0 || (may != 0 && current.liveAfter & ~row.flags.writes != 0) { needHostFlags(scratch: scratch) }
+  }
+
+  /// Notes that the instruction's own flags are in EFLAGS.
+  mutating func finishFlags() {
+    if row.flags.writesMaybe != 0 {
+      hostFlags = true
+      pageFlags = false
+    }
+    flagsAreLive = current.liveAfter != 0
+  }
+
+  // MARK: Leaving
+
+  /// The exit information word for the current instruction.
+  func info(_ reason: Int, offset: Int32, size: Int = 0, write: Bool = false, flagsSaved: Bool) -> UInt32 {
+    var word = UInt32(bitPattern: offset) & UInt32(CHOST_INFO_OFFSET)
+    word |= UInt32(size > 254 ? 255 : size) << UInt32(CHOST_INFO_SIZE_SHIFT)
+    word |= UInt32(reason) << UInt32(CHOST_INFO_REASON_SHIFT)
+    if write { word |= UInt32(CHOST_INFO_WRITE) }
+    if privilege == 3 { word |= UInt32(CHOST_INFO_USER) }
+    if flagsSaved { word |= UInt32(CHOST_INFO_FLAGS_SAVED) }
+    return word
+  }
+
+  /// Leaves to Swift unconditionally, with RIP at `offset`.
+  mutating func exit(_ reason: Int, at offset: Int32) {
+    let saved = pageFlags || !hostFlags
+    hot.storeImmediate32(.env(Slot.exitInfo), info(reason, offset: offset, flagsSaved: saved))
+    hot.jump(to: stubs.exit)
+  }
+
+  /// Swift executes the current instruction.
+  mutating func exitInstruction() { exit(Int(CHOST_EXIT_INSTRUCTION), at: current.offset) }
+
+  /// A cold stub that leaves so that Swift executes the current instruction; returns its address.
+  mutating func coldExitInstruction() -> UInt64 {
+    let address = cold.address
+    let word = info(
+      Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: pageFlags || !hostFlags)
+    cold.storeImmediate32(.env(Slot.exitInfo), word)
+    cold.jump(to: stubs.exit)
+    return address
+  }
+
+  /// A direct edge to `target` in this page. The jump that `emit` writes is patched once the target exists.
+  mutating func edge(to target: Int32, condition: UInt8? = nil) {
+    let stub = cold.address
+    cold.storeImmediate32(.env(Slot.exitData), firstEdge &+ UInt32(edgeCount))
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_LINK), offset: target, flagsSaved: !hostFlags))
+    cold.jump(to: stubs.exit)
+    // The displacement is patched while other vCPUs may execute it: keep it inside an aligned word.
+    let opcodeBytes = condition == nil ? 1 : 2
+    while (hot.address &+ UInt64(opcodeBytes)) & 3 != 0 { hot.byte(0x90) }
+    if let condition { hot.jump(if: condition, to: stub) } else { hot.jump(to: stub) }
+    if edgeCount < 4 {
+      edges[edgeCount] = EdgeSite(
+        end: hot.address, stub: stub, target: UInt16(truncatingIfNeeded: target), isBackward: target <= current.offset)
+      edgeCount &+= 1
+    }
+  }
+
+  /// Notes that the host instruction about to be emitted may raise an exception.
+  mutating func mayFault() {
+    if faultCount < BlockBuilder.maximumFaults {
+      unsafe faults[faultCount] = FaultSite(
+        address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags)
+      faultCount &+= 1
+    }
+  }
+
+  // MARK: Entries
+
+  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. Returns the
+  /// offsets of the latter two from the first.
+  mutating func entries(offset: Int32, needsFlags: Bool) -> (poll: Int, plain: Int) {
+    let begin = hot.count
+    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
+    hot.store(.env(Slot.pageAddress), RegisterMap.t1)
+    if needsFlags { hot.restoreFlags(scratch: RegisterMap.t1, from: .env(Slot.flags)) }
+    let poll = hot.count &- begin
+    let stub = cold.address
+    cold.storeImmediate32(
+      .env(Slot.exitInfo), info(Int(CHOST_EXIT_ATTENTION), offset: offset, flagsSaved: !needsFlags))
+    if needsFlags {
+      // Without touching EFLAGS: JRCXZ, RCX waiting in T1.
+      hot.mov(RegisterMap.t1, RegisterMap.rcx)
+      hot.load32(RegisterMap.rcx, .env(Slot.attention))
+      hot.byte(0xE3)
+      hot.byte(8)
+      hot.mov(RegisterMap.rcx, RegisterMap.t1)  // 3 bytes
+      hot.jump(to: stub)  // 5 bytes
+      hot.mov(RegisterMap.rcx, RegisterMap.t1)
+    } else {
+      hot.alu32(.cmp, .env(Slot.attention), immediate: 0)
+      hot.jump(if: CodeEmitter.notEqual, to: stub)
+    }
+    cold.jump(to: stubs.exit)
+    hostFlags = needsFlags
+    pageFlags = false
+    return (poll, hot.count &- begin)
+  }
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+// Turns guest bytes into a block: decode to the next branch, find which flags are live, emit by the row's rule. A
+// block never leaves its guest page; an instruction that does is a block of its own.
+
+import CHost
+import X86
+
+/// The bytes a block is made from.
+@safe struct GuestCode {
+  /// The page's bytes.
+  let page: UnsafePointer<UInt8>
+  /// Bytes of the one instruction that continues on the next page, contiguous; else nil.
+  let straddling: UnsafePointer<UInt8>?
+
+  init(page: UnsafePointer<UInt8>, straddling: UnsafePointer<UInt8>? = nil) {
+    unsafe self.page = page
+    unsafe self.straddling = straddling
+  }
+}
+
+/// What `BlockTranslator.decode` found.
+enum DecodedBlock {
+  /// Instructions 0..<count of the buffer are the block.
+  case instructions(count: Int)
+  /// The first instruction continues on the next page, whose bytes are needed.
+  case straddles
+  /// The first instruction is longer than 15 bytes: #GP.
+  case tooLong
+}
+
+/// Decoding and translation, without knowledge of caches and vCPUs. One per code cache; used under its lock.
+@safe final class BlockTranslator: @unchecked Sendable {
+  /// Most instructions in a block.
+  static let maximumInstructions = 48
+  /// Most host bytes per guest instruction, generously; checked against the room left.
+  static let roomPerInstruction = 320
+
+  let table: OpcodeTable
+  let decoder: Decoder
+  /// One byte per row: non-zero if the CPU model does not have the row's feature.
+  private let missing: UnsafeMutablePointer<Bool>
+  private let traits: UnsafeMutablePointer<RowTraits>
+  private let buffer: UnsafeMutablePointer<BlockInstruction>
+  let faults: UnsafeMutablePointer<FaultSite>
+  /// One instruction a block, no direct edges: for comparing against.
+  let singleInstruction: Bool
+
+  init(table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false) {
+    self.table = table
+    decoder = Decoder(table: table)
+    self.singleInstruction = singleInstruction
+    let rows = table.count
+    unsafe missing = .allocate(capacity: rows)
+    unsafe traits = .allocate(capacity: rows)
+    for number in 0..<rows {
+      let row = table[row: UInt16(truncatingIfNeeded: number)]
+      unsafe (missing + number).initialize(to: !supports(row.feature))
+      unsafe (traits + number).initialize(to: RowTraits(row))
+    }
+    unsafe buffer = .allocate(capacity: BlockTranslator.maximumInstructions)
+    unsafe buffer.initialize(repeating: BlockInstruction(), count: BlockTranslator.maximumInstructions)
+    unsafe faults = .allocate(capacity: BlockBuilder.maximumFaults)
+  }
+
+  deinit {
+    unsafe missing.deallocate()
+    unsafe traits.deallocate()
+    unsafe buffer.deallocate()
+    unsafe faults.deallocate()
+  }
+
+  func isMissing(_ row: UInt16) -> Bool { unsafe missing[Int(row)] }
+  func traits(of row: UInt16) -> RowTraits { unsafe traits[Int(row)] }
+  subscript(index: Int) -> BlockInstruction { unsafe buffer[index] }
+
+  static func codeSize(_ mode: UInt32) -> CodeSize {
+    if mode & UInt32(CHOST_MODE_LONG) != 0 { return .code64 }
+    return mode & UInt32(CHOST_MODE_CODE32) != 0 ? .code32 : .code16
+  }
+
+  // MARK: Decoding
+
+  /// Decodes the block that starts at `offset` of the page into the buffer.
+  func decode(_ bytes: GuestCode, offset: Int, mode: UInt32) -> DecodedBlock {
+    let code = BlockTranslator.codeSize(mode)
+    if let straddling = unsafe bytes.straddling {
+      switch unsafe decoder.decode(straddling, count: 15, code: code) {
+      case .complete(let instruction):
+        store(0, instruction, offset)
+        return .instructions(count: 1)
+      case .needsMore, .tooLong: return .tooLong
+      }
+    }
+    let single = singleInstruction || mode & UInt32(CHOST_MODE_STEP) != 0
+    var position = offset
+    var count = 0
+    loop: while count < BlockTranslator.maximumInstructions && position < 4096 {
+      switch unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code) {
+      case .complete(let instruction):
+        store(count, instruction, position)
+        count += 1
+        position += Int(instruction.length)
+        if single || endsBlock(table[row: instruction.row].rule) { break loop }
+      case .needsMore:
+        if count == 0 { return .straddles }
+        break loop
+      case .tooLong:
+        if count == 0 { return .tooLong }
+        break loop
+      }
+    }
+    // STI at the very end would put a poll into its shadow.
+    if count > 1, !single, table[row: self[count - 1].instruction.row].rule == .sti { count -= 1 }
+    return .instructions(count: count)
+  }
+
+  private func store(_ index: Int, _ instruction: Instruction, _ offset: Int) {
+    unsafe buffer[index].instruction = instruction
+    unsafe buffer[index].offset = Int32(truncatingIfNeeded: offset)
+  }
+
+  private func endsBlock(_ rule: Rule) -> Bool {
+    switch rule {
+    case .jump, .jumpIndirect, .call, .callIndirect, .ret, .jcc, .loop: true
+    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .popFlags, .popSegment: true
+    default: false
+    }
+  }
+
+  // MARK: Liveness
+
+  /// Every flag.
+  static let allFlags: UInt8 = FlagMask.all
+
+  /// Flags that code at `offset` of the page may read before writing them; the bytes looked at are added to
+  /// `dependencies` (a bit per 64-byte chunk of the page).
+  private func liveFlags(
+    _ bytes: GuestCode, at offset: Int64, mode: UInt32, dependencies: inout UInt64
+  ) -> UInt8 {
+    guard offset >= 0 && offset < 4096 else { return BlockTranslator.allFlags }
+    let code = BlockTranslator.codeSize(mode)
+    var position = Int(offset)
+    var unknown = BlockTranslator.allFlags
+    var live: UInt8 = 0
+    for _ in 0..<6 {
+      guard position < 4096,
+        case .complete(let i) = unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code)
+      else { return live | unknown }
+      dependencies |= BlockTranslator.chunks(position, Int(i.length))
+      let row = table[row: i.row]
+      live |= row.flags.reads(condition: i.opcode) & unknown
+      unknown &= ~row.flags.writes
+      if unknown == 0 || live == BlockTranslator.allFlags { return live }
+      switch row.rule {
+      case .jump:
+        position += Int(i.length) + Int(Int64(bitPattern: i.immediate))
+        if position < 0 { return live | unknown }
+      case .jcc, .loop, .jumpIndirect, .call, .callIndirect, .ret, .undefined, .system, .hypercall, .cpuid, .syscall,
+        .sysret, .popFlags, .popSegment, .pushFlags:
+        return live | unknown
+      default: position += Int(i.length)
+      }
+    }
+    return live | unknown
+  }
+
+  /// The chunks that `count` bytes at `offset` touch.
+  static func chunks(_ offset: Int, _ count: Int) -> UInt64 {
+    let first = UInt64(max(0, min(offset, 4095)) >> 6)
+    let last = UInt64(max(0, min(offset + max(count, 1) - 1, 4095)) >> 6)
+    return (UInt64.max << first) & (UInt64.max >> (63 &- last))
+  }
+
+  // MARK: Translation
+
+  /// The result of emitting a block.
+  struct Emitted {
+    var pollOffset: Int
+    var plainOffset: Int
+    var needsFlags: Bool
+    var hotCount: Int
+    var coldCount: Int
+    var faultCount: Int
+    var edges: InlineArray<4, EdgeSite>
+    var edgeCount: Int
+    var dependencies: UInt64
+    /// Guest bytes.
+    var length: Int
+  }
+
+  /// Emits the `count` decoded instructions.
+  func emit(
+    _ bytes: GuestCode, count: Int, mode: UInt32, hot: consuming CodeEmitter, cold: consuming CodeEmitter,
+    stubs: CodeStubs, firstEdge: UInt32
+  ) -> Emitted {
+    let first = self[0]
+    let last = self[count - 1]
+    let end = Int(last.offset) + Int(last.instruction.length)
+    var dependencies = BlockTranslator.chunks(Int(first.offset), end - Int(first.offset))
+
+    // What is live where the block ends.
+    let lastRow = table[row: last.instruction.row]
+    let target = Int64(end) &+ Int64(bitPattern: last.instruction.immediate)
+    var liveAtTarget = BlockTranslator.allFlags
+    var liveAtNext = BlockTranslator.allFlags
+    let straddles = unsafe bytes.straddling != nil
+    if !straddles && mode & UInt32(CHOST_MODE_STEP) == 0 {
+      switch lastRow.rule {
+      case .jump, .call:
+        liveAtTarget = liveFlags(bytes, at: target, mode: mode, dependencies: &dependencies)
+      case .jcc, .loop:
+        liveAtTarget = liveFlags(bytes, at: target, mode: mode, dependencies: &dependencies)
+        liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, dependencies: &dependencies)
+      default:
+        if !endsBlock(lastRow.rule) {
+          liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, dependencies: &dependencies)
+        }
+      }
+    }
+    var live: UInt8 =
+      switch lastRow.rule {
+      case .jump, .call: liveAtTarget
+      case .jcc, .loop: liveAtTarget | liveAtNext
+      default: endsBlock(lastRow.rule) ? BlockTranslator.allFlags : liveAtNext
+      }
+    var index = count
+    while index > 0 {
+      index -= 1
+      let row = table[row: self[index].instruction.row]
+      unsafe buffer[index].liveAfter = live
+      if leavesForSwift(row, self[index].instruction, mode: mode) {
+        live = BlockTranslator.allFlags
+      } else {
+        live = live & ~row.flags.writes | row.flags.reads(condition: self[index].instruction.opcode)
+      }
+      unsafe buffer[index].liveBefore = live
+    }
+
+    let needsFlags = live != 0
+    var builder = unsafe BlockBuilder(
+      hot: hot, cold: cold, mode: mode, bytes: bytes, decoder: decoder, stubs: stubs, firstEdge: firstEdge,
+      faults: faults, row: lastRow)
+    let entries = builder.entries(offset: first.offset, needsFlags: needsFlags)
+    var ended = false
+    for index in 0..<count where !ended {
+      let item = self[index]
+      builder.current = item
+      builder.row = table[row: item.instruction.row]
+      builder.traits = traits(of: item.instruction.row)
+      builder.flagsAreLive = item.liveBefore != 0
+      let done = translate(&builder, liveAtTarget: liveAtTarget)
+      if !done {
+        builder.exitInstruction()
+        ended = true
+      } else if index == count - 1 {
+        finish(&builder, rule: builder.row.rule, liveAtNext: liveAtNext, next: Int64(end))
+      }
+    }
+    return Emitted(
+      pollOffset: entries.poll, plainOffset: entries.plain, needsFlags: needsFlags, hotCount: builder.hot.count,
+      coldCount: builder.cold.count, faultCount: builder.faultCount, edges: builder.edges,
+      edgeCount: builder.edgeCount, dependencies: dependencies, length: end - Int(first.offset))
+  }
+
+  /// Ends a block after its last instruction.
+  private func finish(_ b: inout BlockBuilder, rule: Rule, liveAtNext: UInt8, next: Int64) {
+    switch rule {
+    case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
+    default: break
+    }
+    if b.has(Int(CHOST_MODE_STEP)) {
+      b.exit(Int(CHOST_EXIT_STEP), at: Int32(truncatingIfNeeded: next))
+    } else {
+      b.go(to: next, liveAtTarget: liveAtNext)
+    }
+  }
+
+  /// Whether the instruction is executed by Swift, so that every flag must be exact before it.
+  private func leavesForSwift(_ row: Opcode, _ instruction: Instruction, mode: UInt32) -> Bool {
+    switch row.rule {
+    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .popFlags, .popSegment, .pushFlags: true
+    default: false
+    }
+  }
+
+  /// Translates the builder's current instruction; false if Swift must execute it.
+  private func translate(_ b: inout BlockBuilder, liveAtTarget: UInt8) -> Bool {
+    if isMissing(b.instruction.row) { return b.row.rule == .nop }
+    let step = b.has(Int(CHOST_MODE_STEP))
+    switch b.row.rule {
+    case .copy, .cmpxchgWide: return b.copy()
+    case .nop, .pause: return true
+    case .lea: return b.lea()
+    case .x87, .mmx:
+      return b.has(Int(CHOST_MODE_EM)) || b.has(Int(CHOST_MODE_TS)) ? false : b.copy()
+    case .sse:
+      return b.has(Int(CHOST_MODE_EM)) || b.has(Int(CHOST_MODE_TS)) || !b.has(Int(CHOST_MODE_OSFXSR)) ? false : b.copy()
+    case .avx:
+      return b.has(Int(CHOST_MODE_TS)) || !b.has(Int(CHOST_MODE_AVX)) ? false : b.copy()
+    case .wait: return b.has(Int(CHOST_MODE_MP)) && b.has(Int(CHOST_MODE_TS)) ? false : b.copy()
+    case .push: return b.push()
+    case .pop: return b.pop()
+    case .leave: return b.leave()
+    case .pushFlags: return b.pushFlags()
+    case .movs: return b.string(Int(CHOST_STRING_MOVS))
+    case .stos: return b.string(Int(CHOST_STRING_STOS))
+    case .lods: return b.string(Int(CHOST_STRING_LODS))
+    case .scas: return b.string(Int(CHOST_STRING_SCAS))
+    case .cmps: return b.string(Int(CHOST_STRING_CMPS))
+    case .incDec32: return b.incDec32()
+    case .moffs: return b.moffs()
+    case .bitMemory: return b.bitMemory()
+    case .xlat: return b.xlat()
+    case .movSegment: return b.movSegment()
+    case .cli: return b.cli()
+    case .sti: return b.sti()
+    case .cld: return b.setDirection(false)
+    case .std: return b.setDirection(true)
+    case .rdtsc: return b.rdtsc()
+    case .swapgs: return b.swapgs()
+    case .rdfsbase: return b.rdfsbase()
+    // A stepped branch must stop at its target: Swift executes it.
+    case .jump: return step ? false : b.jump(liveAtTarget: liveAtTarget)
+    case .jcc: return step ? false : b.conditionalJump()
+    case .loop: return step ? false : b.loop()
+    case .call: return step ? false : b.call(liveAtTarget: liveAtTarget)
+    case .jumpIndirect: return step ? false : b.jumpIndirect()
+    case .callIndirect: return step ? false : b.callIndirect()
+    case .ret: return step ? false : b.ret()
+    default: return false
+    }
+  }
+}

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: Apache-2.0
+// A guest's translated code, shared by its vCPUs: where blocks are, how they are found, linked, and forgotten.
+//
+// A block's key is the guest-physical address of its first byte and the mode word; so one page of libc is translated
+// once however many processes map it, and no CR3 write forgets anything. Blocks are linked by patching the
+// rel32 of an edge; only targets in the same guest page are, which stay right whatever the page tables say.
+// When memory runs out everything is forgotten: stated, rare and cheap (a boot uses a fraction of it).
+
+import CHost
+import GuestMemory
+import Host
+import X86
+
+/// One translated block. Offsets are from the start of the code memory.
+struct Block {
+  var key: UInt64 = 0
+  var hot: UInt32 = 0
+  var hotCount: UInt32 = 0
+  /// Offsets of the polling and the plain entry from `hot`, which is the indirect one.
+  var pollOffset: UInt16 = 0
+  var plainOffset: UInt16 = 0
+  /// Offset and number of guest bytes.
+  var offset: UInt16 = 0
+  var length: UInt16 = 0
+  /// 64-byte chunks of the page whose bytes the translation rests on.
+  var dependencies: UInt64 = 0
+  /// For a block that continues on another page: that page's guest-physical address, else `noPage`.
+  var secondPage: UInt64 = Block.noPage
+  var nextInPage: Int32 = -1
+  /// First edge that leads here.
+  var incoming: Int32 = -1
+  var firstEdge: Int32 = 0
+  var edgeCount: Int32 = 0
+  var firstFault: Int32 = 0
+  var faultCount: Int32 = 0
+  var isLive = false
+
+  static let noPage = UInt64.max
+  var page: UInt64 { key >> UInt64(CHOST_MODE_BITS) & ~4095 }
+  var mode: UInt32 { UInt32(truncatingIfNeeded: key & ((1 << UInt64(CHOST_MODE_BITS)) &- 1)) }
+  var straddles: Bool { secondPage != Block.noPage }
+}
+
+/// A direct edge between two blocks of a page.
+struct Edge {
+  /// The block it leaves.
+  var block: Int32 = -1
+  /// The block it is linked to, or -1.
+  var target: Int32 = -1
+  /// Next edge with the same target.
+  var nextIncoming: Int32 = -1
+  /// Offset of the byte after the rel32, and of the stub.
+  var end: UInt32 = 0
+  var stub: UInt32 = 0
+  /// Offset of the target in the guest page.
+  var targetOffset: UInt16 = 0
+  var isBackward = false
+}
+
+/// A recorded host instruction that may fault.
+struct CachedFault {
+  /// Offset in the code memory.
+  var address: UInt32
+  var offset: UInt16
+  var flagsSaved: Bool
+}
+
+/// What the cache has done, for `--stats`.
+struct CodeCacheCounters {
+  var blocks: UInt64 = 0
+  var guestBytes: UInt64 = 0
+  var hostBytes: UInt64 = 0
+  var links: UInt64 = 0
+  var discards: UInt64 = 0
+  var flushes: UInt64 = 0
+  var ticks: UInt64 = 0
+}
+
+/// The code cache. Every method but the lookups needs the engine's lock.
+@safe final class CodeCache: @unchecked Sendable {
+  static let codeBytes = 256 << 20
+  static let coldStart = 160 << 20
+  static let maximumBlocks = 1 << 20
+  static let maximumEdges = 2 << 20
+  static let maximumFaults = 4 << 20
+  static let tableSlots = 1 << 20
+
+  private let code: DualMapping
+  private let blockRegion: Mapping
+  private let edgeRegion: Mapping
+  private let faultRegion: Mapping
+  private let tableRegion: Mapping
+  private let pageRegion: Mapping
+  private let blocks: UnsafeMutablePointer<Block>
+  private let edges: UnsafeMutablePointer<Edge>
+  private let faults: UnsafeMutablePointer<CachedFault>
+  /// First block of each guest page plus one; 0 is none.
+  private let pages: UnsafeMutablePointer<Int32>
+  private let pageCount: UInt64
+  let table: UnsafeMutablePointer<chost_block_slot>
+  private let memory: GuestMemory
+
+  private(set) var stubs = CodeStubs()
+  private var stubBytes = 0
+  private var hotUsed = 0
+  private var coldUsed = 0
+  private var blockCount = 0
+  private var edgeCount = 0
+  private var faultCount = 0
+  private(set) var counters = CodeCacheCounters()
+  /// Counts the times blocks were forgotten; vCPUs compare it to know when to drop their jump caches.
+  private(set) var generation: UInt64 = 0
+  let translator: BlockTranslator
+
+  init(memory: GuestMemory, translator: BlockTranslator) throws(HostError) {
+    self.memory = memory
+    self.translator = translator
+    code = try DualMapping(byteCount: CodeCache.codeBytes)
+    blockRegion = try .anonymous(byteCount: CodeCache.maximumBlocks * MemoryLayout<Block>.stride)
+    edgeRegion = try .anonymous(byteCount: CodeCache.maximumEdges * MemoryLayout<Edge>.stride)
+    faultRegion = try .anonymous(byteCount: CodeCache.maximumFaults * MemoryLayout<CachedFault>.stride)
+    tableRegion = try .anonymous(byteCount: CodeCache.tableSlots * MemoryLayout<chost_block_slot>.stride)
+    pageCount = max(memory.highEnd > GuestMemory.highStart ? memory.highEnd : memory.lowEnd, 4096) >> 12
+    pageRegion = try .anonymous(byteCount: Int(pageCount) * 4)
+    unsafe blocks = blockRegion.base.assumingMemoryBound(to: Block.self)
+    unsafe edges = edgeRegion.base.assumingMemoryBound(to: Edge.self)
+    unsafe faults = faultRegion.base.assumingMemoryBound(to: CachedFault.self)
+    unsafe table = tableRegion.base.assumingMemoryBound(to: chost_block_slot.self)
+    unsafe pages = pageRegion.base.assumingMemoryBound(to: Int32.self)
+    var emitter = unsafe CodeEmitter(writable: code.writable, executable: codeStart, capacity: 4096)
+    stubs = CodeStubs(&emitter)
+    // The scratch area follows the trampolines: see `scratch`.
+    stubBytes = (emitter.count + 63) & ~63
+    hotUsed = CodeCache.hotStart
+    coldUsed = CodeCache.coldStart
+    guard unsafe chost_register_code(codeStart, codeEnd) == 0 else {
+      throw HostError("register", "translated code", reason: "too many virtual machines in this process")
+    }
+  }
+
+  deinit { chost_unregister_code(codeStart) }
+
+  /// Blocks start here; before it are trampolines and the vCPUs' scratch areas.
+  static let hotStart = 64 << 10
+  static let scratchBytes = 512
+  var codeStart: UInt64 { unsafe UInt64(UInt(bitPattern: code.executable)) }
+  var codeEnd: UInt64 { codeStart + UInt64(CodeCache.codeBytes) }
+
+  /// The scratch area of vCPU `number` (0..<64): room for one instruction at a time.
+  func scratch(_ number: Int) -> CodeEmitter {
+    let offset = 4096 + number * CodeCache.scratchBytes
+    return unsafe CodeEmitter(
+      writable: code.writable + offset, executable: codeStart + UInt64(offset), capacity: CodeCache.scratchBytes)
+  }
+
+  // MARK: Finding
+
+  func key(_ physical: UInt64, mode: UInt32) -> UInt64 { physical << UInt64(CHOST_MODE_BITS) | UInt64(mode) }
+
+  /// The live block at a guest-physical address, if it does not straddle pages (or straddles into `secondPage`).
+  func find(_ physical: UInt64, mode: UInt32, secondPage: UInt64 = Block.noPage) -> Int32? {
+    let wanted = key(physical, mode: mode)
+    var index = firstBlock(ofPage: physical >> 12)
+    while index >= 0 {
+      let block = unsafe blocks[Int(index)]
+      if block.key == wanted && block.secondPage == secondPage { return index }
+      index = block.nextInPage
+    }
+    return nil
+  }
+
+  private func firstBlock(ofPage page: UInt64) -> Int32 {
+    page < pageCount ? unsafe pages[Int(page)] &- 1 : -1
+  }
+
+  subscript(index: Int32) -> Block { unsafe blocks[Int(index)] }
+  func edge(_ index: UInt32) -> Edge { unsafe edges[Int(index)] }
+
+  /// Host address of a block's indirect entry.
+  func entry(_ index: Int32) -> UInt64 { codeStart + UInt64(self[index].hot) }
+
+  /// The guest instruction a faulting host address belongs to.
+  func faultingInstruction(at address: UInt64) -> (block: Block, fault: CachedFault)? {
+    let offset = UInt32(truncatingIfNeeded: address &- codeStart)
+    // Blocks are placed in increasing order of address.
+    var low = 0
+    var high = blockCount
+    while low < high {
+      let middle = (low + high) / 2
+      if unsafe blocks[middle].hot <= offset { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0 else { return nil }
+    let block = unsafe blocks[low - 1]
+    for index in Int(block.firstFault)..<Int(block.firstFault + block.faultCount) {
+      let fault = unsafe faults[index]
+      if fault.address == offset { return (block, fault) }
+    }
+    return nil
+  }
+
+  // MARK: Adding
+
+  /// Whether another block surely fits; if not the caller flushes.
+  var hasRoom: Bool {
+    let need = BlockTranslator.maximumInstructions * BlockTranslator.roomPerInstruction
+    return hotUsed + need < CodeCache.coldStart && coldUsed + need < CodeCache.codeBytes
+      && blockCount + 1 < min(CodeCache.maximumBlocks, CodeCache.tableSlots * 2 / 3) && edgeCount + 4 < CodeCache.maximumEdges
+      && faultCount + BlockBuilder.maximumFaults < CodeCache.maximumFaults
+  }
+
+  /// Marks a page as holding translated code; true if it was not.
+  func markCode(_ physical: UInt64) -> Bool {
+    let page = physical >> 12
+    guard page < pageCount else { return false }
+    let flags = unsafe memory.pageFlags[Int(page)]
+    if flags & UInt8(CHOST_PAGE_CODE) != 0 { return false }
+    unsafe memory.pageFlags[Int(page)] = flags | UInt8(CHOST_PAGE_CODE)
+    return true
+  }
+
+  /// Emits the `count` instructions in the translator's buffer as a block at `physical`.
+  func add(
+    _ bytes: GuestCode, count: Int, physical: UInt64, secondPage: UInt64, mode: UInt32
+  ) -> Int32 {
+    let index = Int32(truncatingIfNeeded: blockCount)
+    let hot = unsafe CodeEmitter(
+      writable: code.writable + hotUsed, executable: codeStart + UInt64(hotUsed), capacity: CodeCache.coldStart - hotUsed)
+    let cold = unsafe CodeEmitter(
+      writable: code.writable + coldUsed, executable: codeStart + UInt64(coldUsed),
+      capacity: CodeCache.codeBytes - coldUsed)
+    let emitted = translator.emit(
+      bytes, count: count, mode: mode, hot: hot, cold: cold, stubs: stubs,
+      firstEdge: UInt32(truncatingIfNeeded: edgeCount))
+
+    var block = Block()
+    block.key = key(physical, mode: mode)
+    block.hot = UInt32(truncatingIfNeeded: hotUsed)
+    block.hotCount = UInt32(truncatingIfNeeded: emitted.hotCount)
+    block.pollOffset = UInt16(truncatingIfNeeded: emitted.pollOffset)
+    block.plainOffset = UInt16(truncatingIfNeeded: emitted.plainOffset)
+    block.offset = UInt16(truncatingIfNeeded: physical & 4095)
+    block.length = UInt16(truncatingIfNeeded: emitted.length)
+    block.dependencies = emitted.dependencies
+    block.secondPage = secondPage
+    block.isLive = true
+    block.firstEdge = Int32(truncatingIfNeeded: edgeCount)
+    block.edgeCount = Int32(truncatingIfNeeded: emitted.edgeCount)
+    for number in 0..<emitted.edgeCount {
+      let site = emitted.edges[number]
+      unsafe edges[edgeCount + number] = Edge(
+        block: index, target: -1, nextIncoming: -1, end: UInt32(truncatingIfNeeded: site.end &- codeStart),
+        stub: UInt32(truncatingIfNeeded: site.stub &- codeStart), targetOffset: site.target, isBackward: site.isBackward)
+    }
+    edgeCount += emitted.edgeCount
+    block.firstFault = Int32(truncatingIfNeeded: faultCount)
+    block.faultCount = Int32(truncatingIfNeeded: emitted.faultCount)
+    for number in 0..<emitted.faultCount {
+      let site = unsafe translator.faults[number]
+      unsafe faults[faultCount + number] = CachedFault(
+        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset, flagsSaved: site.flagsSaved)
+    }
+    faultCount += emitted.faultCount
+    let page = Int(physical >> 12)
+    block.nextInPage = unsafe pages[page] &- 1
+    unsafe blocks[blockCount] = block
+    unsafe pages[page] = index &+ 1
+    if secondPage != Block.noPage { straddlers += 1 }
+    blockCount += 1
+    hotUsed += (emitted.hotCount + 15) & ~15
+    coldUsed += emitted.coldCount
+    counters.blocks &+= 1
+    counters.guestBytes &+= UInt64(emitted.length)
+    counters.hostBytes &+= UInt64(emitted.hotCount + emitted.coldCount)
+    if secondPage == Block.noPage {
+      unsafe chost_block_insert(table, UInt64(CodeCache.tableSlots - 1), block.key, codeStart + UInt64(block.hot))
+    }
+    return index
+  }
+
+  /// Live blocks that continue on a second page.
+  private var straddlers = 0
+
+  /// Adds the time a translation took, in TSC ticks.
+  func count(ticks: UInt64) { counters.ticks &+= ticks }
+
+  // MARK: Linking
+
+  /// Points an edge at its target block.
+  func link(_ index: UInt32, to target: Int32) {
+    let edge = self.edge(index)
+    let block = self[target]
+    guard edge.target < 0, !block.straddles, block.isLive, edge.block >= 0, self[edge.block].isLive else { return }
+    let entry = UInt64(block.hot) + UInt64(edge.isBackward ? block.pollOffset : block.plainOffset)
+    patch(edge.end, to: entry)
+    unsafe edges[Int(index)].target = target
+    unsafe edges[Int(index)].nextIncoming = block.incoming
+    unsafe blocks[Int(target)].incoming = Int32(truncatingIfNeeded: index)
+    counters.links &+= 1
+  }
+
+  /// Stores a rel32, which lies inside an aligned word, at once.
+  private func patch(_ end: UInt32, to target: UInt64) {
+    let value = Int32(truncatingIfNeeded: Int64(target) - Int64(end))
+    unsafe (code.writable + Int(end) - 4).storeBytes(of: value, as: Int32.self)
+  }
+
+  private func unlink(edge index: Int32) {
+    let edge = unsafe edges[Int(index)]
+    guard edge.target >= 0 else { return }
+    patch(edge.end, to: UInt64(edge.stub))
+    unsafe edges[Int(index)].target = -1
+    // Take it out of the target's list.
+    var position = unsafe blocks[Int(edge.target)].incoming
+    if position == index {
+      unsafe blocks[Int(edge.target)].incoming = edge.nextIncoming
+      return
+    }
+    while position >= 0 {
+      let next = unsafe edges[Int(position)].nextIncoming
+      if next == index {
+        unsafe edges[Int(position)].nextIncoming = edge.nextIncoming
+        return
+      }
+      position = next
+    }
+  }
+
+  // MARK: Forgetting
+
+  /// `count` bytes at a guest-physical address have changed: forgets the blocks made from them. Returns whether
+  /// there were any, in which case jump caches must be dropped.
+  func bytesChanged(_ physical: UInt64, count: Int) -> Bool {
+    guard count > 0 else { return false }
+    var any = false
+    var page = physical >> 12
+    let last = (physical &+ UInt64(count) &- 1) >> 12
+    while page <= last && page < pageCount {
+      let start = page << 12
+      let from = max(physical, start) &- start
+      let to = min(physical &+ UInt64(count), start &+ 4096) &- start
+      if discard(page: page, chunks: BlockTranslator.chunks(Int(from), Int(to &- from))) { any = true }
+      page &+= 1
+    }
+    if any { generation &+= 1 }
+    return any
+  }
+
+  private func discard(page: UInt64, chunks: UInt64) -> Bool {
+    var any = false
+    var previous: Int32 = -1
+    var index = firstBlock(ofPage: page)
+    while index >= 0 {
+      let block = unsafe blocks[Int(index)]
+      let next = block.nextInPage
+      if block.dependencies & chunks != 0 {
+        if previous < 0 {
+          unsafe pages[Int(page)] = next &+ 1
+        } else {
+          unsafe blocks[Int(previous)].nextInPage = next
+        }
+        forget(index)
+        any = true
+      } else {
+        previous = index
+      }
+      index = next
+    }
+    // Blocks of other pages that end in this one: there are few; look through the previous page in RAM only would
+    // miss virtual neighbours, so they are found by their second page.
+    if straddlers > 0 && chunks & 1 != 0 { any = discardStraddlers(into: page << 12) || any }
+    if unsafe pages[Int(page)] == 0 && !hasStraddler(into: page << 12) {
+      let flags = unsafe memory.pageFlags[Int(page)]
+      unsafe memory.pageFlags[Int(page)] = flags & ~UInt8(CHOST_PAGE_CODE)
+    }
+    return any
+  }
+
+  private func hasStraddler(into page: UInt64) -> Bool {
+    guard straddlers > 0 else { return false }
+    for index in 0..<blockCount where unsafe blocks[index].isLive && blocks[index].secondPage == page { return true }
+    return false
+  }
+
+  private func discardStraddlers(into page: UInt64) -> Bool {
+    var any = false
+    for index in 0..<blockCount where unsafe blocks[index].isLive && blocks[index].secondPage == page {
+      let number = Int32(truncatingIfNeeded: index)
+      removeFromPageList(number)
+      forget(number)
+      any = true
+    }
+    return any
+  }
+
+  private func removeFromPageList(_ number: Int32) {
+    let block = unsafe blocks[Int(number)]
+    let page = Int(block.page >> 12)
+    var index = unsafe pages[page] &- 1
+    if index == number {
+      unsafe pages[page] = block.nextInPage &+ 1
+      return
+    }
+    while index >= 0 {
+      let next = unsafe blocks[Int(index)].nextInPage
+      if next == number {
+        unsafe blocks[Int(index)].nextInPage = block.nextInPage
+        return
+      }
+      index = next
+    }
+  }
+
+  private func forget(_ index: Int32) {
+    let block = unsafe blocks[Int(index)]
+    while unsafe blocks[Int(index)].incoming >= 0 { unlink(edge: unsafe blocks[Int(index)].incoming) }
+    for edge in block.firstEdge..<block.firstEdge + block.edgeCount { unlink(edge: edge) }
+    if block.straddles {
+      straddlers -= 1
+    } else {
+      unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
+    }
+    unsafe blocks[Int(index)].isLive = false
+    unsafe blocks[Int(index)].key = 0
+    counters.discards &+= 1
+  }
+
+  /// Forgets everything. No vCPU may be in translated code.
+  func flush() {
+    for index in 0..<blockCount where unsafe blocks[index].isLive {
+      let block = unsafe blocks[index]
+      for page in [block.page, block.straddles ? block.secondPage : block.page] where page >> 12 < pageCount {
+        unsafe pages[Int(page >> 12)] = 0
+        unsafe memory.pageFlags[Int(page >> 12)] &= ~UInt8(CHOST_PAGE_CODE)
+      }
+    }
+    tableRegion.discard(at: 0, byteCount: tableRegion.byteCount)
+    hotUsed = CodeCache.hotStart
+    coldUsed = CodeCache.coldStart
+    blockCount = 0
+    edgeCount = 0
+    faultCount = 0
+    straddlers = 0
+    generation &+= 1
+    counters.flushes &+= 1
+  }
+}

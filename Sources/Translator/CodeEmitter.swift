@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+// Writes host instructions into the code cache. It knows encodings (REX, ModRM, SIB) and nothing about guests;
+// the rules call it by mnemonic. Two of these exist per block: hot code, and the cold stubs kept away from it.
+
+/// A memory operand of the host: base, optional index (unscaled or scaled) and displacement.
+struct HostMemory {
+  var base: HostRegister
+  /// 0xFF: none.
+  var index: HostRegister = 0xFF
+  var scale: UInt8 = 0
+  var displacement: Int32 = 0
+
+  init(_ base: HostRegister, _ displacement: Int32 = 0) {
+    self.base = base
+    self.displacement = displacement
+  }
+
+  init(_ base: HostRegister, index: HostRegister, scale: UInt8 = 0, _ displacement: Int32 = 0) {
+    self.base = base
+    self.index = index
+    self.scale = scale
+    self.displacement = displacement
+  }
+
+  /// A field of the vCPU page.
+  static func env(_ displacement: Int32) -> HostMemory { HostMemory(RegisterMap.env, displacement) }
+}
+
+/// The group-1 arithmetic operations, by their /digit.
+enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
+
+/// Appends to one stretch of code memory.
+@safe struct CodeEmitter {
+  /// The next byte to be written (writable alias).
+  private var cursor: UnsafeMutablePointer<UInt8>
+  private let start: UnsafeMutablePointer<UInt8>
+  /// Executable address of `start`.
+  let base: UInt64
+  let capacity: Int
+
+  init(writable: UnsafeMutableRawPointer, executable: UInt64, capacity: Int) {
+    unsafe start = writable.assumingMemoryBound(to: UInt8.self)
+    unsafe cursor = start
+    base = executable
+    self.capacity = capacity
+  }
+
+  /// Bytes written.
+  var count: Int { unsafe cursor - start }
+  /// Executable address of the next byte.
+  var address: UInt64 { base &+ UInt64(count) }
+  /// Room left; the block translator checks it before each guest instruction.
+  var room: Int { capacity &- count }
+
+  // MARK: Bytes
+
+  @inline(__always)
+  mutating func byte(_ value: UInt8) {
+    unsafe cursor.pointee = value
+    unsafe cursor += 1
+  }
+
+  @inline(__always)
+  mutating func long(_ value: Int32) {
+    unsafe UnsafeMutableRawPointer(cursor).storeBytes(of: value, as: Int32.self)
+    unsafe cursor += 4
+  }
+
+  @inline(__always)
+  mutating func quad(_ value: UInt64) {
+    unsafe UnsafeMutableRawPointer(cursor).storeBytes(of: value, as: UInt64.self)
+    unsafe cursor += 8
+  }
+
+  /// Overwrites a 32-bit displacement that ends at `end` so that it reaches `target`.
+  func patch(_ end: UInt64, to target: UInt64) {
+    let value = Int32(truncatingIfNeeded: Int64(bitPattern: target &- end))
+    unsafe UnsafeMutableRawPointer(start).storeBytes(
+      of: value, toByteOffset: Int(end &- base) &- 4, as: Int32.self)
+  }
+
+  /// Overwrites the byte at `offset` from the start.
+  func setByte(_ offset: Int, _ value: UInt8) { unsafe start[offset] = value }
+
+  // MARK: Encoding
+
+  /// REX for a register and a memory operand; `force` when a byte register needs it.
+  @inline(__always)
+  mutating func rex(w: Bool, reg: HostRegister, memory: HostMemory, force: Bool = false) {
+    var value: UInt8 = 0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | memory.base >> 3 & 1
+    if memory.index != 0xFF { value |= (memory.index >> 3 & 1) << 1 }
+    if value != 0x40 || force { byte(value) }
+  }
+
+  @inline(__always)
+  mutating func rex(w: Bool, reg: HostRegister, rm: HostRegister, force: Bool = false) {
+    let value: UInt8 = 0x40 | (w ? 8 : 0) | (reg >> 3 & 1) << 2 | rm >> 3 & 1
+    if value != 0x40 || force { byte(value) }
+  }
+
+  /// ModRM, SIB and displacement of a memory operand.
+  @inline(__always)
+  mutating func modRM(reg: UInt8, memory: HostMemory) {
+    let r = (reg & 7) << 3
+    let d = memory.displacement
+    let mode: UInt8 =
+      d == 0 && memory.base & 7 != 5 ? 0 : (d >= -128 && d <= 127 ? 0x40 : 0x80)
+    if memory.index != 0xFF {
+      byte(mode | r | 4)
+      byte(memory.scale << 6 | (memory.index & 7) << 3 | memory.base & 7)
+    } else if memory.base & 7 == 4 {
+      byte(mode | r | 4)
+      byte(0x24)
+    } else {
+      byte(mode | r | memory.base & 7)
+    }
+    if mode == 0x40 {
+      byte(UInt8(truncatingIfNeeded: d))
+    } else if mode == 0x80 {
+      long(d)
+    }
+  }
+
+  @inline(__always)
+  mutating func modRM(reg: UInt8, rm: HostRegister) { byte(0xC0 | (reg & 7) << 3 | rm & 7) }
+
+  // MARK: Moves
+
+  mutating func mov(_ target: HostRegister, _ source: HostRegister) {
+    rex(w: true, reg: source, rm: target)
+    byte(0x89)
+    modRM(reg: source, rm: target)
+  }
+
+  /// 32 bits, zero-extended.
+  mutating func mov32(_ target: HostRegister, _ source: HostRegister) {
+    rex(w: false, reg: source, rm: target)
+    byte(0x89)
+    modRM(reg: source, rm: target)
+  }
+
+  mutating func load(_ target: HostRegister, _ source: HostMemory) {
+    rex(w: true, reg: target, memory: source)
+    byte(0x8B)
+    modRM(reg: target, memory: source)
+  }
+
+  mutating func load32(_ target: HostRegister, _ source: HostMemory) {
+    rex(w: false, reg: target, memory: source)
+    byte(0x8B)
+    modRM(reg: target, memory: source)
+  }
+
+  mutating func store(_ target: HostMemory, _ source: HostRegister) {
+    rex(w: true, reg: source, memory: target)
+    byte(0x89)
+    modRM(reg: source, memory: target)
+  }
+
+  mutating func store32(_ target: HostMemory, _ source: HostRegister) {
+    rex(w: false, reg: source, memory: target)
+    byte(0x89)
+    modRM(reg: source, memory: target)
+  }
+
+  mutating func storeImmediate32(_ target: HostMemory, _ value: UInt32) {
+    rex(w: false, reg: 0, memory: target)
+    byte(0xC7)
+    modRM(reg: 0, memory: target)
+    long(Int32(bitPattern: value))
+  }
+
+  /// The shortest move of a constant.
+  mutating func mov(_ target: HostRegister, immediate value: UInt64) {
+    if value <= 0xFFFF_FFFF {
+      rex(w: false, reg: 0, rm: target)
+      byte(0xB8 | target & 7)
+      long(Int32(truncatingIfNeeded: value))
+    } else if Int64(bitPattern: value) >= -0x8000_0000, Int64(bitPattern: value) < 0 {
+      rex(w: true, reg: 0, rm: target)
+      byte(0xC7)
+      modRM(reg: 0, rm: target)
+      long(Int32(truncatingIfNeeded: value))
+    } else {
+      rex(w: true, reg: 0, rm: target)
+      byte(0xB8 | target & 7)
+      quad(value)
+    }
+  }
+
+  mutating func lea(_ target: HostRegister, _ source: HostMemory) {
+    rex(w: true, reg: target, memory: source)
+    byte(0x8D)
+    modRM(reg: target, memory: source)
+  }
+
+  mutating func lea32(_ target: HostRegister, _ source: HostMemory) {
+    rex(w: false, reg: target, memory: source)
+    byte(0x8D)
+    modRM(reg: target, memory: source)
+  }
+
+  mutating func zeroExtend16(_ target: HostRegister, _ source: HostRegister) {
+    rex(w: false, reg: target, rm: source)
+    byte(0x0F)
+    byte(0xB7)
+    modRM(reg: target, rm: source)
+  }
+
+  // MARK: Arithmetic
+
+  mutating func alu(_ operation: ALU, _ target: HostRegister, _ source: HostMemory) {
+    rex(w: true, reg: target, memory: source)
+    byte(operation.rawValue << 3 | 3)
+    modRM(reg: target, memory: source)
+  }
+
+  mutating func alu32(_ operation: ALU, _ target: HostRegister, _ source: HostMemory) {
+    rex(w: false, reg: target, memory: source)
+    byte(operation.rawValue << 3 | 3)
+    modRM(reg: target, memory: source)
+  }
+
+  mutating func alu(_ operation: ALU, _ target: HostRegister, _ source: HostRegister) {
+    rex(w: true, reg: source, rm: target)
+    byte(operation.rawValue << 3 | 1)
+    modRM(reg: source, rm: target)
+  }
+
+  mutating func alu32(_ operation: ALU, _ target: HostRegister, _ source: HostRegister) {
+    rex(w: false, reg: source, rm: target)
+    byte(operation.rawValue << 3 | 1)
+    modRM(reg: source, rm: target)
+  }
+
+  mutating func alu(_ operation: ALU, _ target: HostRegister, immediate value: Int32, w: Bool = true) {
+    rex(w: w, reg: 0, rm: target)
+    if value >= -128 && value <= 127 {
+      byte(0x83)
+      modRM(reg: operation.rawValue, rm: target)
+      byte(UInt8(truncatingIfNeeded: value))
+    } else {
+      byte(0x81)
+      modRM(reg: operation.rawValue, rm: target)
+      long(value)
+    }
+  }
+
+  /// 32-bit operation on memory.
+  mutating func alu32(_ operation: ALU, _ target: HostMemory, immediate value: Int32) {
+    rex(w: false, reg: 0, memory: target)
+    if value >= -128 && value <= 127 {
+      byte(0x83)
+      modRM(reg: operation.rawValue, memory: target)
+      byte(UInt8(truncatingIfNeeded: value))
+    } else {
+      byte(0x81)
+      modRM(reg: operation.rawValue, memory: target)
+      long(value)
+    }
+  }
+
+  mutating func shiftRight32(_ target: HostRegister, _ count: UInt8) {
+    rex(w: false, reg: 0, rm: target)
+    byte(0xC1)
+    modRM(reg: 5, rm: target)
+    byte(count)
+  }
+
+  mutating func shiftRightArithmetic(_ target: HostRegister, _ count: UInt8) {
+    rex(w: true, reg: 0, rm: target)
+    byte(0xC1)
+    modRM(reg: 7, rm: target)
+    byte(count)
+  }
+
+  mutating func signExtend32(_ target: HostRegister, _ source: HostRegister) {
+    rex(w: true, reg: target, rm: source)
+    byte(0x63)
+    modRM(reg: target, rm: source)
+  }
+
+  mutating func signExtend16(_ target: HostRegister, _ source: HostRegister) {
+    rex(w: true, reg: target, rm: source)
+    byte(0x0F)
+    byte(0xBF)
+    modRM(reg: target, rm: source)
+  }
+
+  mutating func shiftLeft(_ target: HostRegister, _ count: UInt8, w: Bool) {
+    rex(w: w, reg: 0, rm: target)
+    byte(0xC1)
+    modRM(reg: 4, rm: target)
+    byte(count)
+  }
+
+  mutating func shiftRight(_ target: HostRegister, _ count: UInt8) {
+    rex(w: true, reg: 0, rm: target)
+    byte(0xC1)
+    modRM(reg: 5, rm: target)
+    byte(count)
+  }
+
+  // MARK: Control
+
+  /// JMP rel32 to a known address.
+  mutating func jump(to target: UInt64) {
+    byte(0xE9)
+    relative(to: target)
+  }
+
+  /// Jcc rel32.
+  mutating func jump(if condition: UInt8, to target: UInt64) {
+    byte(0x0F)
+    byte(0x80 | condition & 15)
+    relative(to: target)
+  }
+
+  mutating func call(_ target: UInt64) {
+    byte(0xE8)
+    relative(to: target)
+  }
+
+  mutating func jump(through memory: HostMemory) {
+    rex(w: false, reg: 4, memory: memory)
+    byte(0xFF)
+    modRM(reg: 4, memory: memory)
+  }
+
+  private mutating func relative(to target: UInt64) {
+    long(Int32(truncatingIfNeeded: Int64(bitPattern: target &- (address &+ 4))))
+  }
+
+  // MARK: Flags
+
+  /// Captures EFLAGS' arithmetic flags in the page. RAX passes through `scratch`.
+  mutating func saveFlags(scratch: HostRegister, to memory: HostMemory) {
+    mov(scratch, RegisterMap.rax)
+    byte(0x9F)  // LAHF
+    byte(0x0F)  // SETO AL
+    byte(0x90)
+    byte(0xC0)
+    store32(memory, RegisterMap.rax)  // bits 31:16 are noise that every reader masks; a 16-bit store would not forward
+    mov(RegisterMap.rax, scratch)
+  }
+
+  /// Loads EFLAGS' arithmetic flags from the page.
+  mutating func restoreFlags(scratch: HostRegister, from memory: HostMemory) {
+    mov(scratch, RegisterMap.rax)
+    load32(RegisterMap.rax, memory)
+    byte(0x04)  // ADD AL,127: OF from bit 0
+    byte(0x7F)
+    byte(0x9E)  // SAHF
+    mov(RegisterMap.rax, scratch)
+  }
+
+  /// Condition codes.
+  static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7
+}

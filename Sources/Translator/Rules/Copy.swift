@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// The copy rule: nearly every instruction runs as it is, with its general registers renamed and its memory operand
+// redirected. Registers without a host register pass through a scratch one.
+
+import CHost
+import X86
+
+/// The host registers that stand for the fields of the instruction being copied.
+struct RenamedFields {
+  var reg: HostRegister
+  var rm: HostRegister
+  var vvvv: HostRegister
+  var plus: HostRegister
+}
+
+extension BlockBuilder {
+  /// Translates the current instruction by the copy rule. Returns false if Swift must execute it.
+  mutating func copy() -> Bool {
+    let i = instruction
+    if i.isMemory {
+      guard isInline(segment: i.segment) else { return false }
+      let size = traits.memoryBytes(i)
+      guard size > 0 else { return false }
+      var memory = access(size: size, write: traits.memoryWrites)
+      let high = (traits.reg.isGeneral && traits.reg.isByte && i.isHighByte(i.reg))
+      if high || scratchDemand > 1 {
+        hot.lea(RegisterMap.t0, memory)
+        memory = HostMemory(RegisterMap.t0)
+      }
+      if high {
+        // AH...BH cannot be encoded beside a REX prefix: address through RDI.
+        prepareFlags()
+        hot.store(.env(Slot.scratch0), RegisterMap.rdi)
+        hot.mov(RegisterMap.rdi, RegisterMap.t0)
+        emit(memory: HostMemory(RegisterMap.rdi))
+        hot.load(RegisterMap.rdi, .env(Slot.scratch0))
+      } else {
+        prepareFlags()
+        emit(memory: memory)
+      }
+    } else {
+      if traits.rm.isByte && i.isHighByte(i.rm) || traits.reg.isByte && i.isHighByte(i.reg) {
+        // AH...BH beside a register that needs REX (MOVZX ESP, AH): not encodable.
+        if needsREX { return false }
+      }
+      prepareFlags()
+      emit(memory: nil)
+    }
+    finishFlags()
+    return true
+  }
+
+  /// A register operand that only a REX prefix reaches on the host.
+  private var needsREX: Bool {
+    let i = instruction
+    func high(_ use: FieldUse, _ number: UInt8) -> Bool {
+      use.isGeneral && !use.isByte && (RegisterMap.host(number) == RegisterMap.inMemory || RegisterMap.host(number) >= 8)
+    }
+    return high(traits.reg, i.reg) || high(traits.rm, i.rm)
+  }
+
+  /// How many scratch registers the instruction's register operands want.
+  private var scratchDemand: Int {
+    let i = instruction
+    func wants(_ use: FieldUse, _ number: UInt8) -> Int {
+      use.isGeneral && !(use.isByte && i.isHighByte(number)) && RegisterMap.host(number) == RegisterMap.inMemory ? 1 : 0
+    }
+    return wants(traits.reg, i.reg) &+ (i.isMemory ? 0 : wants(traits.rm, i.rm)) &+ wants(traits.vvvv, i.vvvv)
+      &+ wants(traits.plus, i.plusRegister)
+  }
+
+  /// Emits the operation itself with renamed registers, loading and storing those that live in the page.
+  mutating func emit(memory: HostMemory?) {
+    let i = instruction
+    var fields = RenamedFields(reg: i.reg, rm: i.rm, vvvv: i.vvvv, plus: i.plusRegister)
+    // Scratch registers not used by the memory operand, in order of preference.
+    var free: (HostRegister, HostRegister, HostRegister) = (RegisterMap.t2, RegisterMap.t0, RegisterMap.t1)
+    if let memory {
+      if memory.base == RegisterMap.t0 { free.1 = RegisterMap.t1 }
+    }
+    var taken = 0
+    var loaded: (UInt8, HostRegister) = (0xFF, 0)
+    var loaded2: (UInt8, HostRegister) = (0xFF, 0)
+    func next() -> HostRegister { taken == 0 ? free.0 : (taken == 1 ? free.1 : free.2) }
+
+    if traits.reg.isGeneral && !(traits.reg.isByte && i.isHighByte(i.reg)) {
+      fields.reg = RegisterMap.host(i.reg)
+      if fields.reg == RegisterMap.inMemory {
+        fields.reg = next()
+        taken &+= 1
+        loaded = (i.reg, fields.reg)
+        hot.load(fields.reg, .env(RegisterMap.slot(i.reg)))
+      }
+    } else if !traits.reg.isGeneral {
+      fields.reg = isExtension ? i.modRM >> 3 & 7 : i.reg
+    }
+    if memory == nil && i.hasModRM && traits.rm.isGeneral && !(traits.rm.isByte && i.isHighByte(i.rm)) {
+      fields.rm = RegisterMap.host(i.rm)
+      if fields.rm == RegisterMap.inMemory {
+        if loaded.0 == i.rm {
+          fields.rm = loaded.1
+        } else {
+          fields.rm = next()
+          taken &+= 1
+          if loaded.0 == 0xFF { loaded = (i.rm, fields.rm) } else { loaded2 = (i.rm, fields.rm) }
+          hot.load(fields.rm, .env(RegisterMap.slot(i.rm)))
+        }
+      }
+    }
+    if traits.vvvv.isGeneral {
+      fields.vvvv = RegisterMap.host(i.vvvv)
+      if fields.vvvv == RegisterMap.inMemory {
+        if loaded.0 == i.vvvv {
+          fields.vvvv = loaded.1
+        } else if loaded2.0 == i.vvvv {
+          fields.vvvv = loaded2.1
+        } else {
+          fields.vvvv = next()
+          taken &+= 1
+          hot.load(fields.vvvv, .env(RegisterMap.slot(i.vvvv)))
+        }
+      }
+    }
+    if traits.plus.isGeneral && !(traits.plus.isByte && i.isHighByte(i.plusRegister)) {
+      fields.plus = RegisterMap.host(i.plusRegister)
+      if fields.plus == RegisterMap.inMemory {
+        fields.plus = next()
+        taken &+= 1
+        hot.load(fields.plus, .env(RegisterMap.slot(i.plusRegister)))
+      }
+    }
+
+    if mayRaise { mayFault() }
+    encode(fields, memory: memory)
+
+    if traits.reg.isGeneral && traits.reg.writes { writeBack(i.reg, fields.reg, isByte: traits.reg.isByte) }
+    if memory == nil && traits.rm.isGeneral && traits.rm.writes { writeBack(i.rm, fields.rm, isByte: traits.rm.isByte) }
+    if traits.vvvv.isGeneral && traits.vvvv.writes { writeBack(i.vvvv, fields.vvvv, isByte: false) }
+    if traits.plus.isGeneral && traits.plus.writes {
+      writeBack(i.plusRegister, fields.plus, isByte: traits.plus.isByte)
+    }
+  }
+
+  private mutating func writeBack(_ guest: UInt8, _ host: HostRegister, isByte: Bool) {
+    if isByte && instruction.isHighByte(guest) { return }
+    if RegisterMap.host(guest) == RegisterMap.inMemory { hot.store(.env(RegisterMap.slot(guest)), host) }
+  }
+
+  /// ModRM.reg extends the opcode.
+  private var isExtension: Bool {
+    switch row.form {
+    case .plain, .plus, .modRM, .memory, .register: false
+    default: true
+    }
+  }
+
+  /// The host may raise an exception in the guest's place.
+  private var mayRaise: Bool {
+    switch row.rule {
+    case .x87, .mmx, .sse, .avx, .cmpxchgWide: true
+    default: row.attribute == .mayFault || row.attribute == .aligned
+    }
+  }
+
+  /// Writes prefixes, opcode, ModRM and immediates.
+  private mutating func encode(_ fields: RenamedFields, memory: HostMemory?) {
+    let i = instruction
+    if i.hasVEX {
+      encodeVEX(fields, memory: memory)
+    } else {
+      if i.hasLock { hot.byte(0xF0) }
+      if traits.usesOperandSize ? i.operandSize == 2 : (i.hasOperandSizePrefix && row.prefix != .any) { hot.byte(0x66) }
+      if i.repeatPrefix != 0 && row.prefix != .any { hot.byte(i.repeatPrefix) }
+      var rex: UInt8 = i.rex & 8
+      if i.hasModRM {
+        rex |= (fields.reg >> 3 & 1) << 2
+        if let memory {
+          rex |= memory.base >> 3 & 1
+          if memory.index != 0xFF { rex |= (memory.index >> 3 & 1) << 1 }
+        } else {
+          rex |= fields.rm >> 3 & 1
+        }
+      } else if row.form == .plus {
+        rex |= fields.plus >> 3 & 1
+      }
+      if rex != 0 || i.rex != 0 { hot.byte(0x40 | rex) }
+      switch row.map {
+      case .one: break
+      case .x0F, .vex0F: hot.byte(0x0F)
+      case .x0F38, .vex0F38:
+        hot.byte(0x0F)
+        hot.byte(0x38)
+      case .x0F3A, .vex0F3A:
+        hot.byte(0x0F)
+        hot.byte(0x3A)
+      }
+      hot.byte(row.form == .plus ? i.opcode & 0xF8 | fields.plus & 7 : i.opcode)
+    }
+    if i.hasModRM {
+      if let memory {
+        hot.modRM(reg: fields.reg, memory: memory)
+      } else {
+        hot.modRM(reg: fields.reg, rm: fields.rm)
+      }
+    }
+    immediate(i.immediate, bytes: i.immediateBytes)
+  }
+
+  mutating func immediate(_ value: UInt64, bytes: UInt8) {
+    var value = value
+    for _ in 0..<bytes {
+      hot.byte(UInt8(truncatingIfNeeded: value))
+      value >>= 8
+    }
+  }
+
+  private mutating func encodeVEX(_ fields: RenamedFields, memory: HostMemory?) {
+    let i = instruction
+    let r = fields.reg >> 3 & 1
+    var x: UInt8 = 0
+    var b: UInt8 = 0
+    if let memory {
+      b = memory.base >> 3 & 1
+      if memory.index != 0xFF { x = memory.index >> 3 & 1 }
+    } else {
+      b = fields.rm >> 3 & 1
+    }
+    let w: UInt8 = i.vexW ? 1 : 0
+    let map: UInt8 =
+      switch row.map {
+      case .vex0F38: 2
+      case .vex0F3A: 3
+      default: 1
+      }
+    let pp: UInt8 =
+      switch row.prefix {
+      case .p66: 1
+      case .pF3: 2
+      case .pF2: 3
+      default: 0
+      }
+    let tail = (~fields.vvvv & 15) << 3 | (i.vexL ? 4 : 0) | pp
+    if map == 1 && w == 0 && x == 0 && b == 0 {
+      hot.byte(0xC5)
+      hot.byte((r ^ 1) << 7 | tail)
+    } else {
+      hot.byte(0xC4)
+      hot.byte((r ^ 1) << 7 | (x ^ 1) << 6 | (b ^ 1) << 5 | map)
+      hot.byte(w << 7 | tail)
+    }
+    hot.byte(i.opcode)
+  }
+}
+
+extension Instruction {
+  /// The register in the opcode's low bits.
+  @inline(__always) var plusRegister: UInt8 { opcode & 7 | (rex & 1) << 3 }
+}

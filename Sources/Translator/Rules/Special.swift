@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ordinary instructions whose encoding or operand needs a rule of its own: LEA, bit tests with a register offset,
+// the moffs moves, INC and DEC without ModRM, XLAT, and the string instructions, which run in a light helper.
+
+import CHost
+import X86
+
+extension BlockBuilder {
+  /// LEA.
+  mutating func lea() -> Bool {
+    let i = instruction
+    let target = RegisterMap.host(i.reg)
+    if isLong && i.addressSize == 8 && i.operandSize != 2 && target != RegisterMap.inMemory && !i.isRIPRelative
+      && i.base != 0xFF && RegisterMap.host(i.base) != RegisterMap.inMemory
+      && (i.index == 0xFF || RegisterMap.host(i.index) != RegisterMap.inMemory)
+    {
+      var memory = HostMemory(RegisterMap.host(i.base), i.displacement)
+      if i.index != 0xFF {
+        memory.index = RegisterMap.host(i.index)
+        memory.scale = i.scale
+      }
+      if i.operandSize == 8 { hot.lea(target, memory) } else { hot.lea32(target, memory) }
+    } else {
+      effectiveAddress()
+      write(i.reg, RegisterMap.t0, size: Int32(i.operandSize))
+    }
+    finishFlags()
+    return true
+  }
+
+  /// BT, BTS, BTR, BTC with a bit offset in a register: the operand is the word that holds the bit, which may lie
+  /// far from the addressed one.
+  mutating func bitMemory() -> Bool {
+    let i = instruction
+    guard i.isMemory else { return copy() }
+    guard isInline(segment: i.segment) else { return false }
+    clobberFlags()
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1, t2 = RegisterMap.t2
+    linearAddress()
+    let size = i.operandSize
+    let source = value(of: i.reg, scratch: t2)
+    switch size {
+    case 8: if source != t2 { hot.mov(t2, source) }
+    case 4: hot.signExtend32(t2, source)
+    default: hot.signExtend16(t2, source)
+    }
+    hot.shiftRightArithmetic(t2, size == 8 ? 6 : (size == 4 ? 5 : 4))
+    hot.lea(t0, HostMemory(t0, index: t2, scale: size == 8 ? 3 : (size == 4 ? 2 : 1)))
+    if i.addressSize == 4 && i.segment < 4 { hot.mov32(t0, t0) }
+    let memory = accessAtT0(size: Int(size), write: traits.memoryWrites)
+    hot.lea(t0, memory)
+    let bits = value(of: i.reg, scratch: t2)
+    if bits != t2 { hot.mov(t2, bits) }
+    hot.alu(.and, t2, immediate: Int32(size) &* 8 &- 1, w: false)
+    prepareFlags(scratch: t1)
+    if i.hasLock { hot.byte(0xF0) }
+    if size == 2 { hot.byte(0x66) }
+    let target = HostMemory(t0)
+    hot.rex(w: size == 8, reg: t2, memory: target)
+    hot.byte(0x0F)
+    hot.byte(i.opcode)
+    hot.modRM(reg: t2, memory: target)
+    finishFlags()
+    return true
+  }
+
+  /// MOV between AL/AX/EAX/RAX and an absolute offset.
+  mutating func moffs() -> Bool {
+    let i = instruction
+    guard isInline(segment: i.segment) else { return false }
+    let size = i.opcode & 1 == 0 ? 1 : Int(i.operandSize)
+    let write = i.opcode & 2 != 0
+    clobberFlags()
+    hot.mov(RegisterMap.t0, immediate: i.immediate)
+    if i.segment >= 4 { hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(i.segment))) }
+    let memory = accessAtT0(size: size, write: write)
+    if size == 2 { hot.byte(0x66) }
+    hot.rex(w: size == 8, reg: RegisterMap.rax, memory: memory)
+    hot.byte((write ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
+    hot.modRM(reg: RegisterMap.rax, memory: memory)
+    finishFlags()
+    return true
+  }
+
+  /// INC and DEC in the one-byte encodings that became REX.
+  mutating func incDec32() -> Bool {
+    let i = instruction
+    prepareFlags()
+    let register = RegisterMap.host(i.opcode & 7)
+    if i.operandSize == 2 { hot.byte(0x66) }
+    hot.rex(w: false, reg: 0, rm: register)
+    hot.byte(0xFF)
+    hot.modRM(reg: i.opcode & 8 == 0 ? 0 : 1, rm: register)
+    finishFlags()
+    return true
+  }
+
+  /// XLAT in 64-bit mode.
+  mutating func xlat() -> Bool {
+    let i = instruction
+    guard isLong, i.addressSize == 8, isInline(segment: i.segment) else { return false }
+    clobberFlags()
+    hot.byte(0x44)  // MOVZX R13D, AL
+    hot.byte(0x0F)
+    hot.byte(0xB6)
+    hot.byte(0xE8)
+    hot.lea(RegisterMap.t0, HostMemory(3, index: RegisterMap.t2))
+    if i.segment >= 4 { hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(i.segment))) }
+    let memory = accessAtT0(size: 1, write: false)
+    hot.rex(w: false, reg: RegisterMap.rax, memory: memory)
+    hot.byte(0x8A)
+    hot.modRM(reg: RegisterMap.rax, memory: memory)
+    finishFlags()
+    return true
+  }
+
+  /// MOVS, STOS, LODS, SCAS, CMPS, repeated or not.
+  mutating func string(_ kind: Int) -> Bool {
+    let i = instruction
+    guard isInline(segment: 0), i.addressSize != 2, isLong || i.segment < 4 else { return false }
+    let compares = kind == Int(CHOST_STRING_SCAS) || kind == Int(CHOST_STRING_CMPS)
+    if compares { flagsAreLive = true }
+    clobberFlags()
+    let size: UInt32 = i.opcode & 1 == 0 ? 0 : (i.operandSize == 8 ? 3 : (i.operandSize == 4 ? 2 : 1))
+    var operation = UInt32(kind) | size << 4 | (i.addressSize == 8 ? 3 : 2) << 8
+    if i.repeatPrefix != 0 { operation |= (compares && i.repeatPrefix == 0xF2 ? 2 : 1) << 12 }
+    operation |= UInt32(i.segment) << 16
+    if privilege == 3 { operation |= 1 << 24 }
+    hot.storeImmediate32(.env(Slot.stringOperation), operation)
+    hot.mov(
+      RegisterMap.t1,
+      immediate: UInt64(info(Int(CHOST_EXIT_MEMORY), offset: current.offset, flagsSaved: true)))
+    hot.call(stubs.string)
+    hostFlags = false
+    if compares { pageFlags = true }
+    flagsAreLive = current.liveAfter != 0
+    return true
+  }
+
+  /// MOV r/m16, Sreg to a register.
+  mutating func movSegment() -> Bool {
+    let i = instruction
+    guard !i.isMemory else { return false }
+    hot.load32(RegisterMap.t0, .env(BlockBuilder.selector(i.reg & 7)))
+    write(i.rm, RegisterMap.t0, size: Int32(i.operandSize))
+    finishFlags()
+    return true
+  }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// System instructions that are hot enough to be emitted in line; the others leave to Swift (System/*.swift), which
+// also holds the complete semantics of these.
+
+import CHost
+import X86
+
+extension BlockBuilder {
+  private static let interruptFlag: Int32 = 0x200
+
+  /// CLI at CPL 0 (elsewhere IOPL decides: Swift).
+  mutating func cli() -> Bool {
+    guard privilege == 0, !has(Int(CHOST_MODE_VM86)) else { return false }
+    clobberFlags()
+    hot.alu32(.and, .env(Slot.systemFlags), immediate: ~BlockBuilder.interruptFlag)
+    finishFlags()
+    return true
+  }
+
+  /// STI at CPL 0. With an interrupt waiting, Swift executes it and honours the shadow.
+  mutating func sti() -> Bool {
+    guard privilege == 0, !has(Int(CHOST_MODE_VM86)), nextOffset < 4096 else { return false }
+    clobberFlags()
+    let stub = coldExitInstruction()
+    hot.alu32(.cmp, .env(Slot.interruptWaiting), immediate: 0)
+    hot.jump(if: CodeEmitter.notEqual, to: stub)
+    hot.alu32(.or, .env(Slot.systemFlags), immediate: BlockBuilder.interruptFlag)
+    finishFlags()
+    return true
+  }
+
+  /// CLD, STD.
+  mutating func setDirection(_ set: Bool) -> Bool {
+    clobberFlags()
+    if set {
+      hot.alu32(.or, .env(Slot.systemFlags), immediate: 0x400)
+    } else {
+      hot.alu32(.and, .env(Slot.systemFlags), immediate: ~0x400)
+    }
+    finishFlags()
+    return true
+  }
+
+  /// RDTSC: the host's counter plus the vCPU's offset.
+  mutating func rdtsc() -> Bool {
+    guard privilege == 0 || !has(Int(CHOST_MODE_TSD)) else { return false }
+    clobberFlags()
+    hot.byte(0x0F)
+    hot.byte(0x31)
+    hot.shiftLeft(2, 32, w: true)
+    hot.alu(.or, RegisterMap.rax, 2)
+    hot.alu(.add, RegisterMap.rax, .env(Slot.tscOffset))
+    hot.mov(2, RegisterMap.rax)
+    hot.shiftRight(2, 32)
+    hot.mov32(RegisterMap.rax, RegisterMap.rax)
+    finishFlags()
+    return true
+  }
+
+  /// SWAPGS at CPL 0 in 64-bit mode.
+  mutating func swapgs() -> Bool {
+    guard isLong, privilege == 0 else { return false }
+    let base = BlockBuilder.segmentBase(5)
+    hot.load(RegisterMap.t0, .env(base))
+    hot.load(RegisterMap.t1, .env(Slot.kernelGSBase))
+    hot.store(.env(base), RegisterMap.t1)
+    hot.store(.env(Slot.kernelGSBase), RegisterMap.t0)
+    finishFlags()
+    return true
+  }
+
+  /// RDFSBASE, RDGSBASE.
+  mutating func rdfsbase() -> Bool {
+    guard isLong, has(Int(CHOST_MODE_FSGSBASE)) else { return false }
+    let i = instruction
+    hot.load(RegisterMap.t0, .env(BlockBuilder.segmentBase(i.modRM >> 3 & 1 == 0 ? 4 : 5)))
+    write(i.rm, RegisterMap.t0, size: i.w ? 8 : 4)
+    finishFlags()
+    return true
+  }
+}
