@@ -26,7 +26,7 @@ public struct Instruction: Sendable {
   public var hasLock = false
   /// 0, 0xF2 or 0xF3: the last repeat prefix.
   public var repeatPrefix: UInt8 = 0
-  /// The segment that a prefix names (0...5), or 0xFF. ES, CS, SS, DS are ignored in 64-bit mode.
+  /// The segment that a prefix names (0...5), or 0xFF. ES, CS, SS, DS are ignored (not recorded) in 64-bit mode.
   public var segmentPrefix: UInt8 = 0xFF
   /// REX byte, or 0.
   public var rex: UInt8 = 0
@@ -39,25 +39,30 @@ public struct Instruction: Sendable {
   /// The register in VEX.vvvv, already inverted, 0...15.
   public var vvvv: UInt8 = 0
 
+  /// The opcode byte, after any escape.
   public var opcode: UInt8 = 0
   public var hasModRM = false
+  /// As it stood, but MOV CR and DR, which ignore the mod field, always show the register form.
   public var modRM: UInt8 = 0
 
   /// Register numbers with their REX or VEX extension, 0...15. For byte operands without REX, 4...7 in a
-  /// general-register field mean AH CH DH BH: `isHighByte(_:)`.
+  /// general-register field mean AH CH DH BH: `isHighByte(_:)`. MMX, x87 and segment registers have no extension
+  /// and are 0...7. `rm` is also the register of `Form.plus`; it means nothing when the operand is in memory.
   public var reg: UInt8 = 0
   public var rm: UInt8 = 0
-  /// Memory operand: base and index register, or 0xFF. 16-bit forms use BX BP SI DI here too.
+  /// Memory operand: base and index register, or 0xFF. 16-bit forms use BX BP SI DI here too. With VSIB `index`
+  /// is a vector register.
   public var base: UInt8 = 0xFF
   public var index: UInt8 = 0xFF
   /// 0...3: index is scaled by 1 << scale.
   public var scale: UInt8 = 0
   public var displacement: Int32 = 0
   public var isRIPRelative = false
-  /// The segment of the memory operand (0...5) after defaults and prefixes.
+  /// The segment of the memory operand (0...5) after defaults and prefixes; for string instructions, XLAT, moffs
+  /// and MASKMOV that of the DS operand.
   public var segment: UInt8 = 3
 
-  /// 2, 4 or 8 bytes.
+  /// 2, 4 or 8 bytes. Near branches in 64-bit mode: always 8.
   public var operandSize: UInt8 = 4
   /// 2, 4 or 8 bytes.
   public var addressSize: UInt8 = 8

@@ -10,7 +10,10 @@ public enum OpcodeMap: UInt8, Sendable, CaseIterable {
   case vex0F, vex0F38, vex0F3A
 }
 
-/// Which mandatory prefix selects the row. `any`: the row ignores 66/F3/F2 (they keep their usual meaning).
+/// Which mandatory prefix selects the row. `any`: the row ignores 66/F3/F2 (they keep their usual meaning); it
+/// gives way to rows of the same byte that name a prefix (BSF and TZCNT, NOP and PAUSE). F3 and F2 win over 66,
+/// and the last of F3 and F2 wins. 66 changes `Instruction.operandSize` even where it selects the row: MOVBE and
+/// RDRAND, which exist without a prefix and with 66 but not with F3 or F2, have two rows.
 public enum MandatoryPrefix: UInt8, Sendable, CaseIterable {
   case any, none, p66, pF3, pF2
 }
@@ -19,13 +22,15 @@ public enum MandatoryPrefix: UInt8, Sendable, CaseIterable {
 public enum Form: UInt8, Sendable, CaseIterable {
   /// No ModRM byte.
   case plain
-  /// No ModRM byte; the low three opcode bits name a register (the row stands for eight bytes).
+  /// No ModRM byte; the low three opcode bits name a register (the row stands for eight bytes). The register,
+  /// with REX.B, is in `Instruction.rm`. Byte 90 without REX.B is the `plain` row NOP.
   case plus
   /// ModRM with a register in `reg`; both register and memory forms.
   case modRM
   /// ModRM whose register form does not exist (`M` operands): #UD.
   case memory
-  /// ModRM whose memory form does not exist: #UD.
+  /// ModRM whose memory form does not exist: #UD. With a control or debug register (MOV CR, DR) the mod field
+  /// is ignored instead.
   case register
   /// ModRM whose `reg` field extends the opcode, register and memory forms.
   case ext0, ext1, ext2, ext3, ext4, ext5, ext6, ext7
@@ -44,8 +49,10 @@ public enum Form: UInt8, Sendable, CaseIterable {
 /// target. O: offset without ModRM. S, C, D: segment, control, debug register in ModRM.reg.
 /// V, W, H, L, U: vector register in reg, rm (or memory), vvvv, imm8[7:4], rm (register only).
 /// P, Q, N: MMX register in reg, rm (or memory), rm (register only).
-/// Sizes: b 1, w 2, d 4, q 8 bytes; v by operand size; y 4 or 8 (REX.W); z 2 or 4; x 16 or 32 by VEX.L;
-/// o 16; h half of x; s of a W operand: ss 4, sd 8.
+/// Sizes: b 1, w 2, d 4, q 8 bytes; v by operand size; y 8 with REX.W or VEX.W in 64-bit mode, else 4, whatever
+/// 66 says (MOV CR and DR, INVPCID: always 8 in 64-bit mode); z 2 or 4; x 16 or 32 by VEX.L; o 16; h half of x;
+/// s of a W operand: ss 4, sd 8. `eAX` is at most 4 bytes even with REX.W; string instructions name no operands:
+/// opcode bit 0 clear is bytes, set is operand size (INS and OUTS: at most 4).
 public enum Operand: UInt8, Sendable, CaseIterable {
   case none
   case Eb, Ew, Ed, Eq, Ev, Ey
@@ -64,7 +71,7 @@ public enum Operand: UInt8, Sendable, CaseIterable {
   case Mp
   /// A descriptor-table image: 16-bit limit and base.
   case Ms
-  /// Two bounds of operand size (BOUND); twice the operand size (CMPXCHG8B/16B).
+  /// Two bounds of operand size (BOUND); 8 bytes, 16 with REX.W (CMPXCHG8B/16B, one row).
   case Ma, Mdq
   /// FXSAVE (512 bytes), XSAVE (by XCR0), FNSAVE (108 or 94), FNSTENV (28 or 14) areas.
   case Mfx, Mxsave, Mfsave, Mfenv
@@ -210,11 +217,11 @@ public enum Rule: UInt8, Sendable, CaseIterable {
 /// What else is special about an encoding.
 public enum Attribute: UInt8, Sendable, CaseIterable {
   case none
-  /// LOCK is allowed with a memory destination.
+  /// LOCK is allowed with a memory destination. (Group 82, `notIn64`, allows it as group 80 does.)
   case lockable
   /// LOCK allowed and the second operand is written too (XADD); XCHG (implicitly locked).
   case exchange
-  /// The second operand is written too (MULX).
+  /// The second operand is written too (MULX, which also needs VEX.L 0).
   case secondWritten
   /// Does not exist in 64-bit mode.
   case notIn64
@@ -230,8 +237,8 @@ public enum Attribute: UInt8, Sendable, CaseIterable {
   case vexL0, vexL1
   /// VEX.W must be 0; must be 1.
   case vexW0, vexW1
-  /// `vexL1` and `vexW0`; `vexL0` and `vexW0`; `vexL0` and `vexW1`.
-  case vexL1W0, vexL0W0, vexL0W1
+  /// Both constraints at once.
+  case vexL1W0, vexL0W0, vexL0W1, vexL1W1
   /// Needs REX.W clear, set (legacy encodings that differ by it: CMPXCHG16B, MOVQ).
   case rexW0, rexW1
   /// Privileged: #GP above CPL 0.
