@@ -40,7 +40,7 @@ struct FaultSite {
   var flagsSaved: Bool
 }
 
-struct BlockBuilder: ~Copyable {
+@safe struct BlockBuilder: ~Copyable {
   var hot: CodeEmitter
   var cold: CodeEmitter
   let mode: UInt32

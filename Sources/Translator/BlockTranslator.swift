@@ -53,7 +53,7 @@ enum DecodedBlock {
     unsafe missing = .allocate(capacity: rows)
     unsafe traits = .allocate(capacity: rows)
     for number in 0..<rows {
-      let row = table[row: UInt16(truncatingIfNeeded: number)]
+      let row = table[UInt16(truncatingIfNeeded: number)]
       unsafe (missing + number).initialize(to: !supports(row.feature))
       unsafe (traits + number).initialize(to: RowTraits(row))
     }
@@ -100,7 +100,7 @@ enum DecodedBlock {
         store(count, instruction, position)
         count += 1
         position += Int(instruction.length)
-        if single || endsBlock(table[row: instruction.row].rule) { break loop }
+        if single || endsBlock(table[instruction.row].rule) { break loop }
       case .needsMore:
         if count == 0 { return .straddles }
         break loop
@@ -110,7 +110,7 @@ enum DecodedBlock {
       }
     }
     // STI at the very end would put a poll into its shadow.
-    if count > 1, !single, table[row: self[count - 1].instruction.row].rule == .sti { count -= 1 }
+    if count > 1, !single, table[self[count - 1].instruction.row].rule == .sti { count -= 1 }
     return .instructions(count: count)
   }
 
@@ -130,7 +130,7 @@ enum DecodedBlock {
   // MARK: Liveness
 
   /// Every flag.
-  static let allFlags: UInt8 = FlagMask.all
+  static let allFlags: UInt8 = ArithmeticFlags.all
 
   /// Flags that code at `offset` of the page may read before writing them; the bytes looked at are added to
   /// `dependencies` (a bit per 64-byte chunk of the page).
@@ -147,7 +147,7 @@ enum DecodedBlock {
         case .complete(let i) = unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code)
       else { return live | unknown }
       dependencies |= BlockTranslator.chunks(position, Int(i.length))
-      let row = table[row: i.row]
+      let row = table[i.row]
       live |= row.flags.reads(condition: i.opcode) & unknown
       unknown &= ~row.flags.writes
       if unknown == 0 || live == BlockTranslator.allFlags { return live }
@@ -199,7 +199,7 @@ enum DecodedBlock {
     var dependencies = BlockTranslator.chunks(Int(first.offset), end - Int(first.offset))
 
     // What is live where the block ends.
-    let lastRow = table[row: last.instruction.row]
+    let lastRow = table[last.instruction.row]
     let target = Int64(end) &+ Int64(bitPattern: last.instruction.immediate)
     var liveAtTarget = BlockTranslator.allFlags
     var liveAtNext = BlockTranslator.allFlags
@@ -226,7 +226,7 @@ enum DecodedBlock {
     var index = count
     while index > 0 {
       index -= 1
-      let row = table[row: self[index].instruction.row]
+      let row = table[self[index].instruction.row]
       unsafe buffer[index].liveAfter = live
       if leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
@@ -245,7 +245,7 @@ enum DecodedBlock {
     for index in 0..<count where !ended {
       let item = self[index]
       builder.current = item
-      builder.row = table[row: item.instruction.row]
+      builder.row = table[item.instruction.row]
       builder.traits = traits(of: item.instruction.row)
       builder.flagsAreLive = item.liveBefore != 0
       let done = translate(&builder, liveAtTarget: liveAtTarget)

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+// A vCPU of the translation engine: the loop that enters translated code and deals with what it left for. Nothing
+// here is on a hot path of the guest; what is hot never leaves (Rules/, CHost).
+
+import CHost
+import GuestMemory
+import Host
+import Synchronization
+public import X86
+
+/// One translated vCPU.
+@safe public final class TranslatedCPU: CPUEngine, CodeObserver, @unchecked Sendable {
+  let translation: Translation
+  let number: Int
+  let page: VCPUPage
+  let processor: Processor
+  private let region: Mapping
+  private let interruptRequest = Atomic<Bool>(false)
+
+  /// An external interrupt accepted from the machine, not delivered yet.
+  private var pendingInterrupt: UInt8?
+  private var pendingNMI = false
+  private var windowWanted = false
+  /// An instruction whose operand is not RAM, half done.
+  var slow: SlowAccess?
+
+  /// Full exits by CHOST_EXIT reason.
+  var exitCounts = InlineArray<8, UInt64>(repeating: 0)
+  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step"]
+
+  init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
+    self.translation = translation
+    self.number = number
+    region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + 4095) & ~4095)
+    unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
+    let state = ProcessorState(cpuid: cpuid)
+    processor = Processor(page: page, state: state)
+    let memory = translation.memory
+    unsafe page[\.ram] = UInt64(UInt(bitPattern: memory.baseAddress))
+    page[\.ram_low_end] = memory.lowEnd
+    page[\.ram_high_end] = memory.highEnd
+    unsafe page[\.page_flags] = UInt64(UInt(bitPattern: memory.pageFlags))
+    page[\.physical_mask] = 1 << UInt64(translation.options.physicalAddressBits) &- 1
+    unsafe page[\.block_table] = UInt64(UInt(bitPattern: translation.cache.table))
+    page[\.block_mask] = UInt64(CodeCache.tableSlots - 1)
+    page[\.code_base] = translation.cache.codeStart
+    page[\.code_end] = translation.cache.codeEnd
+    page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
+    unsafe chost_set_stubs(page.pointer)
+    unsafe chost_reset_tables(page.pointer)
+    state.codeObserver = self
+    self.state = CPUState()
+    page[\.tsc_offset] = translation.options.tscOffset
+  }
+
+  // MARK: The loop
+
+  public func run() -> VCPUExit {
+    while true {
+      if slow != nil {
+        if let exit = continueSlow() { return exit }
+        continue
+      }
+      if let exit = boundary() { return exit }
+      let step = processor.state.interruptShadow != .none
+      guard let entry = findEntry(step: step) else { continue }
+      if exitRequested { return shutdown() }
+      enter(entry)
+      if let exit = handleExit() { return exit }
+      if step && processor.state.interruptShadow != .none { processor.state.interruptShadow = .none }
+    }
+  }
+
+  private var exitRequested = false
+
+  private func shutdown() -> VCPUExit {
+    exitRequested = false
+    return .shutdown
+  }
+
+  /// What is due before the next instruction: debug traps, NMIs, interrupts, kicks.
+  private func boundary() -> VCPUExit? {
+    let state = processor.state
+    if page[\.attention] != 0 {
+      page[\.attention] = 0
+      if interruptRequest.exchange(false, ordering: .sequentiallyConsistent) { return .kicked }
+    }
+    if exitRequested { return shutdown() }
+    if state.pendingDebug != 0 {
+      let status = state.pendingDebug
+      state.pendingDebug = 0
+      if processor.debugTrap(status) == .shutdown { return .shutdown }
+    }
+    if pendingNMI && !state.nmiBlocked && state.interruptShadow != .movSS {
+      pendingNMI = false
+      if processor.deliver(2, kind: .nmi) == .shutdown { return .shutdown }
+    }
+    if let vector = pendingInterrupt, isInterruptible {
+      pendingInterrupt = nil
+      if processor.deliver(vector, kind: .external) == .shutdown { return .shutdown }
+    }
+    if windowWanted && canAcceptInterrupt { return .interruptWindow }
+    page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil ? 1 : 0
+    return nil
+  }
+
+  /// IF set and no shadow.
+  private var isInterruptible: Bool {
+    page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.if) != 0 && processor.state.interruptShadow == .none
+  }
+
+  /// Enters translated code at `entry`; afterwards RIP is current.
+  func enter(_ entry: UInt64) {
+    unsafe chost_enter(page.pointer, entry)
+  }
+
+  /// The linear address of the current instruction.
+  var linearIP: UInt64 {
+    page.isLongMode ? page[\.rip] : (page[segment: .cs].base &+ page[\.rip]) & 0xFFFF_FFFF
+  }
+
+  /// Sets RIP from a linear address.
+  private func setIP(linear: UInt64) {
+    page[\.rip] =
+      page.isLongMode
+      ? linear : (linear &- page[segment: .cs].base) & (page[\.mode] & UInt32(CHOST_MODE_CODE32) != 0 ? 0xFFFF_FFFF : 0xFFFF)
+  }
+
+  // MARK: Finding code
+
+  /// The entry for the code at RIP, translating it if need be; nil after a fault has been delivered.
+  private func findEntry(step: Bool) -> UInt64? {
+    if step && page[\.mode] & UInt32(CHOST_MODE_STEP) == 0 {
+      page[\.mode] |= UInt32(CHOST_MODE_STEP)
+      defer { page.updateMode() }
+      return findEntry(step: false)
+    }
+    let linear = linearIP
+    page[\.linear] = linear
+    let found = unsafe chost_lookup(page.pointer, linear)
+    if found != 0 { return found }
+    do throws(Fault) {
+      return try translate(linear)
+    } catch {
+      fault(error)
+      return nil
+    }
+  }
+
+  /// Delivers a fault of the instruction at RIP.
+  func fault(_ fault: Fault) {
+    if processor.deliver(fault) == .shutdown { exitRequested = true }
+  }
+
+  private func translate(_ linear: UInt64) throws(Fault) -> UInt64 {
+    let started = chost_read_tsc()
+    let physical = try codePage(linear)
+    let translation = translation
+    let mode = page[\.mode]
+    let cache = translation.cache
+    makeRoom()
+    let offset = Int(linear & 4095)
+    let base = unsafe UnsafePointer<UInt8>(
+      bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
+    var bytes = unsafe GuestCode(page: base)
+    var decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
+    var second = Block.noPage
+    var joined = InlineArray<16, UInt8>(repeating: 0)
+    if case .straddles = decoded {
+      second = try codePage((linear | 4095) &+ 1) & ~4095
+      let found = translation.lock.withLock { _ in cache.find(physical, mode: mode, secondPage: second) }
+      if let found { return remember(linear, cache.entry(found)) }
+      let next = unsafe UnsafePointer<UInt8>(bitPattern: UInt(page[\.ram] &+ second))!
+      for index in 0..<15 {
+        let position = offset + index
+        joined[index] = unsafe position < 4096 ? base[position] : next[position - 4096]
+      }
+    }
+    return try withUnsafePointer(to: &joined) { pointer throws(Fault) in
+      if second != Block.noPage {
+        unsafe bytes = GuestCode(page: base, straddling: UnsafeRawPointer(pointer).assumingMemoryBound(to: UInt8.self))
+        decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
+      }
+      guard case .instructions(let count) = decoded else { throw .generalProtection() }
+      let entry = translation.lock.withLock { _ in
+        let index = cache.add(bytes, count: count, physical: physical, secondPage: second, mode: mode)
+        cache.count(ticks: chost_read_tsc() &- started)
+        return cache.entry(index)
+      }
+      return second == Block.noPage ? entry : remember(linear, entry)
+    }
+  }
+
+  /// Puts a block that straddles pages where jumps find it: the block table cannot hold it.
+  private func remember(_ linear: UInt64, _ entry: UInt64) -> UInt64 {
+    unsafe chost_jump_fill(page.pointer, linear, entry)
+    return entry
+  }
+
+  /// Translates a linear code address and marks the page as holding code.
+  private func codePage(_ linear: UInt64) throws(Fault) -> UInt64 {
+    if page.isLongMode {
+      guard Processor.isCanonical(linear) else { throw .generalProtection() }
+    } else {
+      guard linear &- page[segment: .cs].base <= UInt64(page[segment: .cs].limit) else { throw .generalProtection() }
+    }
+    let physical = try processor.translate(linear, UInt32(CHOST_ACCESS_FETCH) | processor.authority.rights)
+    guard processor.isRAM(physical) else { throw .invalidOpcode }
+    let isNew = translation.lock.withLock { _ in translation.cache.markCode(physical) }
+    if isNew { translation.forEachCPU { unsafe chost_protect_page($0.page.pointer, physical & ~4095) } }
+    return physical
+  }
+
+  private func makeRoom() {
+    let flushed = translation.lock.withLock { _ in
+      if translation.cache.hasRoom { return false }
+      translation.cache.flush()
+      return true
+    }
+    if flushed { translation.forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
+  }
+
+  /// Blocks were discarded.
+  func dropJumpCache() { unsafe chost_flush_jump_cache(page.pointer) }
+
+  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }
+
+  // MARK: Exits
+
+  private func handleExit() -> VCPUExit? {
+    let info = page[\.exit_info]
+    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 7
+    exitCounts[reason] &+= 1
+    switch reason {
+    case Int(CHOST_EXIT_LOOKUP): setIP(linear: page[\.linear])
+    case Int(CHOST_EXIT_FAULT): return hostFault()
+    default: setIP(linear: page[\.page_va] &+ UInt64(info & UInt32(CHOST_INFO_OFFSET)))
+    }
+    switch reason {
+    case Int(CHOST_EXIT_MEMORY), Int(CHOST_EXIT_INSTRUCTION): return executeSlowly()
+    case Int(CHOST_EXIT_LINK): link(page[\.exit_data])
+    case Int(CHOST_EXIT_STEP): stepped()
+    default: break
+    }
+    return nil
+  }
+
+  /// A one-instruction block has ended.
+  func stepped() {
+    processor.clearResume()
+    if page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0 {
+      processor.state.pendingDebug |= DR6.step
+    }
+  }
+
+  /// Links an edge to the block at RIP, which is translated if need be.
+  private func link(_ index: UInt32) {
+    let cache = translation.cache
+    let edge = cache.edge(index)
+    guard edge.block >= 0 else { return }
+    let block = cache[edge.block]
+    let physical = block.page | UInt64(edge.targetOffset)
+    let generation = cache.generation
+    var target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
+    if target == nil {
+      guard findEntry(step: false) != nil else { return }
+      target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
+    }
+    if let target, cache.generation == generation {
+      translation.lock.withLock { _ in cache.link(index, to: target) }
+    }
+  }
+
+  /// The host CPU raised an exception in translated code: the guest instruction's own.
+  private func hostFault() -> VCPUExit? {
+    let address = page[\.fault_pc]
+    let trap = page[\.fault_trap]
+    guard let (_, fault) = translation.cache.faultingInstruction(at: address) else {
+      return .failed("host trap \(trap) at an unexpected place in translated code (guest RIP near \(hex(page[\.page_va])))")
+    }
+    if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
+    setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
+    self.fault(TranslatedCPU.guestFault(hostTrap: trap))
+    return nil
+  }
+
+  /// What the guest sees of a host trap.
+  static func guestFault(hostTrap: UInt32) -> Fault {
+    switch hostTrap {
+    case 0: .divideError
+    case 6: .invalidOpcode
+    case 16: .floatingPoint
+    case 17: .alignmentCheck
+    case 19: .simdFloatingPoint
+    default: .generalProtection()
+    }
+  }
+
+  func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
+
+  // MARK: CPUEngine
+
+  public func completeRead(_ value: UInt64) {
+    if slow != nil { completeSlowRead(value) } else { processor.completeRead(value) }
+  }
+
+  public func completeWrite() { processor.completeWrite() }
+
+  public func refuseMSR() {
+    processor.refuseMSR()
+    fault(.generalProtection())
+  }
+
+  public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil }
+
+  public func inject(interrupt vector: UInt8) { pendingInterrupt = vector }
+  public func injectNMI() { pendingNMI = true }
+
+  public func requestInterruptWindow(_ wanted: Bool) {
+    windowWanted = wanted
+    page[\.interrupt_waiting] = wanted || pendingInterrupt != nil ? 1 : 0
+  }
+
+  public func kick() {
+    interruptRequest.store(true, ordering: .sequentiallyConsistent)
+    unsafe chost_set_attention(page.pointer)
+  }
+
+  public subscript(register number: Int) -> UInt64 {
+    get { page[register: UInt8(truncatingIfNeeded: number)] }
+    set { page[register: UInt8(truncatingIfNeeded: number)] = newValue }
+  }
+
+  public var currentPrivilegeLevel: UInt8 { page.privilege }
+  public var isIn64BitMode: Bool { page.isLongMode }
+  public var timestampCounter: UInt64 { chost_read_tsc() &+ page[\.tsc_offset] }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// The translation engine of one virtual machine: its RAM, its code cache, its vCPUs, and the lock under which code is
+// made and forgotten.
+
+import CHost
+import GuestMemory
+import Host
+import Synchronization
+public import X86
+
+/// What the engine of a virtual machine is made with.
+public struct TranslationOptions: Sendable {
+  /// The CPUID tables, one per vCPU.
+  public var cpuid: [CPUIDTable]
+  /// Whether the CPU model has a feature; instructions of features it lacks raise #UD.
+  public var supports: @Sendable (Feature) -> Bool
+  /// Guest TSC minus host TSC at the start.
+  public var tscOffset: UInt64 = 0
+  /// MAXPHYADDR of the CPU model, 36...46 bits.
+  public var physicalAddressBits: Int = 46
+  /// One instruction a block: slow, for comparing against.
+  public var singleInstruction = false
+
+  public init(cpuid: [CPUIDTable], supports: @escaping @Sendable (Feature) -> Bool) {
+    self.cpuid = cpuid
+    self.supports = supports
+  }
+}
+
+/// Counters of a virtual machine's engine.
+public struct TranslationCounters: Sendable {
+  /// Blocks translated, the guest bytes they cover and the host bytes they take.
+  public var blocks: UInt64 = 0, guestBytes: UInt64 = 0, hostBytes: UInt64 = 0
+  /// Direct edges linked, blocks discarded, times everything was forgotten.
+  public var links: UInt64 = 0, discards: UInt64 = 0, flushes: UInt64 = 0
+  /// Time spent translating, in host TSC ticks.
+  public var ticks: UInt64 = 0
+  /// By the light helpers, over all vCPUs.
+  public var tlbFills: UInt64 = 0, tlbFlushes: UInt64 = 0, lookups: UInt64 = 0, lookupMisses: UInt64 = 0
+  /// Full exits by reason: name and count.
+  public var exits: [(name: String, count: UInt64)] = []
+
+  public init() {}
+}
+
+/// The engine of one virtual machine.
+public final class Translation: Sendable {
+  let memory: GuestMemory
+  let cache: CodeCache
+  let options: TranslationOptions
+  /// Guards the cache.
+  let lock = Mutex<Void>(())
+  private let vcpus = Mutex<[Unowned]>([])
+
+  private struct Unowned: @unchecked Sendable {
+    weak var cpu: TranslatedCPU?
+  }
+
+  /// Prepares the engine; vCPUs are added with `makeCPU`.
+  ///
+  /// - Throws: `HostError` if the host refuses memory, executable mappings or signal handlers.
+  public init(memory: GuestMemory, options: TranslationOptions) throws(HostError) {
+    self.memory = memory
+    self.options = options
+    let translator = BlockTranslator(supports: options.supports, singleInstruction: options.singleInstruction)
+    cache = try CodeCache(memory: memory, translator: translator)
+    let error = chost_install_fault_handlers()
+    guard error == 0 else {
+      throw HostError("install", "fault handlers", reason: "sigaction failed (\(error))")
+    }
+    memory.setCodeWriteHandler { [weak self] address, count in self?.bytesChanged(address, count: count) }
+  }
+
+  /// Adds vCPU `number` (0..<cpuid.count).
+  public func makeCPU(_ number: Int) throws(HostError) -> TranslatedCPU {
+    guard options.cpuid.indices.contains(number), number < 64 else {
+      throw HostError("add", "vCPU \(number)", reason: "the machine has \(options.cpuid.count)")
+    }
+    let cpu = try TranslatedCPU(translation: self, number: number, cpuid: options.cpuid[number])
+    vcpus.withLock { $0.append(Unowned(cpu: cpu)) }
+    return cpu
+  }
+
+  /// Guest-physical bytes have changed: code made from them is discarded. Any thread.
+  func bytesChanged(_ physical: UInt64, count: Int) {
+    let any = lock.withLock { _ in cache.bytesChanged(physical, count: count) }
+    if any { forEachCPU { $0.dropJumpCache() } }
+  }
+
+  func forEachCPU(_ body: (TranslatedCPU) -> Void) {
+    let all = vcpus.withLock { $0 }
+    for entry in all { if let cpu = entry.cpu { body(cpu) } }
+  }
+
+  /// What the engine has done so far.
+  public var counters: TranslationCounters {
+    var result = TranslationCounters()
+    let c = lock.withLock { _ in cache.counters }
+    result.blocks = c.blocks
+    result.guestBytes = c.guestBytes
+    result.hostBytes = c.hostBytes
+    result.links = c.links
+    result.discards = c.discards
+    result.flushes = c.flushes
+    result.ticks = c.ticks
+    var exits = [UInt64](repeating: 0, count: TranslatedCPU.exitNames.count)
+    forEachCPU { cpu in
+      result.tlbFills &+= cpu.page[\.count_tlb_fill]
+      result.tlbFlushes &+= cpu.page[\.count_tlb_flush]
+      result.lookups &+= cpu.page[\.count_lookup]
+      result.lookupMisses &+= cpu.page[\.count_lookup_miss]
+      for index in exits.indices { exits[index] &+= cpu.exitCounts[index] }
+    }
+    result.exits = zip(TranslatedCPU.exitNames, exits).map { (name: $0, count: $1) }
+    return result
+  }
+}
