@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// The MADT: processors, the IOAPIC, and where ISA interrupts really arrive.
+
+extension ACPITables {
+  /// Interrupt flags: active high and level triggered, or as the bus says.
+  private enum Trigger: UInt16 { case conforming = 0, activeHighLevel = 0b1101 }
+
+  /// The body after the header (ACPI 6.5, 5.2.12).
+  static func madt(_ configuration: ACPIConfiguration) -> [UInt8] {
+    var body = configuration.localAPICAddress.littleEndianBytes
+    body += UInt32(configuration.hasPIC ? 1 : 0).littleEndianBytes
+    for cpu in 0..<UInt8(configuration.cpuCount) {
+      body += [0, 8, cpu, cpu] + UInt32(1).littleEndianBytes  // Local APIC: processor UID, APIC ID, enabled
+    }
+    body += [1, 12, 0, 0] + configuration.ioapicAddress.littleEndianBytes + UInt32(0).littleEndianBytes
+    body += override(irq: 0, gsi: 2, .conforming)
+    body += override(irq: UInt8(sciInterrupt), gsi: UInt32(sciInterrupt), .activeHighLevel)
+    body += [4, 6, 0xFF, 0, 0, 1]  // NMI: every processor's LINT1
+    return body
+  }
+
+  private static func override(irq: UInt8, gsi: UInt32, _ trigger: Trigger) -> [UInt8] {
+    [2, 10, 0, irq] + gsi.littleEndianBytes + trigger.rawValue.littleEndianBytes
+  }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Two of these exist, one for ports and one for physical addresses that are not RAM: they find the device an
+// access belongs to. The map is fixed when the machine is built, so lookups take no lock.
+
+import Synchronization
+
+/// Sorted, disjoint ranges of addresses, each answered by a device.
+public final class Bus: Sendable {
+  /// One range of addresses and who answers there.
+  public struct Mapping: Sendable {
+    public let base: UInt64
+    /// Number of addresses, at least 1.
+    public let count: UInt64
+    public let device: any Device
+    /// The device's offset of `base`: lets one device answer in several ranges.
+    public let offset: UInt64
+    /// Widest access the device understands, in bytes; wider ones arrive split, lowest address first.
+    public let widestAccess: UInt8
+
+    public init(base: UInt64, count: UInt64, device: any Device, offset: UInt64 = 0, widestAccess: UInt8 = 1) {
+      precondition(count > 0 && base <= UInt64.max - (count - 1), "empty or wrapping range")
+      precondition([1, 2, 4, 8].contains(widestAccess))
+      self.base = base
+      self.count = count
+      self.device = device
+      self.offset = offset
+      self.widestAccess = widestAccess
+    }
+  }
+
+  /// The most distinct unclaimed addresses that are remembered, and so reported.
+  private static let reportLimit = 1024
+
+  private let mappings: [Mapping]
+  private let unclaimedCount = Atomic<UInt64>(0)
+  private let reported = Mutex<Set<UInt64>>([])
+  private let onUnclaimed: @Sendable (_ address: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void
+
+  /// Builds the map; ranges may come in any order but must not overlap.
+  ///
+  /// - Parameter onUnclaimed: Called once for each of the first 1,024 addresses that no device answers, on the
+  ///   vCPU's thread.
+  public init(
+    _ mappings: [Mapping],
+    onUnclaimed: @escaping @Sendable (_ address: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void = { _, _, _ in }
+  ) {
+    self.mappings = mappings.sorted { $0.base < $1.base }
+    self.onUnclaimed = onUnclaimed
+    for (lower, upper) in zip(self.mappings, self.mappings.dropFirst()) {
+      precondition(upper.base - lower.base >= lower.count, "device ranges overlap")
+    }
+  }
+
+  /// How many accesses no device answered.
+  public var unclaimedAccesses: UInt64 { unclaimedCount.load(ordering: .relaxed) }
+
+  /// Reads `size` bytes (1, 2, 4 or 8), zero-extended. Where nothing answers, all bits are ones.
+  public func read(_ address: UInt64, size: UInt8) -> UInt64 {
+    guard let mapping = mapping(at: address) else { return unclaimed(address, size: size, isWrite: false) }
+    let offset = address - mapping.base
+    if size <= mapping.widestAccess, offset <= mapping.count &- UInt64(size), mapping.count >= UInt64(size) {
+      return mapping.device.read(offset: mapping.offset &+ offset, size: size) & Self.mask(size)
+    }
+    // The buses of a PC split what is too wide or crosses a device's end; do it the same way.
+    let step = Self.step(size, mapping.widestAccess)
+    var value: UInt64 = 0
+    for index in stride(from: UInt8(0), to: size, by: Int(step)) {
+      let part = address &+ UInt64(index)
+      let bits =
+        part >= mapping.base && part - mapping.base <= mapping.count &- UInt64(step)
+        ? mapping.device.read(offset: mapping.offset &+ (part - mapping.base), size: step) : UInt64.max
+      value |= (bits & Self.mask(step)) << (UInt64(index) &* 8)
+    }
+    return value
+  }
+
+  /// Writes the low `size` bytes (1, 2, 4 or 8) of `value`. Where nothing answers, they are dropped.
+  public func write(_ address: UInt64, size: UInt8, value: UInt64) {
+    guard let mapping = mapping(at: address) else {
+      _ = unclaimed(address, size: size, isWrite: true)
+      return
+    }
+    let offset = address - mapping.base
+    if size <= mapping.widestAccess, mapping.count >= UInt64(size), offset <= mapping.count &- UInt64(size) {
+      mapping.device.write(offset: mapping.offset &+ offset, size: size, value: value & Self.mask(size))
+      return
+    }
+    let step = Self.step(size, mapping.widestAccess)
+    for index in stride(from: UInt8(0), to: size, by: Int(step)) {
+      let part = address &+ UInt64(index)
+      guard part >= mapping.base, part - mapping.base <= mapping.count &- UInt64(step) else { continue }
+      let bits = (value >> (UInt64(index) &* 8)) & Self.mask(step)
+      mapping.device.write(offset: mapping.offset &+ (part - mapping.base), size: step, value: bits)
+    }
+  }
+
+  /// An access belongs to the device its first byte hits: a 32-bit write to 0xCF8 is not a write to 0xCF9.
+  private func mapping(at address: UInt64) -> Mapping? {
+    var low = 0
+    var high = mappings.count
+    while low < high {
+      let middle = (low + high) / 2
+      if mappings[middle].base <= address { low = middle + 1 } else { high = middle }
+    }
+    guard low > 0 else { return nil }
+    let candidate = mappings[low - 1]
+    return address - candidate.base < candidate.count ? candidate : nil
+  }
+
+  private func unclaimed(_ address: UInt64, size: UInt8, isWrite: Bool) -> UInt64 {
+    unclaimedCount.wrappingAdd(1, ordering: .relaxed)
+    let isNew = reported.withLock { $0.count < Self.reportLimit && $0.insert(address).inserted }
+    if isNew { onUnclaimed(address, size, isWrite) }
+    return Self.mask(size)
+  }
+
+  /// Bytes moved at a time by a split access: a crossing one goes byte by byte.
+  private static func step(_ size: UInt8, _ widest: UInt8) -> UInt8 { size <= widest ? 1 : widest }
+
+  private static func mask(_ size: UInt8) -> UInt64 { size >= 8 ? .max : (1 << (UInt64(size) &* 8)) &- 1 }
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+// The serial port: the guest's console, and therefore the device everybody looks at first.
+
+import Synchronization
+
+/// A 16550A (National PC16550D). Its transmitter is infinitely fast; its receiver never overruns, because the host
+/// offers no more than there is room for.
+///
+/// Registers are accessed by vCPU threads, `receive` is called by the thread that reads the host's input, `flush`
+/// and `expire` by any thread. Output is handed over in batches: at a newline, when 256 bytes wait, or 1 ms after
+/// the first byte, whichever is first.
+public final class UART: Device, DeadlineSource {
+  private enum ReadRegister: UInt64 {
+    case receiveBuffer = 0, interruptEnable, interruptIdentification, lineControl, modemControl, lineStatus
+    case modemStatus, scratch
+  }
+  private enum WriteRegister: UInt64 {
+    case transmitHolding = 0, interruptEnable, fifoControl, lineControl, modemControl, lineStatus, modemStatus, scratch
+  }
+  private enum InterruptEnable {
+    static let received: UInt8 = 1 << 0, transmitterEmpty: UInt8 = 1 << 1, lineStatus: UInt8 = 1 << 2
+    static let modemStatus: UInt8 = 1 << 3
+  }
+  /// IIR values in order of priority.
+  private enum Identification: UInt8 {
+    case lineStatus = 0x06, received = 0x04, receiveTimeout = 0x0C, transmitterEmpty = 0x02, modemStatus = 0x00
+    case none = 0x01
+  }
+  private enum LineStatus {
+    static let dataReady: UInt8 = 1 << 0, overrun: UInt8 = 1 << 1, transmitterIdle: UInt8 = 0x60
+  }
+  private static let loopback: UInt8 = 1 << 4
+  private static let divisorLatch: UInt8 = 1 << 7
+  /// CTS, DSR and DCD: somebody is always listening.
+  private static let connected: UInt8 = 0xB0
+  /// Bytes of host input that may wait for the guest.
+  public static let receiveLimit = 1024
+  private static let batchLimit = 256
+  private static let batchDelay: UInt64 = 1_000_000
+
+  private struct State {
+    var received: [UInt8] = []
+    var interruptEnable: UInt8 = 0
+    var fifoControl: UInt8 = 0
+    var lineControl: UInt8 = 0
+    var modemControl: UInt8 = 0
+    var modemDeltas: UInt8 = 0
+    var scratch: UInt8 = 0
+    var divisor: UInt16 = 1
+    var overran = false
+    var transmitterInterrupt = false
+
+    var hasFIFO: Bool { fifoControl & 1 != 0 }
+    /// 1, 4, 8 or 14 bytes.
+    var trigger: Int { hasFIFO ? [1, 4, 8, 14][Int(fifoControl >> 6)] : 1 }
+
+    var modemLevels: UInt8 {
+      guard modemControl & UART.loopback != 0 else { return UART.connected }
+      // DTR, RTS, OUT1, OUT2 come back as DSR, CTS, RI, DCD.
+      return (modemControl & 1) << 5 | (modemControl & 2) << 3 | (modemControl & 4) << 4 | (modemControl & 8) << 4
+    }
+
+    var interrupt: Identification {
+      if interruptEnable & InterruptEnable.lineStatus != 0, overran { return .lineStatus }
+      if interruptEnable & InterruptEnable.received != 0, !received.isEmpty {
+        // Nothing more is on its way, so the four-character timeout has always passed already.
+        return received.count >= trigger ? .received : .receiveTimeout
+      }
+      if interruptEnable & InterruptEnable.transmitterEmpty != 0, transmitterInterrupt { return .transmitterEmpty }
+      if interruptEnable & InterruptEnable.modemStatus != 0, modemDeltas != 0 { return .modemStatus }
+      return .none
+    }
+
+    var lineStatus: UInt8 {
+      (received.isEmpty ? 0 : LineStatus.dataReady) | (overran ? LineStatus.overrun : 0) | LineStatus.transmitterIdle
+    }
+  }
+
+  private struct Output {
+    var batch: [UInt8] = []
+    var deadline: UInt64?
+  }
+
+  private let state = Mutex(State())
+  private let output = Mutex(Output())
+  private let clock: Clock
+  private let line: InterruptLine
+  private let send: @Sendable ([UInt8]) -> Void
+  private let hasRoom: @Sendable () -> Void
+  private let rearm: @Sendable () -> Void
+
+  /// - Parameters:
+  ///   - line: IRQ 4 for COM1; a level.
+  ///   - send: Takes a batch of output, 1...256 bytes, in order; never called twice at a time. If it blocks, so
+  ///     does the guest.
+  ///   - hasRoom: Called when the guest has made room after `receiveCapacity` was 0.
+  ///   - rearm: Called when a batch begins to wait.
+  public init(
+    clock: Clock, line: InterruptLine, send: @escaping @Sendable ([UInt8]) -> Void,
+    hasRoom: @escaping @Sendable () -> Void = {}, rearm: @escaping @Sendable () -> Void = {}
+  ) {
+    self.clock = clock
+    self.line = line
+    self.send = send
+    self.hasRoom = hasRoom
+    self.rearm = rearm
+  }
+
+  // MARK: The host's side
+
+  /// How many bytes `receive` would take now. At 0, stop reading the host's input until `hasRoom` is called.
+  public var receiveCapacity: Int { state.withLock { Self.receiveLimit - $0.received.count } }
+
+  /// Gives the guest input, and returns how many bytes there was room for.
+  @discardableResult
+  public func receive(_ bytes: some Collection<UInt8>) -> Int {
+    state.withLock { state in
+      let taken = bytes.prefix(max(0, Self.receiveLimit - state.received.count))
+      state.received.append(contentsOf: taken)
+      line.set(state.interrupt != .none)
+      return taken.count
+    }
+  }
+
+  /// Hands over what waits, at once: before the process ends, or when the guest halts.
+  public func flush() { output.withLock { hand(over: &$0) } }
+
+  public var nextDeadline: UInt64? { output.withLock { $0.deadline } }
+
+  public func expire(now: UInt64) {
+    output.withLock { output in
+      if let deadline = output.deadline, deadline <= now { hand(over: &output) }
+    }
+  }
+
+  private func hand(over output: inout Output) {
+    output.deadline = nil
+    guard !output.batch.isEmpty else { return }
+    send(output.batch)
+    output.batch.removeAll(keepingCapacity: true)
+  }
+
+  private func transmit(_ byte: UInt8) {
+    let begins = output.withLock { output in
+      output.batch.append(byte)
+      guard byte != UInt8(ascii: "\n"), output.batch.count < Self.batchLimit else {
+        hand(over: &output)
+        return false
+      }
+      guard output.deadline == nil else { return false }
+      output.deadline = clock.nanoseconds() &+ Self.batchDelay
+      return true
+    }
+    if begins { rearm() }
+  }
+
+  // MARK: The guest's side
+
+  public func read(offset: UInt64, size: UInt8) -> UInt64 {
+    guard let register = ReadRegister(rawValue: offset) else { return .max }
+    let (byte, madeRoom) = state.withLock { state in
+      let wasFull = state.received.count >= Self.receiveLimit
+      let byte = read(register, &state)
+      line.set(state.interrupt != .none)
+      return (byte, wasFull && state.received.count < Self.receiveLimit)
+    }
+    if madeRoom { hasRoom() }
+    return UInt64(byte)
+  }
+
+  private func read(_ register: ReadRegister, _ state: inout State) -> UInt8 {
+    let isDivisor = state.lineControl & Self.divisorLatch != 0
+    switch register {
+    case .receiveBuffer:
+      if isDivisor { return UInt8(truncatingIfNeeded: state.divisor) }
+      return state.received.isEmpty ? 0 : state.received.removeFirst()
+    case .interruptEnable:
+      return isDivisor ? UInt8(truncatingIfNeeded: state.divisor >> 8) : state.interruptEnable
+    case .interruptIdentification:
+      let interrupt = state.interrupt
+      // Reading it is what answers the transmitter's interrupt.
+      if interrupt == .transmitterEmpty { state.transmitterInterrupt = false }
+      return interrupt.rawValue | (state.hasFIFO ? 0xC0 : 0)
+    case .lineControl: return state.lineControl
+    case .modemControl: return state.modemControl
+    case .lineStatus:
+      defer { state.overran = false }
+      return state.lineStatus
+    case .modemStatus:
+      defer { state.modemDeltas = 0 }
+      return state.modemLevels | state.modemDeltas
+    case .scratch: return state.scratch
+    }
+  }
+
+  public func write(offset: UInt64, size: UInt8, value: UInt64) {
+    guard let register = WriteRegister(rawValue: offset) else { return }
+    let byte = UInt8(truncatingIfNeeded: value)
+    let sent = state.withLock { state in
+      let sent = write(register, byte, &state)
+      line.set(state.interrupt != .none)
+      return sent
+    }
+    if sent { transmit(byte) }
+  }
+
+  /// Returns whether the byte goes out on the wire.
+  private func write(_ register: WriteRegister, _ byte: UInt8, _ state: inout State) -> Bool {
+    let isDivisor = state.lineControl & Self.divisorLatch != 0
+    switch register {
+    case .transmitHolding where isDivisor: state.divisor = state.divisor & 0xFF00 | UInt16(byte)
+    case .interruptEnable where isDivisor: state.divisor = state.divisor & 0x00FF | UInt16(byte) << 8
+    case .transmitHolding:
+      state.transmitterInterrupt = true
+      guard state.modemControl & Self.loopback != 0 else { return true }
+      // The receiver is its own sender here, and only here can it overrun.
+      if state.received.count < (state.hasFIFO ? 16 : 1) {
+        state.received.append(byte)
+      } else {
+        state.overran = true
+      }
+    case .interruptEnable:
+      let old = state.interruptEnable
+      state.interruptEnable = byte & 0x0F
+      // The transmitter is empty, so enabling its interrupt raises it; Linux tests for exactly this.
+      if byte & ~old & InterruptEnable.transmitterEmpty != 0 { state.transmitterInterrupt = true }
+    case .fifoControl:
+      if (byte ^ state.fifoControl) & 1 != 0 || byte & 2 != 0 {
+        // Input of the host that the guest has not seen is not in the FIFO yet: only the FIFO's share is lost.
+        state.received.removeFirst(min(16, state.received.count))
+      }
+      state.fifoControl = byte & 0xC9
+    case .lineControl: state.lineControl = byte
+    case .modemControl:
+      let before = state.modemLevels
+      state.modemControl = byte & 0x1F
+      noteModemChange(from: before, &state)
+    case .lineStatus, .modemStatus: break
+    case .scratch: state.scratch = byte
+    }
+    return false
+  }
+
+  /// MSR bits 0-3: CTS, DSR and DCD changed, RI fell.
+  private func noteModemChange(from before: UInt8, _ state: inout State) {
+    let now = state.modemLevels
+    let changed = before ^ now
+    state.modemDeltas |= changed >> 4 & 0b1011 | (before & ~now) >> 4 & 0b0100
+  }
+}
