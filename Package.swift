@@ -47,5 +47,7 @@ let package = Package(
       name: "LguestCommand",
       dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
+    tests("X86ModelTests", ["X86"]),
+    tests("ParavirtTests", ["Paravirt", "X86"]),
   ]
 )

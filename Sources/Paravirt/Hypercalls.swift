@@ -60,6 +60,11 @@ public struct HypercallRecord: Sendable, Equatable {
   public let number: UInt64
   /// RAX afterwards.
   public let result: UInt64
+
+  public init(number: UInt64, result: UInt64) {
+    self.number = number
+    self.result = result
+  }
 }
 
 /// The hypercall entry of a VM.
