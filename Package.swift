@@ -48,5 +48,7 @@ let package = Package(
       dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
+    tests("X86ModelTests", ["X86"]),
+    tests("ParavirtTests", ["Paravirt", "X86"]),
   ]
 )

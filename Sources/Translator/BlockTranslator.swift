@@ -42,6 +42,8 @@ enum DecodedBlock {
   private let traits: UnsafeMutablePointer<RowTraits>
   private let buffer: UnsafeMutablePointer<BlockInstruction>
   let faults: UnsafeMutablePointer<FaultSite>
+  /// Sixteen bytes that stand for guest code where there is none to look at.
+  let scratchBytes: UnsafePointer<UInt8>
   /// One instruction a block, no direct edges: for comparing against.
   let singleInstruction: Bool
 
@@ -60,6 +62,9 @@ enum DecodedBlock {
     unsafe buffer = .allocate(capacity: BlockTranslator.maximumInstructions)
     unsafe buffer.initialize(repeating: BlockInstruction(), count: BlockTranslator.maximumInstructions)
     unsafe faults = .allocate(capacity: BlockBuilder.maximumFaults)
+    let zeros = UnsafeMutablePointer<UInt8>.allocate(capacity: 16)
+    unsafe zeros.initialize(repeating: 0, count: 16)
+    unsafe scratchBytes = UnsafePointer(zeros)
   }
 
   deinit {
@@ -67,6 +72,7 @@ enum DecodedBlock {
     unsafe traits.deallocate()
     unsafe buffer.deallocate()
     unsafe faults.deallocate()
+    unsafe scratchBytes.deallocate()
   }
 
   func isMissing(_ row: UInt16) -> Bool { unsafe missing[Int(row)] }

@@ -101,7 +101,6 @@ struct CodeCacheCounters {
   private let memory: GuestMemory
 
   private(set) var stubs = CodeStubs()
-  private var stubBytes = 0
   private var hotUsed = 0
   private var coldUsed = 0
   private var blockCount = 0
@@ -129,11 +128,9 @@ struct CodeCacheCounters {
     unsafe pages = pageRegion.base.assumingMemoryBound(to: Int32.self)
     var emitter = unsafe CodeEmitter(writable: code.writable, executable: codeStart, capacity: 4096)
     stubs = CodeStubs(&emitter)
-    // The scratch area follows the trampolines: see `scratch`.
-    stubBytes = (emitter.count + 63) & ~63
     hotUsed = CodeCache.hotStart
     coldUsed = CodeCache.coldStart
-    guard unsafe chost_register_code(codeStart, codeEnd) == 0 else {
+    guard chost_register_code(codeStart, codeEnd) == 0 else {
       throw HostError("register", "translated code", reason: "too many virtual machines in this process")
     }
   }
@@ -146,11 +143,14 @@ struct CodeCacheCounters {
   var codeStart: UInt64 { unsafe UInt64(UInt(bitPattern: code.executable)) }
   var codeEnd: UInt64 { codeStart + UInt64(CodeCache.codeBytes) }
 
-  /// The scratch area of vCPU `number` (0..<64): room for one instruction at a time.
-  func scratch(_ number: Int) -> CodeEmitter {
-    let offset = 4096 + number * CodeCache.scratchBytes
-    return unsafe CodeEmitter(
-      writable: code.writable + offset, executable: codeStart + UInt64(offset), capacity: CodeCache.scratchBytes)
+  /// The scratch area of vCPU `number` (0..<64): room for one instruction at a time, and its cold half.
+  func scratch(_ number: Int) -> (hot: CodeEmitter, cold: CodeEmitter) {
+    let half = CodeCache.scratchBytes / 2
+    let offset = 4096 + (number & 63) * CodeCache.scratchBytes
+    func part(_ offset: Int) -> CodeEmitter {
+      unsafe CodeEmitter(writable: code.writable + offset, executable: codeStart + UInt64(offset), capacity: half)
+    }
+    return (part(offset), part(offset + half))
   }
 
   // MARK: Finding
