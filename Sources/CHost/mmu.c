@@ -642,3 +642,12 @@ void chost_reset_tables(chost_cpu *cpu) {
     for (unsigned i = 0; i < CHOST_JUMP_ENTRIES; i++) jump_clear(jump_tags(cpu, privilege), i);
   }
 }
+
+void chost_jump_fill(chost_cpu *cpu, uint64_t linear, uint64_t entry) {
+  if (cpu->mode & CHOST_MODE_STEP) return;
+  chost_match_jump_mode(cpu);
+  // Not global: the block rests on the translations of two pages.
+  jump_insert(cpu, (cpu->mode & CHOST_MODE_CPL) == 3, linear, entry, false);
+}
+
+void chost_set_attention(chost_cpu *cpu) { __atomic_store_n(&cpu->attention, 1, __ATOMIC_SEQ_CST); }

@@ -103,12 +103,12 @@ extension TranslatedCPU {
   }
 
   private func segment(_ register: SegmentRegister) -> Segment {
-    let s = page[segment: register]
+    let s = page[register]
     return Segment(selector: s.selector, base: s.base, limit: s.limit, attributes: s.attributes)
   }
 
   private func set(_ register: SegmentRegister, _ s: Segment) {
-    page[segment: register] = chost_segment(
+    page[register] = chost_segment(
       base: s.base, limit: s.limit, attributes: s.attributes, selector: s.selector, pad: (0, 0, 0))
   }
 }

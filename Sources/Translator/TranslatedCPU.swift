@@ -116,14 +116,14 @@ public import X86
 
   /// The linear address of the current instruction.
   var linearIP: UInt64 {
-    page.isLongMode ? page[\.rip] : (page[segment: .cs].base &+ page[\.rip]) & 0xFFFF_FFFF
+    page.isLongMode ? page[\.rip] : (page[.cs].base &+ page[\.rip]) & 0xFFFF_FFFF
   }
 
   /// Sets RIP from a linear address.
   private func setIP(linear: UInt64) {
     page[\.rip] =
       page.isLongMode
-      ? linear : (linear &- page[segment: .cs].base) & (page[\.mode] & UInt32(CHOST_MODE_CODE32) != 0 ? 0xFFFF_FFFF : 0xFFFF)
+      ? linear : (linear &- page[.cs].base) & (page[\.mode] & UInt32(CHOST_MODE_CODE32) != 0 ? 0xFFFF_FFFF : 0xFFFF)
   }
 
   // MARK: Finding code
@@ -176,7 +176,7 @@ public import X86
         joined[index] = unsafe position < 4096 ? base[position] : next[position - 4096]
       }
     }
-    return try withUnsafePointer(to: &joined) { pointer throws(Fault) in
+    return unsafe try withUnsafePointer(to: &joined) { pointer throws(Fault) in
       if second != Block.noPage {
         unsafe bytes = GuestCode(page: base, straddling: UnsafeRawPointer(pointer).assumingMemoryBound(to: UInt8.self))
         decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
@@ -202,7 +202,7 @@ public import X86
     if page.isLongMode {
       guard Processor.isCanonical(linear) else { throw .generalProtection() }
     } else {
-      guard linear &- page[segment: .cs].base <= UInt64(page[segment: .cs].limit) else { throw .generalProtection() }
+      guard linear &- page[.cs].base <= UInt64(page[.cs].limit) else { throw .generalProtection() }
     }
     let physical = try processor.translate(linear, UInt32(CHOST_ACCESS_FETCH) | processor.authority.rights)
     guard processor.isRAM(physical) else { throw .invalidOpcode }
@@ -301,15 +301,16 @@ public import X86
   // MARK: CPUEngine
 
   public func completeRead(_ value: UInt64) {
-    if slow != nil { completeSlowRead(value) } else { processor.completeRead(value) }
+    if slow != nil {
+      completeSlowRead(value)
+      return
+    }
+    do throws(Fault) { try processor.completeRead(value) } catch { fault(error) }
   }
 
   public func completeWrite() { processor.completeWrite() }
 
-  public func refuseMSR() {
-    processor.refuseMSR()
-    fault(.generalProtection())
-  }
+  public func refuseMSR() { fault(processor.refuseMSR()) }
 
   public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil }
 

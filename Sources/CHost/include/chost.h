@@ -182,6 +182,10 @@ uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint6
 uint32_t chost_probe(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
 // Finds the block for a linear address in the current mode: its entry, or 0. Fills the jump cache.
 uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear);
+// Enters a block that straddles two pages, which the block table cannot hold, into the jump cache.
+void chost_jump_fill(chost_cpu *cpu, uint64_t linear, uint64_t entry);
+// Makes translated code leave at its next poll. Any thread.
+void chost_set_attention(chost_cpu *cpu);
 void chost_flush_all(chost_cpu *cpu);                 // CR0/CR4 paging bits, EFER, A20...: everything
 void chost_flush_nonglobal(chost_cpu *cpu);           // MOV CR3
 void chost_flush_page(chost_cpu *cpu, uint64_t linear); // INVLPG
