@@ -167,7 +167,7 @@ public final class KVMClock: Sendable {
 
   /// The host's wall clock and the guest's TSC at one moment; `nil` if they cannot be told within 100 µs.
   func wallClockPairing() -> (nanoseconds: Int64, timestamp: UInt64)? {
-    guard isStable else { return nil }
+    guard isTimestampConstant else { return nil }
     let pair = source.pairing()
     guard counter.nanoseconds(inTicks: pair.uncertainty) <= 100_000, pair.wallNanoseconds >= 0 else { return nil }
     return (pair.wallNanoseconds, pair.timestamp)
