@@ -150,24 +150,23 @@ public final class KVMClock: Sendable {
   func setWallClock<Memory: GuestPhysicalWriter>(_ address: UInt64, in memory: Memory) {
     let elapsed = Int64(truncatingIfNeeded: nanoseconds())
     let boot = max(source.wallNanoseconds() &- elapsed, 0)
-    state.withLock { state in
-      state.wallClockRegister = address
-      guard address != 0, memory.contains(address, byteCount: KVMClock.wallClockSize),
-        let version = memory.loadWord(at: address)
-      else { return }
-      let odd = (version &+ 1) | 1
-      memory.store(odd, at: address)
-      atomicMemoryFence(ordering: .sequentiallyConsistent)
-      memory.store(UInt32(truncatingIfNeeded: boot / 1_000_000_000), at: address + 4)
-      memory.store(UInt32(truncatingIfNeeded: boot % 1_000_000_000), at: address + 8)
-      atomicMemoryFence(ordering: .sequentiallyConsistent)
-      memory.store(odd &+ 1, at: address)
-    }
+    // No lock is held while storing: a store may have to wait for other vCPUs to leave translated code.
+    state.withLock { $0.wallClockRegister = address }
+    guard address != 0, memory.contains(address, byteCount: KVMClock.wallClockSize),
+      let version = memory.loadWord(at: address)
+    else { return }
+    let odd = (version &+ 1) | 1
+    memory.store(odd, at: address)
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
+    memory.store(UInt32(truncatingIfNeeded: boot / 1_000_000_000), at: address + 4)
+    memory.store(UInt32(truncatingIfNeeded: boot % 1_000_000_000), at: address + 8)
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
+    memory.store(odd &+ 1, at: address)
   }
 
   /// The host's wall clock and the guest's TSC at one moment; `nil` if they cannot be told within 100 µs.
   func wallClockPairing() -> (nanoseconds: Int64, timestamp: UInt64)? {
-    guard isStable else { return nil }
+    guard isTimestampConstant else { return nil }
     let pair = source.pairing()
     guard counter.nanoseconds(inTicks: pair.uncertainty) <= 100_000, pair.wallNanoseconds >= 0 else { return nil }
     return (pair.wallNanoseconds, pair.timestamp)
