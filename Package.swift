@@ -48,6 +48,7 @@ let package = Package(
       dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
+    tests("TranslatorTests", ["Translator", "X86", "GuestMemory", "Host", "CHost"]),
     tests("X86ModelTests", ["X86"]),
     tests("ParavirtTests", ["Paravirt", "X86"]),
   ]

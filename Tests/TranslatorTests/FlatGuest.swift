@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// A minimal guest for engine tests: RAM, identity page tables, a flat 64-bit CPU state, one translated vCPU.
+
+import GuestMemory
+import Testing
+import X86
+
+@testable import Translator
+
+/// A vCPU in 64-bit mode with memory identity-mapped by 2 MiB pages (the first 1 GiB).
+final class FlatGuest {
+  let memory: GuestMemory
+  let translation: Translation
+  let cpu: TranslatedCPU
+
+  init(megabytes: UInt64 = 16) throws {
+    memory = try GuestMemory(byteCount: megabytes << 20)
+    let cpuid = CPUIDTable([
+      .init(leaf: 0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
+      .init(leaf: 1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
+      .init(leaf: 7, subleaf: 0, eax: 0, ebx: 0x29, ecx: 0, edx: 0),
+      .init(leaf: 0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
+      .init(leaf: 0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
+    ])
+    translation = try Translation(memory: memory, options: TranslationOptions(cpuid: [cpuid], supports: { _ in true }))
+    cpu = try translation.makeCPU(0)
+    try HostCPU.prepareThread()
+    try memory.store(UInt64(0x2003), at: GuestPhysical(0x1000))
+    try memory.store(UInt64(0x3003), at: GuestPhysical(0x2000))
+    for index in UInt64(0)..<512 {
+      try memory.store(index << 21 | 0x83, at: GuestPhysical(0x3000 + index * 8))
+    }
+    var state = CPUState()
+    state.cs = .flatCode64
+    state.ds = .flatData
+    state.es = .flatData
+    state.ss = .flatData
+    state.fs = .flatData
+    state.gs = .flatData
+    state.cr0 = 0x8000_0033
+    state.cr3 = 0x1000
+    state.cr4 = 0x620
+    state.efer = 0x500
+    state.rip = 0x10000
+    state.registers[4] = 0x80000
+    cpu.state = state
+  }
+
+  /// Places code at 0x10000.
+  func load(_ code: [UInt8]) throws { try memory.copy(from: code, to: GuestPhysical(0x10000)) }
+}
