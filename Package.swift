@@ -51,5 +51,6 @@ let package = Package(
     tests("TranslatorTests", ["Translator", "X86", "GuestMemory", "Host", "CHost"]),
     tests("X86ModelTests", ["X86"]),
     tests("ParavirtTests", ["Paravirt", "X86"]),
+    tests("CHostTests", ["CHost"]),
   ]
 )

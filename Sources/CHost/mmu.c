@@ -345,6 +345,7 @@ INLINE void jump_insert(chost_cpu *cpu, unsigned privilege, uint64_t linear, uin
 
 static void jump_flush(chost_cpu *cpu, unsigned privilege, bool keep_global) {
   chost_private *p = private_of(cpu);
+  if (!p->jump_summary[privilege]) return;
   uint64_t *tags = jump_tags(cpu, privilege), left = 0;
   for (uint64_t words = p->jump_summary[privilege]; words; words &= words - 1) {
     unsigned word = (unsigned)__builtin_ctzll(words);
@@ -355,6 +356,7 @@ static void jump_flush(chost_cpu *cpu, unsigned privilege, bool keep_global) {
     if (kept) left |= 1ull << word;
   }
   p->jump_summary[privilege] = left;
+  // An empty cache has an empty set of pages: the early return above relies on it.
   if (!left) zero_words(p->jump_pages[privilege], sizeof p->jump_pages[0] / 8);
 }
 
