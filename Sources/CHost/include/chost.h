@@ -127,6 +127,8 @@ enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2 };
 
 // Access rights asked of a translation; the low bits are the #PF error code's.
 enum { CHOST_ACCESS_WRITE = 2, CHOST_ACCESS_USER = 4, CHOST_ACCESS_FETCH = 16 };
+// A supervisor access the processor makes on its own (descriptor tables, TSS, IDT): EFLAGS.AC does not lift SMAP.
+enum { CHOST_ACCESS_IMPLICIT = 1 << 8 };
 
 // Software TLB: per privilege (0 supervisor, 1 user) a read and a write table. A hit is
 // linear - tag <= 4096 - size; host address = linear + addend.
@@ -184,8 +186,15 @@ void chost_flush_jump_cache(chost_cpu *cpu);          // blocks were discarded
 // Drops the write entries that map a guest page which now holds translated code, under every alias.
 void chost_protect_page(chost_cpu *cpu, uint64_t physical);
 void chost_reset_tables(chost_cpu *cpu);              // a new vCPU page
-// Recomputes `mode` from the architectural state.
+// Recomputes `mode` from the architectural state. The jump cache of a privilege holds targets of one mode
+// word; a change flushes it here, and whoever writes `mode` otherwise writes only words computed here for
+// the same privilege, or goes through chost_lookup, which checks again.
 void chost_update_mode(chost_cpu *cpu);
+// The block table. Finding needs no lock; inserting and removing are serialised by the caller, who also
+// keeps the table at most three quarters full (deleted slots included).
+uint64_t chost_block_find(const chost_block_slot *table, uint64_t mask, uint64_t key);
+void chost_block_insert(chost_block_slot *table, uint64_t mask, uint64_t key, uint64_t entry);
+int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key); // 1 when it was there
 
 // --- string.c: MOVS STOS LODS SCAS CMPS, REP forms in page-bounded chunks. Returns 0 when the instruction is
 // complete, 1 when an element needs the slow path (state is exact at an element boundary), 2 when it
@@ -202,7 +211,7 @@ void chost_unregister_code(uint64_t start);
 int chost_install_fault_handlers(void);      // once per process; chains to earlier handlers. 0 or errno
 int chost_prepare_thread(void *stack, uint64_t size); // alternate signal stack of the calling thread. 0 or errno
 
-// --- vector.c / world.S
+// --- cpuid.c
 uint64_t chost_read_tsc(void);
 void chost_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 uint64_t chost_xgetbv0(void);
