@@ -128,6 +128,7 @@ extension Processor {
       page[\.dr.7] = page[\.dr.7] & ~DR7.generalDetect
     }
     state.interruptShadow = .none
+    state.pendingDebug = 0
     page.updateMode()
   }
 

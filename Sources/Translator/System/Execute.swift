@@ -9,12 +9,14 @@ extension Processor {
   /// Executes the instruction at RIP, which `instruction` and `row` describe.
   ///
   /// On success RIP is past it (or at its target, or still here for a repeated string instruction with elements
-  /// left). The interrupt shadow of the instruction before ends; STI and loads of SS start a new one.
+  /// left). The interrupt shadow of the instruction before ends; STI and loads of SS start a new one. Data and
+  /// I/O breakpoints that were hit are in `state.pendingDebug`, for `debugTrap`.
   ///
   /// - Throws: what the instruction raises; then no register has changed and RIP is still at it. The exceptions
   ///   are faults inside a new task after a task switch.
   func execute(_ instruction: Instruction, row: Opcode) throws(Fault) -> SystemOutcome {
     state.interruptShadow = .none
+    state.pendingDebug = 0
     switch row.map {
     case .one: return try executeOneByte(instruction)
     case .x0F: return try executeTwoByte(instruction)

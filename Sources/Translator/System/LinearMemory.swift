@@ -13,12 +13,12 @@ enum Authority: UInt8 {
   /// Descriptor tables and task-state segments: supervisor accesses from any privilege level (SDM volume 3, 4.6).
   case implicit
 
-  /// Rights for `chost_translate`. Bit 8 marks implicit supervisor accesses, which SMAP treats differently.
+  /// Rights for `chost_translate`; SMAP treats implicit supervisor accesses differently.
   var rights: UInt32 {
     switch self {
     case .user: UInt32(CHOST_ACCESS_USER)
     case .supervisor: 0
-    case .implicit: 1 << 8
+    case .implicit: UInt32(CHOST_ACCESS_IMPLICIT)
     }
   }
 }

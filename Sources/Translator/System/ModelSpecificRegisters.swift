@@ -12,7 +12,7 @@ enum ModelSpecificRegister {
   static let sysenterCS: UInt32 = 0x174, sysenterESP: UInt32 = 0x175, sysenterEIP: UInt32 = 0x176
   static let machineCheckCapability: UInt32 = 0x179, machineCheckStatus: UInt32 = 0x17A
   static let miscEnable: UInt32 = 0x1A0, powerControl: UInt32 = 0x1FC
-  static let lastBranchControl: UInt32 = 0x1D9
+  static let debugControl: UInt32 = 0x1D9
   static let pat: UInt32 = 0x277
   static let efer: UInt32 = 0xC000_0080, star: UInt32 = 0xC000_0081, lstar: UInt32 = 0xC000_0082
   static let cstar: UInt32 = 0xC000_0083, sfmask: UInt32 = 0xC000_0084
@@ -73,11 +73,12 @@ extension Processor {
     switch index {
     case MSR.tsc: return .value(timestampCounter)
     case MSR.tscAdjust: return .value(state.tscAdjust)
-    case MSR.platformID, MSR.platformInfo, MSR.miscFeatures, MSR.lastBranchControl: return .value(0)
+    case MSR.platformID, MSR.platformInfo, MSR.miscFeatures: return .value(0)
+    case MSR.debugControl: return .value(state.debugControl)
     // Locked, with VMX off.
     case MSR.featureControl: return .value(1)
-    // The revision is in the upper half; one is "some microcode".
-    case MSR.microcodeRevision: return .value(1 << 32)
+    // In the upper half. Linux turns large pages off on model 28 below revision 20Eh (erratum AAE44).
+    case MSR.microcodeRevision: return .value(0x219 << 32)
     case MSR.sysenterCS: return .value(page[\.sysenter_cs])
     case MSR.sysenterESP: return .value(page[\.sysenter_esp])
     case MSR.sysenterEIP: return .value(page[\.sysenter_eip])
@@ -120,11 +121,15 @@ extension Processor {
     case MSR.microcodeRevision, 0x79: break
     case MSR.platformID, MSR.platformInfo, MSR.mtrrCapability, MSR.machineCheckCapability, MSR.featureControl:
       throw .generalProtection()
-    case MSR.miscFeatures, MSR.lastBranchControl: try require(value == 0)
+    case MSR.miscFeatures: try require(value == 0)
+    case MSR.debugControl:
+      // LBR and BTF are accepted without effect, as KVM does for a CPU without branch records.
+      try require(value & ~3 == 0)
+      state.debugControl = value
     case MSR.sysenterCS: page[\.sysenter_cs] = value & 0xFFFF_FFFF
     case MSR.sysenterESP: page[\.sysenter_esp] = try canonical(value)
     case MSR.sysenterEIP: page[\.sysenter_eip] = try canonical(value)
-    case MSR.machineCheckStatus: 
+    case MSR.machineCheckStatus:
       try require(value == 0)
       state.machineCheckStatus = 0
     case MSR.miscEnable:

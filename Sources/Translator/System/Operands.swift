@@ -51,6 +51,9 @@ extension Processor {
     {
       throw .alignmentCheck
     }
+    if mode(CHOST_MODE_STEP) {
+      state.pendingDebug |= dataBreakpoint(at: address, count: UInt64(truncatingIfNeeded: size), write: write)
+    }
     return address
   }
 

@@ -7,6 +7,13 @@ import X86
 extension Processor {
   /// #GP(0) unless IOPL or the I/O permission bitmap of the TSS allows the ports.
   func checkPort(_ port: UInt16, _ size: UInt8) throws(Fault) {
+    try checkPermission(port, size)
+    if mode(CHOST_MODE_STEP) {
+      state.pendingDebug |= dataBreakpoint(at: UInt64(port), count: UInt64(size), write: false, port: true)
+    }
+  }
+
+  private func checkPermission(_ port: UInt16, _ size: UInt8) throws(Fault) {
     guard page.isProtected else { return }
     let ioPrivilege = page.rflags >> 12 & 3
     if !page.isVM86 && UInt64(privilege) <= ioPrivilege { return }

@@ -57,6 +57,7 @@ final class ProcessorState {
   var miscEnable: UInt64 = 0
   var machineCheckStatus: UInt64 = 0
   var powerControl: UInt64 = 0
+  var debugControl: UInt64 = 0
   var mtrr = MemoryTypeRanges()
 
   weak var codeObserver: (any CodeObserver)?
@@ -79,6 +80,7 @@ final class ProcessorState {
     miscEnable = ModelSpecificRegister.miscEnableReset
     machineCheckStatus = 0
     powerControl = 0
+    debugControl = 0
     mtrr = MemoryTypeRanges()
   }
 }

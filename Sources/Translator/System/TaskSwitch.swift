@@ -50,10 +50,7 @@ extension Processor {
 
     try loadTask(image, wide: wide, cr3: cr3, nested: nested)
     if let errorCode { try push(UInt64(errorCode), size: wide ? 4 : 2) }
-    if wide && load(UInt16.self, image, at: 100) & 1 != 0 {
-      page[\.dr.6] = page[\.dr.6] | DR6.taskSwitch
-      throw .debug
-    }
+    if wide && load(UInt16.self, image, at: 100) & 1 != 0 { state.pendingDebug |= DR6.taskSwitch }
   }
 
   private static let segmentOrder: [SegmentRegister] = [.es, .cs, .ss, .ds, .fs, .gs]
