@@ -39,7 +39,7 @@ public struct Decoder: Sendable {
   }
 
   /// Decodes the instruction that begins `bytes`.
-  public func decode(_ bytes: RawSpan, code: CodeSize) -> DecodeResult {
+  public func decode(_ bytes: Span<UInt8>, code: CodeSize) -> DecodeResult {
     // SAFETY: the pointer is used during the call only.
     unsafe bytes.withUnsafeBytes {
       guard let start = $0.baseAddress else { return .needsMore }
