@@ -81,7 +81,7 @@ public struct InstructionFormatter: Sendable {
     case .Gv: return general(i.reg, v, i)
     case .Gy: return general(i.reg, y, i)
     case .By: return general(i.vvvv, y, i)
-    case .Ry: return general(i.rm, y, i)
+    case .Ry: return general(i.rm, v == 8 ? 8 : y, i)
     case .Rd: return general(i.rm, 4, i)
     case .Zb: return general(i.rm, 1, i)
     case .Zv: return general(i.rm, v, i)
