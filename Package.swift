@@ -53,5 +53,6 @@ let package = Package(
     tests("ParavirtTests", ["Paravirt", "X86"]),
     tests("CHostTests", ["CHost"]),
     tests("TranslatorTests", ["Translator", "X86", "CHost"]),
+    tests("X86Tests", ["X86"]),
   ]
 )

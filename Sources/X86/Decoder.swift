@@ -39,7 +39,7 @@ public struct Decoder: Sendable {
   }
 
   /// Decodes the instruction that begins `bytes`.
-  public func decode(_ bytes: RawSpan, code: CodeSize) -> DecodeResult {
+  public func decode(_ bytes: Span<UInt8>, code: CodeSize) -> DecodeResult {
     // SAFETY: the pointer is used during the call only.
     unsafe bytes.withUnsafeBytes {
       guard let start = $0.baseAddress else { return .needsMore }
@@ -102,10 +102,7 @@ public struct Decoder: Sendable {
       i.vvvv = (~last >> 3) & 15
       prefix = Int(last & 3)
       map += 3
-      if !is64 {
-        extend = 0
-        i.vvvv &= 7
-      }
+      if !is64 { extend = 0 }
       byte = stream.byte()
     }
     i.opcode = byte
@@ -167,6 +164,7 @@ public struct Decoder: Sendable {
 
     if i.hasLock && !(shape.isLockable && i.isMemory) { return }
     if i.hasVEX && !shape.usesVvvv && i.vvvv != 0 { return }
+    if !is64 { i.vvvv &= 7 }
     i.row = row
   }
 
