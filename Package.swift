@@ -47,5 +47,6 @@ let package = Package(
       name: "LguestCommand",
       dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
+    tests("DevicesTests", ["Devices"]),
   ]
 )
