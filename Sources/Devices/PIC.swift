@@ -16,7 +16,8 @@ public final class PIC: Device {
 
     var requests: UInt8 = 0
     var inService: UInt8 = 0
-    var mask: UInt8 = 0
+    /// ICW1 clears it; until then nothing may reach a guest that has not said with which vector.
+    var mask: UInt8 = 0xFF
     var levels: UInt8 = 0
     /// ELCR: which inputs are level triggered.
     var levelTriggered: UInt8 = 0
@@ -74,7 +75,7 @@ public final class PIC: Device {
     mutating func writeCommand(_ value: UInt8) {
       if value & 0x10 != 0 {  // ICW1
         self = Chip(
-          levels: levels, levelTriggered: levelTriggered, levelTriggerable: levelTriggerable, expected: .word2,
+          mask: 0, levels: levels, levelTriggered: levelTriggered, levelTriggerable: levelTriggerable, expected: .word2,
           needsWord4: value & 1 != 0, isSingle: value & 2 != 0)
       } else if value & 0x08 != 0 {  // OCW3
         if value & 0x04 != 0 { polls = true }
