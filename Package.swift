@@ -54,5 +54,6 @@ let package = Package(
     tests("CHostTests", ["CHost"]),
     tests("TranslatorTests", ["Translator", "X86", "CHost"]),
     tests("X86Tests", ["X86"]),
+    tests("DevicesTests", ["Devices"]),
   ]
 )

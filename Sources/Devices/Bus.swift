@@ -62,7 +62,7 @@ public final class Bus: Sendable {
       return mapping.device.read(offset: mapping.offset &+ offset, size: size) & Self.mask(size)
     }
     // The buses of a PC split what is too wide or crosses a device's end; do it the same way.
-    let step = Self.step(size, mapping.widestAccess)
+    let step = Self.step(size, mapping)
     var value: UInt64 = 0
     for index in stride(from: UInt8(0), to: size, by: Int(step)) {
       let part = address &+ UInt64(index)
@@ -85,7 +85,7 @@ public final class Bus: Sendable {
       mapping.device.write(offset: mapping.offset &+ offset, size: size, value: value & Self.mask(size))
       return
     }
-    let step = Self.step(size, mapping.widestAccess)
+    let step = Self.step(size, mapping)
     for index in stride(from: UInt8(0), to: size, by: Int(step)) {
       let part = address &+ UInt64(index)
       guard part >= mapping.base, part - mapping.base <= mapping.count &- UInt64(step) else { continue }
@@ -115,7 +115,9 @@ public final class Bus: Sendable {
   }
 
   /// Bytes moved at a time by a split access: a crossing one goes byte by byte.
-  private static func step(_ size: UInt8, _ widest: UInt8) -> UInt8 { size <= widest ? 1 : widest }
+  private static func step(_ size: UInt8, _ mapping: Mapping) -> UInt8 {
+    size <= mapping.widestAccess || mapping.count < UInt64(mapping.widestAccess) ? 1 : mapping.widestAccess
+  }
 
   private static func mask(_ size: UInt8) -> UInt64 { size >= 8 ? .max : (1 << (UInt64(size) &* 8)) &- 1 }
 }

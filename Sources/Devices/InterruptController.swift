@@ -15,7 +15,8 @@ public final class InterruptController: Sendable {
   ///
   /// - Parameters:
   ///   - cpuCount: 1...254.
-  ///   - pic: The 8259 pair whose vectors ExtINT delivers. The machine wires its output to LINT0 of APIC 0.
+  ///   - pic: The 8259 pair whose vectors ExtINT delivers; its output becomes LINT0 of APIC 0, which is left as
+  ///     firmware leaves it ("virtual wire").
   ///   - clock: The clock of each vCPU, by APIC ID.
   ///   - wake: Called with an APIC ID when that vCPU may have something new to take. Called on any thread, its own
   ///     included, possibly with device locks held: it may kick or signal, and must not touch a device.
@@ -30,13 +31,17 @@ public final class InterruptController: Sendable {
         id: id, isBootstrap: id == 0, clock: clock(id), pic: pic, wake: { wake(id) }, rearm: { rearm(id) })
     }
     for apic in localAPICs { apic.attach(self) }
-    if pic != nil { localAPICs[0].enableVirtualWire() }
+    if let pic {
+      let bootstrap = localAPICs[0]
+      pic.connect(InterruptLine { [weak bootstrap] in bootstrap?.setLocalInterrupt(0, $0) })
+      bootstrap.enableVirtualWire()
+    }
   }
 
   /// Names the IOAPIC that hears of the end of level-triggered interrupts.
   func attach(_ ioapic: IOAPIC) { listener.withLock { $0.ioapic = ioapic } }
 
-  /// Hands a message to every APIC it is meant for, and says how many that were.
+  /// Hands a message to every APIC it is meant for, and says how many accepted it.
   @discardableResult
   public func deliver(_ message: InterruptMessage) -> Int {
     if message.mode == .lowestPriority { return deliverToLowest(message) }
@@ -44,19 +49,13 @@ public final class InterruptController: Sendable {
     switch message.destination {
     case .physical(let id):
       guard let index = Int(exactly: id), index < localAPICs.count else { return 0 }
-      localAPICs[index].receive(message)
-      count = 1
+      count = localAPICs[index].receive(message) ? 1 : 0
     case .logical(let address):
-      for apic in localAPICs where apic.matches(logical: address) {
-        apic.receive(message)
-        count += 1
-      }
+      for apic in localAPICs where apic.matches(logical: address) && apic.receive(message) { count += 1 }
     case .all:
-      for apic in localAPICs { apic.receive(message) }
-      count = localAPICs.count
+      for apic in localAPICs where apic.receive(message) { count += 1 }
     case .allBut(let id):
-      for apic in localAPICs where apic.id != id { apic.receive(message) }
-      count = localAPICs.count - 1
+      for apic in localAPICs where apic.id != id && apic.receive(message) { count += 1 }
     }
     return count
   }
@@ -68,8 +67,7 @@ public final class InterruptController: Sendable {
       guard let priority = apic.arbitrationPriority else { continue }
       if best.map({ priority < $0.priority }) ?? true { best = (apic, priority) }
     }
-    best?.apic.receive(message)
-    return best == nil ? 0 : 1
+    return best?.apic.receive(message) == true ? 1 : 0
   }
 
   private func isMeant(_ apic: LocalAPIC, _ destination: InterruptMessage.Destination) -> Bool {

@@ -144,11 +144,13 @@ public final class LocalAPIC: Device, DeadlineSource {
 
   // MARK: Arrivals
 
-  /// Takes a message meant for this APIC.
-  public func receive(_ message: InterruptMessage) { update { $0.receive(message, &$1) } }
+  /// Takes a message meant for this APIC; false if its state made it refuse.
+  @discardableResult
+  public func receive(_ message: InterruptMessage) -> Bool { update { $0.receive(message, &$1) } }
 
   /// Requests a fixed interrupt; dropped while the APIC is disabled. Vectors below 16 are an APIC error.
-  public func receive(vector: UInt8, trigger: InterruptMessage.Trigger = .edge) {
+  @discardableResult
+  public func receive(vector: UInt8, trigger: InterruptMessage.Trigger = .edge) -> Bool {
     update { $0.receive(vector, trigger, &$1) }
   }
 
@@ -256,6 +258,7 @@ public final class LocalAPIC: Device, DeadlineSource {
   public func read(offset: UInt64, size: UInt8) -> UInt64 {
     guard offset & 0xF < 4 else { return 0 }
     return update { state, effects in
+      guard state.mode == .xAPIC else { return .max }
       guard let register = LocalAPICRegister(index: UInt32(truncatingIfNeeded: offset >> 4)),
         register != .selfInterrupt
       else {
@@ -270,6 +273,7 @@ public final class LocalAPIC: Device, DeadlineSource {
   public func write(offset: UInt64, size: UInt8, value: UInt64) {
     guard size == 4, offset & 0xF == 0 else { return }
     update { state, effects in
+      guard state.mode == .xAPIC else { return }
       guard let register = LocalAPICRegister(index: UInt32(truncatingIfNeeded: offset >> 4)),
         register != .selfInterrupt
       else { return state.note(LocalAPICError.illegalRegister, &effects) }

@@ -120,38 +120,44 @@ struct LocalAPICState: Sendable {
 
   // MARK: Arrivals
 
-  mutating func receive(_ vector: UInt8, _ trigger: InterruptMessage.Trigger, _ effects: inout LocalAPICEffects) {
-    guard isSoftwareEnabled else { return }
-    guard vector >= 16 else { return note(LocalAPICError.receiveIllegalVector, &effects) }
+  /// Returns whether the vector was taken; a software-disabled APIC takes none.
+  @discardableResult
+  mutating func receive(
+    _ vector: UInt8, _ trigger: InterruptMessage.Trigger, _ effects: inout LocalAPICEffects
+  ) -> Bool {
+    guard isSoftwareEnabled else { return false }
+    guard vector >= 16 else {
+      note(LocalAPICError.receiveIllegalVector, &effects)
+      return false
+    }
     if !requested[vector] { effects.wakes = true }
     requested[vector] = true
     levelTriggered[vector] = trigger == .level
+    return true
   }
 
-  mutating func receive(_ message: InterruptMessage, _ effects: inout LocalAPICEffects) {
+  @discardableResult
+  mutating func receive(_ message: InterruptMessage, _ effects: inout LocalAPICEffects) -> Bool {
+    guard mode != .disabled else { return false }
     switch message.mode {
     case .fixed, .lowestPriority:
-      receive(message.vector, message.trigger, &effects)
+      return receive(message.vector, message.trigger, &effects)
     case .nonMaskable:
-      guard mode != .disabled else { return }
       hasNMI = true
-      effects.wakes = true
     case .initialize:
-      guard message.isAsserted, mode != .disabled else { return }
+      guard message.isAsserted else { return false }
       hasInit = true
       startupVector = nil
-      effects.wakes = true
     case .startup:
-      guard hasInit || isWaitingForStartup else { return }
+      guard hasInit || isWaitingForStartup else { return false }
       startupVector = message.vector
-      effects.wakes = true
     case .external:
-      guard mode != .disabled else { return }
       hasExternalMessage = true
-      effects.wakes = true
     case .systemManagement, .remoteRead:
-      break  // There is no SMM, and no processor since the Pentium 4 answers remote reads.
+      return false  // There is no SMM, and no processor since the Pentium 4 answers remote reads.
     }
+    effects.wakes = true
+    return true
   }
 
   /// SDM vol. 3, 11.6.2.2 and 11.12.10.2.

@@ -16,7 +16,8 @@ public final class PIC: Device {
 
     var requests: UInt8 = 0
     var inService: UInt8 = 0
-    var mask: UInt8 = 0
+    /// ICW1 clears it; until then nothing may reach a guest that has not said with which vector.
+    var mask: UInt8 = 0xFF
     var levels: UInt8 = 0
     /// ELCR: which inputs are level triggered.
     var levelTriggered: UInt8 = 0
@@ -74,7 +75,7 @@ public final class PIC: Device {
     mutating func writeCommand(_ value: UInt8) {
       if value & 0x10 != 0 {  // ICW1
         self = Chip(
-          levels: levels, levelTriggered: levelTriggered, levelTriggerable: levelTriggerable, expected: .word2,
+          mask: 0, levels: levels, levelTriggered: levelTriggered, levelTriggerable: levelTriggerable, expected: .word2,
           needsWord4: value & 1 != 0, isSingle: value & 2 != 0)
       } else if value & 0x08 != 0 {  // OCW3
         if value & 0x04 != 0 { polls = true }
@@ -124,13 +125,22 @@ public final class PIC: Device {
     // Inputs 0, 1, 2 (and 8, 13) cannot be level triggered on a PC.
     var master = Chip(levelTriggerable: 0xF8)
     var slave = Chip(levelTriggerable: 0xDE)
+    var output = InterruptLine.disconnected
+    var isAsserting = false
   }
 
   private let state = Mutex(State())
-  private let output: InterruptLine
 
-  /// - Parameter output: INTR, a level: LINT0 of the bootstrap processor. Driven with the PIC's lock held.
-  public init(output: InterruptLine) { self.output = output }
+  public init() {}
+
+  /// Connects INTR, a level that is driven with the PIC's lock held. `InterruptController` connects LINT0 of its
+  /// bootstrap processor; only a machine without local APICs has another use for this.
+  public func connect(_ output: InterruptLine) {
+    state.withLock { state in
+      state.output = output
+      output.set(state.isAsserting)
+    }
+  }
 
   /// Drives input `irq`, 0...15. 2 is the cascade and is ignored, as is anything out of range.
   public func set(irq: Int, _ asserted: Bool) {
@@ -159,16 +169,16 @@ public final class PIC: Device {
 
   public func read(offset: UInt64, size: UInt8) -> UInt64 {
     let byte: UInt8 = update { state in
-        switch offset {
-        case 0: Self.readCommand(&state.master, isMaster: true)
-        case 1: state.master.mask
-        case 2: Self.readCommand(&state.slave, isMaster: false)
-        case 3: state.slave.mask
-        case 4: state.master.levelTriggered
-        case 5: state.slave.levelTriggered
-        default: 0xFF
-        }
+      switch offset {
+      case 0: Self.readCommand(&state.master, isMaster: true)
+      case 1: state.master.mask
+      case 2: Self.readCommand(&state.slave, isMaster: false)
+      case 3: state.slave.mask
+      case 4: state.master.levelTriggered
+      case 5: state.slave.levelTriggered
+      default: 0xFF
       }
+    }
     return UInt64(byte)
   }
 
@@ -208,7 +218,11 @@ public final class PIC: Device {
       } else {
         state.master.requests &= ~cascade
       }
-      output.set(state.master.pending(isMaster: true) != nil)
+      let isAsserting = state.master.pending(isMaster: true) != nil
+      if isAsserting != state.isAsserting {
+        state.isAsserting = isAsserting
+        state.output.set(isAsserting)
+      }
       return result
     }
   }

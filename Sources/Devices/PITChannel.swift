@@ -181,6 +181,7 @@ struct PITChannel: Sendable {
   }
 
   private static func toBCD(_ value: UInt64) -> UInt16 {
-    UInt16(truncatingIfNeeded: value % 10 | value / 10 % 10 << 4 | value / 100 % 10 << 8 | value / 1000 % 10 << 12)
+    UInt16(
+      truncatingIfNeeded: value % 10 | (value / 10 % 10) << 4 | (value / 100 % 10) << 8 | (value / 1000 % 10) << 12)
   }
 }

@@ -265,7 +265,7 @@ public final class RTC: Device, DeadlineSource {
 
   private static func encode(_ value: Int64, _ state: State) -> UInt8 {
     let byte = UInt8(truncatingIfNeeded: value)
-    return state.statusB & StatusB.binary != 0 ? byte : byte / 10 << 4 | byte % 10
+    return state.statusB & StatusB.binary != 0 ? byte : (byte / 10) << 4 | byte % 10
   }
 
   private static func decode(_ byte: UInt8, _ state: State) -> Int64 {

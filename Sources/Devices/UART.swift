@@ -49,6 +49,7 @@ public final class UART: Device, DeadlineSource {
     var divisor: UInt16 = 1
     var overran = false
     var transmitterInterrupt = false
+    var isAsserting = false
 
     var hasFIFO: Bool { fifoControl & 1 != 0 }
     /// 1, 4, 8 or 14 bytes.
@@ -117,7 +118,7 @@ public final class UART: Device, DeadlineSource {
     state.withLock { state in
       let taken = bytes.prefix(max(0, Self.receiveLimit - state.received.count))
       state.received.append(contentsOf: taken)
-      line.set(state.interrupt != .none)
+      drive(&state)
       return taken.count
     }
   }
@@ -154,6 +155,13 @@ public final class UART: Device, DeadlineSource {
     if begins { rearm() }
   }
 
+  private func drive(_ state: inout State) {
+    let isAsserting = state.interrupt != .none
+    guard isAsserting != state.isAsserting else { return }
+    state.isAsserting = isAsserting
+    line.set(isAsserting)
+  }
+
   // MARK: The guest's side
 
   public func read(offset: UInt64, size: UInt8) -> UInt64 {
@@ -161,7 +169,7 @@ public final class UART: Device, DeadlineSource {
     let (byte, madeRoom) = state.withLock { state in
       let wasFull = state.received.count >= Self.receiveLimit
       let byte = read(register, &state)
-      line.set(state.interrupt != .none)
+      drive(&state)
       return (byte, wasFull && state.received.count < Self.receiveLimit)
     }
     if madeRoom { hasRoom() }
@@ -198,7 +206,7 @@ public final class UART: Device, DeadlineSource {
     let byte = UInt8(truncatingIfNeeded: value)
     let sent = state.withLock { state in
       let sent = write(register, byte, &state)
-      line.set(state.interrupt != .none)
+      drive(&state)
       return sent
     }
     if sent { transmit(byte) }

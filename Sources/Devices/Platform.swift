@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// The machine's devices, made and wired in one place: what is connected to what, and at which address. The only
+// file that knows where anything lives.
+
+/// Where devices live. The ACPI tables take the same numbers.
+public enum PlatformAddress {
+  public static let serial: UInt64 = 0x3F8
+  public static let powerManagement: UInt64 = 0x600
+  public static let debugExit: UInt64 = 0xF4
+  public static let ioapic: UInt64 = 0xFEC0_0000
+  /// Where the ACPI tables go; the RSDP is first.
+  public static let acpiTables: UInt64 = 0xE0000
+}
+
+/// What a platform needs to know and may do outside itself. Closures are called on vCPU, timer and input threads,
+/// possibly with device locks held, and must not call a device back.
+public struct PlatformConfiguration: Sendable {
+  public var cpuCount: Int
+  /// Bytes of RAM, for the CMOS.
+  public var memoryBelow4G: UInt64
+  public var memoryAbove4G: UInt64
+  /// The clock of each vCPU; that of 0 also drives the shared devices, which use only its nanoseconds.
+  public var clocks: [Clock]
+  public var wallTime: @Sendable () -> WallTime
+  public var hasDebugExit = false
+  /// Takes serial output.
+  public var serialOutput: @Sendable ([UInt8]) -> Void
+  /// The serial port can take input again.
+  public var serialHasRoom: @Sendable () -> Void = {}
+  public var power: @Sendable (PowerEvent) -> Void
+  /// A vCPU, by APIC ID, may have something new to take: kick it or end its HLT.
+  public var wake: @Sendable (UInt32) -> Void
+  /// A vCPU's timer deadline changed.
+  public var rearmCPU: @Sendable (UInt32) -> Void = { _ in }
+  /// A shared device's deadline changed: the timer thread looks at `deadlineSources` again.
+  public var rearm: @Sendable () -> Void = {}
+  public var onUnclaimedPort: @Sendable (_ port: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void = { _, _, _ in }
+  public var onUnclaimedMMIO: @Sendable (_ address: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void = { _, _, _ in }
+  /// Further devices, such as virtio-mmio transports, for the MMIO bus.
+  public var mmio: [Bus.Mapping] = []
+
+  public init(
+    cpuCount: Int, memoryBelow4G: UInt64, memoryAbove4G: UInt64, clocks: [Clock],
+    wallTime: @escaping @Sendable () -> WallTime, serialOutput: @escaping @Sendable ([UInt8]) -> Void,
+    power: @escaping @Sendable (PowerEvent) -> Void, wake: @escaping @Sendable (UInt32) -> Void
+  ) {
+    precondition(clocks.count == cpuCount, "one clock per vCPU")
+    self.cpuCount = cpuCount
+    self.memoryBelow4G = memoryBelow4G
+    self.memoryAbove4G = memoryAbove4G
+    self.clocks = clocks
+    self.wallTime = wallTime
+    self.serialOutput = serialOutput
+    self.power = power
+    self.wake = wake
+  }
+}
+
+/// Every device of a machine, wired.
+public final class Platform: Sendable {
+  public let pic: PIC
+  public let interrupts: InterruptController
+  public let ioapic: IOAPIC
+  public let pit: PIT
+  public let serial: UART
+  public let rtc: RTC
+  public let ports: Bus
+  /// Everything in physical address space but RAM and each vCPU's own local APIC page.
+  public let mmio: Bus
+  /// The shared devices the timer thread serves; the local APICs are sources of their own.
+  public let deadlineSources: [any DeadlineSource]
+
+  public init(_ configuration: PlatformConfiguration) {
+    let clock = configuration.clocks[0]
+    let power = configuration.power
+    pic = PIC()
+    interrupts = InterruptController(
+      cpuCount: configuration.cpuCount, pic: pic, clock: { configuration.clocks[Int($0)] }, wake: configuration.wake,
+      rearm: configuration.rearmCPU)
+    ioapic = IOAPIC(controller: interrupts)
+    pit = PIT(clock: clock, line: .isa(0, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
+    serial = UART(
+      clock: clock, line: .isa(4, pic: pic, ioapic: ioapic), send: configuration.serialOutput,
+      hasRoom: configuration.serialHasRoom, rearm: configuration.rearm)
+    rtc = RTC(
+      memoryBelow4G: configuration.memoryBelow4G, memoryAbove4G: configuration.memoryAbove4G, clock: clock,
+      wallTime: configuration.wallTime, line: .isa(8, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
+    deadlineSources = [pit, serial, rtc]
+
+    let keyboard = KeyboardController(report: power)
+    var ports: [Bus.Mapping] = [
+      .init(base: 0x20, count: 2, device: pic),
+      .init(base: 0x40, count: 4, device: pit),
+      .init(base: 0x60, count: 1, device: keyboard),
+      .init(base: 0x61, count: 1, device: pit, offset: 4),
+      .init(base: 0x64, count: 1, device: keyboard, offset: 4),
+      .init(base: 0x70, count: 2, device: rtc),
+      .init(base: 0x92, count: 1, device: SystemControlPortA(report: power)),
+      .init(base: 0xA0, count: 2, device: pic, offset: 2),
+      .init(base: PlatformAddress.serial, count: 8, device: serial),
+      .init(base: 0x4D0, count: 2, device: pic, offset: 4),
+      .init(
+        base: PlatformAddress.powerManagement, count: PowerManagement.portCount,
+        device: PowerManagement(clock: clock, report: power), widestAccess: 4),
+      .init(base: 0xCF9, count: 1, device: ResetControl(report: power)),
+    ]
+    if configuration.hasDebugExit {
+      ports.append(
+        .init(base: PlatformAddress.debugExit, count: 4, device: DebugExit(report: power), widestAccess: 4))
+    }
+    self.ports = Bus(ports, onUnclaimed: configuration.onUnclaimedPort)
+    mmio = Bus(
+      [.init(base: PlatformAddress.ioapic, count: 0x1000, device: ioapic, widestAccess: 4)] + configuration.mmio,
+      onUnclaimed: configuration.onUnclaimedMMIO)
+  }
+}

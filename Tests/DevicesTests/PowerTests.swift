@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every way out of the machine, the PM block as ACPICA uses it, and the bus beneath.
+
+import Testing
+
+@testable import Devices
+
+@Suite struct PowerTests {
+  @Test("each way to reset or power off, and what does not", arguments: [
+    ([(0xCF9, 0x06)], .reset(.resetControl)), ([(0xCF9, 0x02), (0xCF9, 0x0E)], .reset(.resetControl)),
+    ([(0xCF9, 0x02)], nil), ([(0x64, 0xFE)], .reset(.keyboardController)), ([(0x64, 0xAA), (0x60, 0xFE)], nil),
+    ([(0x64, 0xD1), (0x60, 0xDE)], .reset(.keyboardController)), ([(0x64, 0xD1), (0x60, 0xDF)], nil),
+    ([(0x64, 0xFF)], nil), ([(0x92, 0x01)], .reset(.systemControlPortA)), ([(0x92, 0x02)], nil),
+    ([(0x605, 0x34)], .powerOff), ([(0x605, 0x14)], nil), ([(0x605, 0x20)], nil), ([(0x605, 0x30)], nil),
+    ([(0xF4, 0x2A)], .debugExit(0x2A)),
+  ] as [([(UInt64, UInt8)], PowerEvent?)])
+  func events(writes: [(UInt64, UInt8)], event: PowerEvent?) {
+    let machine = Fixture()
+    for (port, value) in writes { machine.outb(port, value) }
+    #expect(machine.power.all == (event.map { [$0] } ?? []))
+  }
+
+  @Test("S5 as ACPICA writes it: the type first, then the type with SLP_EN")
+  func softOff() {
+    let machine = Fixture()
+    #expect(machine.platform.ports.read(0x604, size: 2) == 1, "SCI_EN: ACPI mode is on")
+    machine.platform.ports.write(0x604, size: 2, value: 5 << 10 | 1)
+    #expect(machine.power.all.isEmpty && machine.platform.ports.read(0x604, size: 2) == 5 << 10 | 1)
+    machine.platform.ports.write(0x604, size: 2, value: 5 << 10 | 1 << 13 | 1)
+    #expect(machine.power.all == [.powerOff])
+  }
+
+  @Test("PM1 enable bits read back, status stays clear, the timer runs at 3.579545 MHz")
+  func registers() {
+    let machine = Fixture()
+    machine.platform.ports.write(0x602, size: 2, value: 0xFFFF)
+    machine.platform.ports.write(0x600, size: 2, value: 0xFFFF)
+    #expect(machine.platform.ports.read(0x602, size: 2) == 0x0721)
+    #expect(machine.platform.ports.read(0x600, size: 4) == 0x0721_0000)
+    #expect(machine.platform.ports.read(0x608, size: 4) == 3_579_545)
+    machine.time.advance(2_000_000_000)
+    #expect(machine.platform.ports.read(0x608, size: 4) == 3 * 3_579_545)
+    machine.time.advance(1 << 63)
+    _ = machine.platform.ports.read(0x608, size: 4)
+  }
+
+  @Test("a 32-bit write to 0xCF8 is not a reset, and unclaimed ports read as ones")
+  func unclaimed() {
+    let machine = Fixture()
+    machine.platform.ports.write(0xCF8, size: 4, value: 0x8000_0600)
+    #expect(machine.power.all.isEmpty)
+    #expect(machine.platform.ports.read(0xCF8, size: 4) == 0xFFFF_FFFF)
+    #expect(machine.platform.ports.read(0x1234, size: 1) == 0xFF && machine.platform.ports.read(0x1234, size: 2) == 0xFFFF)
+    #expect(machine.unclaimed.all == [0xCF8, 0x1234] && machine.platform.ports.unclaimedAccesses == 4)
+    #expect(machine.platform.mmio.read(.max, size: 8) == .max)
+    machine.platform.mmio.write(.max, size: 8, value: 0)
+  }
+}
