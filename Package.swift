@@ -52,7 +52,6 @@ let package = Package(
     tests("X86ModelTests", ["X86"]),
     tests("ParavirtTests", ["Paravirt", "X86"]),
     tests("CHostTests", ["CHost"]),
-    tests("TranslatorTests", ["Translator", "X86", "CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices"]),
   ]
