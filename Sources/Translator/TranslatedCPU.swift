@@ -100,7 +100,8 @@ public import X86
       if processor.deliver(vector, kind: .external) == .shutdown { return .shutdown }
     }
     if windowWanted && canAcceptInterrupt { return .interruptWindow }
-    page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil ? 1 : 0
+    // IRET has to come to Swift while it would end the blocking of NMIs.
+    page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil || state.nmiBlocked ? 1 : 0
     return nil
   }
 
