@@ -96,14 +96,17 @@ import Testing
 
   // MARK: MSRs
 
-  @Test("MSR validity", arguments: [
-    (0xC000_0082, 1 << 47, false), (0xC000_0082, 0xFFFF_8000_0000_0000, true), (0x175, 1 << 63, false),
-    (0x277, 0x0007_0406_0007_0406, true), (0x277, 0x0007_0406_0007_0402, false), (0x277, 8, false),
-    (0x2FF, 0xC06, true), (0x2FF, 0x1000, false), (0x2FF, 2, false), (0x200, 0x8000_0006, true), (0x200, 3, false),
-    (0x201, 0xFF_8000_0800, true), (0x201, 1 << 40, false), (0x250, 0x0606_0606_0606_0606, true), (0x26F, 0x0706, false),
-    (0xFE, 0, false), (0xC000_0080, 0x901, true), (0xC000_0080, 0x1000, false), (0xC000_0103, 1 << 32, false),
-    (0x1D9, 2, true), (0x1D9, 1 << 9, false), (0x17, 0, false), (0x8B, 0, true),
-  ] as [(UInt32, UInt64, Bool)])
+  @Test(
+    "MSR validity",
+    arguments: [
+      (0xC000_0082, 1 << 47, false), (0xC000_0082, 0xFFFF_8000_0000_0000, true), (0x175, 1 << 63, false),
+      (0x277, 0x0007_0406_0007_0406, true), (0x277, 0x0007_0406_0007_0402, false), (0x277, 8, false),
+      (0x2FF, 0xC06, true), (0x2FF, 0x1000, false), (0x2FF, 2, false), (0x200, 0x8000_0006, true), (0x200, 3, false),
+      (0x201, 0xFF_8000_0800, true), (0x201, 1 << 40, false), (0x250, 0x0606_0606_0606_0606, true),
+      (0x26F, 0x0706, false),
+      (0xFE, 0, false), (0xC000_0080, 0x901, true), (0xC000_0080, 0x1000, false), (0xC000_0103, 1 << 32, false),
+      (0x1D9, 2, true), (0x1D9, 1 << 9, false), (0x17, 0, false), (0x8B, 0, true),
+    ] as [(UInt32, UInt64, Bool)])
   func msrValidity(index: UInt32, value: UInt64, valid: Bool) {
     let guest = TestGuest()
     guest.enterLong()
@@ -123,7 +126,9 @@ import Testing
     guest.setRegister(GPR.rcx, 0x4B56_4D01)
     guest.setRegister(GPR.rax, 0x1_2345_6789)
     guest.setRegister(GPR.rdx, 0xAB)
-    #expect(try guest.execute(guest.instruction(0x30, length: 2), map: .x0F) == .exit(.msrWrite(index: 0x4B56_4D01, value: 0xAB_2345_6789)))
+    #expect(
+      try guest.execute(guest.instruction(0x30, length: 2), map: .x0F)
+        == .exit(.msrWrite(index: 0x4B56_4D01, value: 0xAB_2345_6789)))
     #expect(guest.page[\.rip] == Place.kernelCode)
     guest.processor.completeWrite()
     #expect(guest.page[\.rip] == Place.kernelCode + 2)
@@ -181,7 +186,8 @@ import Testing
       return guest.page.rflags
     }
     guest.page.rflags = RFLAGS.if | 2
-    #expect(try pop(.max) == RFLAGS.arithmetic | RFLAGS.tf | RFLAGS.if | RFLAGS.df | RFLAGS.nt | RFLAGS.ac | RFLAGS.id | 2)
+    #expect(
+      try pop(.max) == RFLAGS.arithmetic | RFLAGS.tf | RFLAGS.if | RFLAGS.df | RFLAGS.nt | RFLAGS.ac | RFLAGS.id | 2)
     #expect(try pop(0) == RFLAGS.if | 2)
     guest.page.rflags = RFLAGS.iopl | 2
     #expect(try pop(0) == RFLAGS.iopl | 2)
@@ -202,7 +208,9 @@ import Testing
     for index in UInt64(0)..<0x78 { guest.poke(UInt8(0xFF), at: Place.tss + 0x88 + index) }
     guest.poke(UInt8(0b1111_0011), at: Place.tss + 0x88 + 0x70 / 8)  // 72h and 73h
     guest.setRegister(GPR.rdx, 0x72)
-    let byte = guest.instruction(0xEC), word = guest.instruction(0xED) { $0.operandSize = 2 }, long = guest.instruction(0xED)
+    let byte = guest.instruction(0xEC)
+    let word = guest.instruction(0xED) { $0.operandSize = 2 }
+    let long = guest.instruction(0xED)
     #expect(try guest.execute(byte) == .exit(.portRead(port: 0x72, size: 1)))
     #expect(try guest.execute(word) == .exit(.portRead(port: 0x72, size: 2)))
     #expect(guest.fault(long) == .generalProtection())
@@ -213,7 +221,9 @@ import Testing
     #expect(try guest.execute(byte) == .exit(.portRead(port: 0x3F8, size: 1)))
     try guest.processor.completeRead(0xFFAA)
     #expect(guest.register(GPR.rax) == 0x1234_56AA && guest.page[\.rip] == Place.userCode + 1)
-    #expect(try guest.execute(guest.instruction(0xE7, length: 2) { $0.immediate = 0x80 }) == .exit(.portWrite(port: 0x80, size: 4, value: 0x1234_56AA)))
+    #expect(
+      try guest.execute(guest.instruction(0xE7, length: 2) { $0.immediate = 0x80 })
+        == .exit(.portWrite(port: 0x80, size: 4, value: 0x1234_56AA)))
     #expect(guest.page[\.rip] == Place.userCode + 3)
   }
 
@@ -263,16 +273,27 @@ import Testing
   func stack() throws {
     let guest = TestGuest()
     guest.enterLong()
-    try guest.execute(guest.instruction(0xE8, length: 5) { $0.immediate = 0x100; $0.operandSize = 8 })
+    try guest.execute(
+      guest.instruction(0xE8, length: 5) {
+        $0.immediate = 0x100
+        $0.operandSize = 8
+      })
     #expect(guest.page[\.rip] == Place.kernelCode + 0x105)
-    try guest.execute(guest.instruction(0xC2, length: 3) { $0.immediate = 8; $0.operandSize = 8 })
+    try guest.execute(
+      guest.instruction(0xC2, length: 3) {
+        $0.immediate = 8
+        $0.operandSize = 8
+      })
     #expect(guest.page[\.rip] == Place.kernelCode + 5)
     #expect(guest.register(GPR.rsp) == Place.kernelStack - 0x1000 + 8)
     guest.setRegister(GPR.rsp, Place.unmapped)
     guest.setRegister(GPR.rbp, 77)
     #expect(guest.fault(guest.instruction(0x58)) == .pageFault(Place.unmapped, code: 0))
     guest.setRegister(GPR.rsp, Place.unmapped + 0x1000)
-    let enter = guest.instruction(0xC8, length: 4) { $0.immediate = 16; $0.operandSize = 8 }
+    let enter = guest.instruction(0xC8, length: 4) {
+      $0.immediate = 16
+      $0.operandSize = 8
+    }
     #expect(guest.fault(enter)?.vector == 14)
     #expect(guest.register(GPR.rsp) == Place.unmapped + 0x1000 && guest.register(GPR.rbp) == 77)
     guest.setRegister(GPR.rsp, Place.kernelStack)
@@ -283,12 +304,13 @@ import Testing
     // POP [RSP] uses the incremented RSP.
     guest.setRegister(GPR.rsp, Place.kernelStack - 16)
     guest.poke(UInt64(0x55), at: Place.kernelStack - 16)
-    try guest.execute(guest.instruction(0x8F, length: 3) {
-      $0.hasModRM = true
-      $0.modRM = 0x04
-      $0.base = 4
-      $0.segment = 2
-    })
+    try guest.execute(
+      guest.instruction(0x8F, length: 3) {
+        $0.hasModRM = true
+        $0.modRM = 0x04
+        $0.base = 4
+        $0.segment = 2
+      })
     #expect(guest.peek(UInt64.self, at: Place.kernelStack - 8) == 0x55)
   }
 
@@ -314,12 +336,14 @@ import Testing
     #expect(guest.register(GPR.rsp) == 0x1_FFF4)
   }
 
-  @Test("Decimal adjustment", arguments: [
-    // opcode, AX, flags in, AX out, CF and AF out
-    (0x27, 0x00AE, 0, 0x0014, 0x11), (0x27, 0x0079, 0x10, 0x007F, 0x10), (0x27, 0x009A, 0, 0x0000, 0x11),
-    (0x2F, 0x0035, 0x10, 0x002F, 0x10), (0x2F, 0x0003, 0x10, 0x00FD, 0x11), (0x37, 0x010B, 0, 0x0201, 0x11),
-    (0x3F, 0x0100, 0x10, 0xFF0A, 0x11), (0x3F, 0x0205, 0, 0x0205, 0),
-  ] as [(UInt8, UInt64, UInt64, UInt64, UInt64)])
+  @Test(
+    "Decimal adjustment",
+    arguments: [
+      // opcode, AX, flags in, AX out, CF and AF out
+      (0x27, 0x00AE, 0, 0x0014, 0x11), (0x27, 0x0079, 0x10, 0x007F, 0x10), (0x27, 0x009A, 0, 0x0000, 0x11),
+      (0x2F, 0x0035, 0x10, 0x002F, 0x10), (0x2F, 0x0003, 0x10, 0x00FD, 0x11), (0x37, 0x010B, 0, 0x0201, 0x11),
+      (0x3F, 0x0100, 0x10, 0xFF0A, 0x11), (0x3F, 0x0205, 0, 0x0205, 0),
+    ] as [(UInt8, UInt64, UInt64, UInt64, UInt64)])
   func decimal(opcode: UInt8, input: UInt64, flags: UInt64, output: UInt64, result: UInt64) throws {
     let guest = TestGuest()
     guest.enterProtected()

@@ -27,7 +27,10 @@ import Testing
     #expect(guest.page[.cs].selector == 8 && guest.page[.ss].selector == 16)
     #expect(guest.register(GPR.rsp) == Place.userStack)
 
-    let sysret = guest.instruction(0x07, length: 3) { $0.rex = 0x48; $0.operandSize = 8 }
+    let sysret = guest.instruction(0x07, length: 3) {
+      $0.rex = 0x48
+      $0.operandSize = 8
+    }
     guest.setRegister(GPR.rcx, 1 << 47)
     #expect(guest.fault(sysret, map: .x0F) == .generalProtection())
     #expect(guest.page.privilege == 0)
@@ -73,7 +76,11 @@ import Testing
     guest.page[\.kernel_gs_base] = 0xFFFF_8880_0000_0000
     try guest.execute(guest.twoByte(0x01, reg: 7, rm: 0), map: .x0F)
     #expect(guest.page[.gs].base == 0xFFFF_8880_0000_0000 && guest.page[\.kernel_gs_base] == 0)
-    let write = guest.twoByte(0xAE, reg: 3, rm: 0, length: 5) { $0.repeatPrefix = 0xF3; $0.rex = 0x48; $0.operandSize = 8 }
+    let write = guest.twoByte(0xAE, reg: 3, rm: 0, length: 5) {
+      $0.repeatPrefix = 0xF3
+      $0.rex = 0x48
+      $0.operandSize = 8
+    }
     #expect(guest.fault(write, map: .x0F) == .invalidOpcode)
     guest.page[\.cr4] = guest.page[\.cr4] | CR4.fsgsbase
     guest.setRegister(GPR.rax, 1 << 63)
@@ -101,7 +108,11 @@ import Testing
     #expect(guest.peek(UInt64.self, at: rsp + 8) == UInt64(Selector.userCode64))
     #expect(guest.peek(UInt64.self, at: rsp + 16) == Place.userStack)
     #expect(guest.peek(UInt64.self, at: rsp + 24) == UInt64(Selector.userData))
-    try guest.execute(guest.instruction(0xCB, length: 2) { $0.rex = 0x48; $0.operandSize = 8 })
+    try guest.execute(
+      guest.instruction(0xCB, length: 2) {
+        $0.rex = 0x48
+        $0.operandSize = 8
+      })
     #expect(guest.page.privilege == 3 && guest.page[\.rip] == Place.userCode + 7)
     #expect(guest.register(GPR.rsp) == Place.userStack)
   }
@@ -131,7 +142,11 @@ import Testing
     let guest = TestGuest()
     guest.enterProtected(privilege: 3)
     func jump(_ selector: UInt16, _ offset: UInt64 = Place.userCode + 0x100) -> Fault? {
-      guest.fault(guest.instruction(0xEA, length: 7) { $0.immediate2 = selector; $0.immediate = offset })
+      guest.fault(
+        guest.instruction(0xEA, length: 7) {
+          $0.immediate2 = selector
+          $0.immediate = offset
+        })
     }
     #expect(jump(Selector.kernelCode) == .generalProtection(8))
     #expect(jump(0) == .generalProtection())
@@ -150,7 +165,12 @@ import Testing
     real.page[\.gdtr] = table
     try real.processor.writeCR0(CR0.pe)
     #expect(real.page.isProtected && real.page.privilege == 0)
-    try real.execute(real.instruction(0xEA, length: 8) { $0.operandSize = 4; $0.immediate2 = 8; $0.immediate = 0x1_2345 })
+    try real.execute(
+      real.instruction(0xEA, length: 8) {
+        $0.operandSize = 4
+        $0.immediate2 = 8
+        $0.immediate = 0x1_2345
+      })
     #expect(real.page[\.rip] == 0x1_2345 && real.code == .code32)
   }
 
@@ -162,11 +182,12 @@ import Testing
     guest.enterProtected(privilege: 3)
     func load(_ register: SegmentRegister, _ selector: UInt16) -> Fault? {
       guest.setRegister(GPR.rax, UInt64(selector))
-      return guest.fault(guest.instruction(0x8E, length: 2) {
-        $0.hasModRM = true
-        $0.modRM = 0xC0 | UInt8(register.rawValue) << 3
-        $0.reg = UInt8(register.rawValue)
-      })
+      return guest.fault(
+        guest.instruction(0x8E, length: 2) {
+          $0.hasModRM = true
+          $0.modRM = 0xC0 | UInt8(register.rawValue) << 3
+          $0.reg = UInt8(register.rawValue)
+        })
     }
     #expect(load(.ds, 3) == nil)
     #expect(guest.page[.ds].isUnusable && guest.page[.ds].selector == 3)
