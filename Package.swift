@@ -42,12 +42,13 @@ let package = Package(
     layer("Translator", ["X86", "GuestMemory", "Host", "CHost"]),
     layer("Devices", ["GuestMemory", "Host", collections]),
     layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices"]),
-    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections]),
+    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections, system]),
     .executableTarget(
       name: "LguestCommand",
       dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
+    tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )
