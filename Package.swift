@@ -42,11 +42,12 @@ let package = Package(
     layer("Translator", ["X86", "GuestMemory", "Host", "CHost"]),
     layer("Devices", ["GuestMemory", "Host", collections]),
     layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices"]),
-    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections]),
+    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections, system]),
     .executableTarget(
       name: "LguestCommand",
       dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
+    tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
     tests("TranslatorTests", ["Translator", "X86", "GuestMemory", "Host", "CHost"]),
     tests("X86ModelTests", ["X86"]),
@@ -54,5 +55,6 @@ let package = Package(
     tests("CHostTests", ["CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices"]),
+    tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )
