@@ -62,13 +62,22 @@ public import X86
         continue
       }
       if let exit = boundary() { return exit }
-      let step = processor.state.interruptShadow != .none
-      guard let entry = findEntry(step: step) else { continue }
-      if exitRequested { return shutdown() }
+      if let trace = translation.options.trace { trace(traceLine) }
+      let shadow = processor.state.interruptShadow
+      guard let entry = findEntry(step: shadow != .none || translation.options.trace != nil) else { continue }
       enter(entry)
+      // The shadow covers the one instruction that has just run; STI and MOV SS, executed by Swift, start a new one.
+      processor.state.interruptShadow = .none
       if let exit = handleExit() { return exit }
-      if step && processor.state.interruptShadow != .none { processor.state.interruptShadow = .none }
     }
+  }
+
+  /// The state before an instruction, for `TranslationOptions.trace`.
+  private var traceLine: String {
+    let names = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di", "8", "9", "10", "11", "12", "13", "14", "15"]
+    var line = hex(linearIP) + " flags " + hex(page.rflags)
+    for number in 0..<16 { line += " \(names[number])=" + hex(self[register: number]) }
+    return line
   }
 
   private var exitRequested = false
