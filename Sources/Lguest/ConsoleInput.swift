@@ -2,7 +2,7 @@
 // What a person types, on its way to the guest's serial port: a bounded queue between the thread that reads and the
 // vCPU that takes.
 
-import Collections
+import DequeModule
 import Synchronization
 
 /// Bytes for the guest's console. Any thread may put; the machine takes.

@@ -2,6 +2,7 @@
 // What this host offers a machine, and which engine would run and why: the facts behind `lguest doctor`.
 
 import Host
+import SystemPackage
 
 /// Facts about the host.
 public struct HostReport: Sendable {

@@ -63,7 +63,7 @@ public struct Statistics: Sendable {
   public var exitTotal: UInt64 { exits.reduce(0, &+) }
   public var hypercallTotal: UInt64 { hypercalls.values.reduce(0, &+) }
 
-  private static let scalars: [(name: String, path: WritableKeyPath<Statistics, UInt64> & Sendable)] = [
+  private static let scalars: [(name: String, path: any WritableKeyPath<Statistics, UInt64> & Sendable)] = [
     ("interrupts", \.interrupts),
     ("exceptions", \.exceptions),
     ("blocksTranslated", \.blocksTranslated),
