@@ -3,6 +3,7 @@
 
 import ArgumentParser
 import Lguest
+import SystemPackage
 
 struct DoctorCommand: ParsableCommand {
   static let configuration = CommandConfiguration(

@@ -2,7 +2,8 @@
 // Our own lines on stderr: each begins `lguest: `, carries no control characters, and is written whole.
 
 import Lguest
-public import Logging
+import Logging
+import SystemPackage
 
 enum Messages {
   /// Writes one line. Text that came from outside (paths, the guest) cannot break it or drive the terminal.

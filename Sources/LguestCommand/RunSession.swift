@@ -8,6 +8,7 @@
 //
 // Whoever comes first to `RunEnd.end` ends the process; everyone else waits there for it.
 
+import Glibc
 import Lguest
 import Synchronization
 import SystemPackage

@@ -19,7 +19,7 @@ enum System {
   // MARK: Descriptors
 
   /// Whether stdout was open when the process started.
-  static var isOutputOpen: Bool { !outputWasClosed }
+  static var isOutputOpen: Bool { unsafe !outputWasClosed }
   nonisolated(unsafe) private static var outputWasClosed = false
 
   /// Puts /dev/null where a standard descriptor is missing, so that no file we open later can be taken for it. Called
@@ -30,7 +30,7 @@ enum System {
       _ = unsafe open("/dev/null", O_RDWR)  // takes the lowest free number, which is this one
     }
     // A reader that goes away is an error of write(2), not a signal.
-    _ = unsafe signal(SIGPIPE, SIG_IGN)
+    _ = signal(SIGPIPE, SIG_IGN)
   }
 
   static func isTerminal(_ file: FileDescriptor) -> Bool { isatty(file.rawValue) == 1 }

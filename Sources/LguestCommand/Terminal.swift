@@ -41,7 +41,7 @@ enum Terminal {
   static func restore() {
     guard raw.exchange(false, ordering: .acquiringAndReleasing), let settings = unsafe saved else { return }
     // A background process that touches its terminal is stopped; one that is going away must not be.
-    _ = unsafe signal(SIGTTOU, SIG_IGN)
+    _ = signal(SIGTTOU, SIG_IGN)
     _ = unsafe tcsetattr(STDIN_FILENO, TCSANOW, settings)
   }
 }
