@@ -9,8 +9,9 @@ struct RunCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "run", abstract: "Boot a kernel; its serial console is stdin and stdout.",
     discussion: """
-      On a terminal, Ctrl-A x ends the run and Ctrl-A a sends a Ctrl-A. Nothing but the guest's console goes to
-      stdout; lguest's own lines go to stderr. End of input reaches the guest as Ctrl-D.
+      On a terminal, Ctrl-A x ends the run and Ctrl-A a sends a Ctrl-A. Nothing but the guest's console \
+      goes to stdout; lguest's own lines go to stderr. End of input \
+      reaches the guest as Ctrl-D.
       """)
 
   /// When the console borrows the terminal.

@@ -69,7 +69,8 @@ final class RunSession: Sendable {
 
   private func checkOptions() {
     if let json = options.json, let problem = OutputFile.problem(json) {
-      end.end(failure("--json: \(problem); name a file in a directory you can write"))
+      Messages.say("--json: \(problem); name a file in a directory you can write")
+      System.exit(Ending.cannotStart.exitStatus)
     }
     let hasTerminal = System.isTerminal(.standardInput) && System.isTerminal(.standardOutput)
     switch options.tty {
