@@ -57,5 +57,7 @@ let package = Package(
     tests("LayeringTests", []),
     tests("LguestTests", ["Lguest", logging, system]),
     tests("SystemTests", []),
+    tests("HostTests", ["Host", system]),
+    tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
   ]
 )

@@ -3,6 +3,7 @@
 # Debian packages without touching the machine's own apt: lists, cache, sources and status are private to our cache
 # directory. Sourced after common.sh.
 
+: "${cache:?}" # common.sh was sourced
 suite=bookworm # the release with the 6.1 kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 mirror=${LGUEST_DEBIAN_MIRROR:-http://deb.debian.org}

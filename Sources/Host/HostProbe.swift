@@ -30,7 +30,7 @@ public enum HostProbe {
   /// Whether code memory can be made the way the translator makes it: one memfd mapped twice, writable and
   /// executable. Returns what failed and why, or nil.
   public static func codeMemoryProblem() -> String? {
-    let file = chost_probe_memfd()
+    let file = unsafe chost_memfd("lguest-probe")
     guard file >= 0 else { return "memfd_create: \(message(-file))" }
     defer { close(file) }
     guard ftruncate(file, 4096) == 0 else { return "ftruncate of a memfd: \(message(errno))" }
@@ -44,7 +44,7 @@ public enum HostProbe {
   }
 
   /// CPUs this process may run on.
-  public static func usableCPUs() -> Int { Int(chost_usable_cpus()) }
+  public static func usableCPUs() -> Int { Int(chost_affinity_count()) }
 
   /// What stands at a path.
   public enum FileKind: Sendable, Equatable {

@@ -25,7 +25,7 @@ public struct HostReport: Sendable {
 
   /// Looks at the host.
   public init() {
-    let cpuinfo = SmallFile.text("/proc/cpuinfo") ?? ""
+    let cpuinfo = HostFile.text("/proc/cpuinfo") ?? ""
     let flags = Set((HostReport.field("flags", in: cpuinfo) ?? "").split(separator: " ").map(String.init))
     cpuVendor = HostReport.field("vendor_id", in: cpuinfo) ?? cpuVendor
     cpuModel = HostReport.field("model name", in: cpuinfo) ?? cpuModel
@@ -39,8 +39,8 @@ public struct HostReport: Sendable {
     memoryAvailable = HostReport.memory("MemAvailable")
     kvm = HostProbe.kvm()
     codeMemoryProblem = HostProbe.codeMemoryProblem()
-    memfdNoexec = SmallFile.text("/proc/sys/vm/memfd_noexec").map(HostReport.trimmed)
-    kernelRelease = SmallFile.text("/proc/sys/kernel/osrelease").map(HostReport.trimmed)
+    memfdNoexec = HostFile.text("/proc/sys/vm/memfd_noexec").map(HostReport.trimmed)
+    kernelRelease = HostFile.text("/proc/sys/kernel/osrelease").map(HostReport.trimmed)
   }
 
   // Names of /proc/cpuinfo; the levels are those of the x86-64 psABI.
@@ -159,7 +159,7 @@ public struct HostReport: Sendable {
   static func memoryTotal() -> UInt64? { memory("MemTotal") }
 
   private static func memory(_ name: String) -> UInt64? {
-    guard let text = SmallFile.text("/proc/meminfo"), let value = field(name, in: text) else { return nil }
+    guard let text = HostFile.text("/proc/meminfo"), let value = field(name, in: text) else { return nil }
     return value.split(separator: " ").first.flatMap { UInt64($0) }.map { $0 << 10 }
   }
 

@@ -51,8 +51,14 @@ public final class VirtualMachine: Sendable {
     }
     precondition(isFirst, "a VirtualMachine runs once")
     try validate()
-    if let ending = stopRequested { return result(ending) }
-    throw .cannotStart("this build has no CPU engine yet")
+    let watchdog: Watchdog
+    do {
+      watchdog = try Watchdog(self)
+    } catch {
+      throw .cannotStart(error.description)
+    }
+    defer { watchdog.stop() }
+    return try runMachine()
   }
 
   /// Asks the machine to end with `ending`. The first request counts; returns whether this was it.
@@ -95,6 +101,16 @@ public final class VirtualMachine: Sendable {
     var result = RunResult(ending: ending, engine: configuration.engine, detail: detail)
     result.times = times
     return result
+  }
+}
+
+// MARK: The run loop
+
+extension VirtualMachine {
+  /// Puts the machine together and runs it.
+  private func runMachine() throws(ConfigurationError) -> RunResult {
+    if let ending = stopRequested { return result(ending) }
+    throw .cannotStart("this build has no CPU engine yet")
   }
 }
 

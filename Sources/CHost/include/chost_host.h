@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Linux calls that Swift cannot import (variadic, macro-only or missing from the Glibc module), flattened to
+// functions. Unless said otherwise a result below zero is -errno.
+#ifndef CHOST_HOST_H
+#define CHOST_HOST_H
+
+#include <stdint.h>
+
+// A memory file; closed on exec.
+int chost_memfd(const char *name);
+
+// Waits while *word == expected, until the CLOCK_MONOTONIC instant `deadline` in ns (UINT64_MAX: for ever).
+// 0: woken (perhaps without cause). -EAGAIN: the word differs. -ETIMEDOUT, -EINTR.
+int chost_futex_wait(const void *word, uint32_t expected, uint64_t deadline);
+// Wakes at most `count` waiters; returns how many.
+int chost_futex_wake(const void *word, int count);
+
+enum { CHOST_POLL_IN = 1, CHOST_POLL_OUT = 4, CHOST_POLL_ERROR = 8, CHOST_POLL_HANGUP = 16 };
+int chost_epoll(void);
+// events != 0 adds (add != 0) or changes the interest in `fd`; events == 0 with add == 0 removes it.
+int chost_epoll_set(int epoll, int fd, int add, uint32_t events, uint64_t tag);
+typedef struct chost_ready {
+  uint64_t tag;
+  uint32_t events;
+  uint32_t pad;
+} chost_ready;
+// Returns how many of `ready` were filled in. `timeout` in ms, -1: for ever. EINTR is retried.
+int chost_epoll_wait(int epoll, chost_ready *ready, int capacity, int timeout);
+
+// Non-blocking, closed on exec.
+int chost_eventfd(void);
+int chost_timerfd(void);
+// Arms for the CLOCK_MONOTONIC instant `deadline` in ns; 0 disarms.
+int chost_timerfd_set(int timer, uint64_t deadline);
+// Bit n - 1 of `mask` is signal n. The signals are blocked in the calling thread as well.
+int chost_signalfd(uint64_t mask);
+// The next pending signal number, or 0.
+int chost_signalfd_read(int fd);
+// Restores delivery of the signals in the calling thread.
+void chost_unblock_signals(uint64_t mask);
+
+// Starts a thread with all asynchronous signals blocked. 0 or -errno.
+int chost_thread_start(unsigned long *thread, uint64_t stack_bytes, void *(*body)(void *), void *context);
+int chost_thread_join(unsigned long thread);
+// Names the calling thread; 15 bytes are kept.
+void chost_thread_name(const char *name);
+
+uint64_t chost_monotonic_ns(void);
+uint64_t chost_wall_ns(void); // since 1970-01-01 UTC
+void chost_sleep_until(uint64_t deadline); // CLOCK_MONOTONIC ns; restarts after signals
+
+// CPUs in the calling thread's affinity mask.
+int chost_affinity_count(void);
+
+// Raw mode of one terminal per process. `restore` is async-signal-safe and idempotent; it also runs at exit and
+// when the process dies of a signal nobody else handles.
+int chost_terminal_raw(int fd);
+void chost_terminal_restore(void);
+int chost_terminal_size(int fd, uint16_t *columns, uint16_t *rows);
+
+#endif

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// The guest's RAM and the one bounds check in front of it. Everything outside the translator reaches RAM through
+// here; the translator's own walk uses the same base address and the same page flags (CHost/include/chost.h).
+//
+//   guest-physical     0 ......... lowEnd      3 GiB ... 4 GiB         4 GiB ...... highEnd
+//                      RAM                     devices (APICs, virtio)  the RAM above 3 GiB
+//   host address       base + the guest-physical address, for every byte of RAM
+//
+// The whole range is one reservation of address space; only RAM is mapped into it, so a stray access past the
+// checks faults in the host rather than touching something else.
+
+import Host
+import Synchronization
+
+/// Guest-physical RAM.
+///
+/// Any number of threads may use it at once. Aligned accesses of 1, 2, 4 and 8 bytes are single; larger ones may be
+/// seen half done by a running guest, as with any bus.
+@safe public final class GuestMemory: Sendable {
+  /// Where RAM stops growing below 4 GiB: the last GiB is for devices.
+  public static let lowLimit: UInt64 = 3 << 30
+  /// Where RAM goes on.
+  public static let highStart: UInt64 = 4 << 30
+  /// The largest size: what fits below 46 bits of host address space with room to spare.
+  public static let maximumByteCount: UInt64 = 16 << 40
+
+  /// RAM in bytes, both parts together.
+  public let byteCount: UInt64
+  /// RAM is `[0, lowEnd)` ...
+  public let lowEnd: UInt64
+  /// ... and `[4 GiB, highEnd)`; 4 GiB if there is none.
+  public let highEnd: UInt64
+
+  /// Host address of guest-physical 0, for the engine. Only addresses of RAM may be added to it.
+  public nonisolated(unsafe) let baseAddress: UnsafeMutableRawPointer
+  /// A byte per guest page from 0 to the end of RAM (`PageFlags`), for the engine.
+  public nonisolated(unsafe) let pageFlags: UnsafeMutablePointer<UInt8>
+
+  private let region: Mapping
+  private let flagRegion: Mapping
+  let codeWriteHandler = Mutex<(@Sendable (_ address: UInt64, _ count: Int) -> Void)?>(nil)
+
+  /// Makes zeroed, sparse RAM: host memory is taken page by page as the guest touches it.
+  ///
+  /// - Parameters:
+  ///   - byteCount: A multiple of 4 KiB, at least one page, at most `maximumByteCount`.
+  ///   - hugePages: Whether to ask the host for huge pages: faster, less sparse.
+  public init(byteCount: UInt64, hugePages: Bool = false) throws(HostError) {
+    guard byteCount > 0, byteCount % 4096 == 0, byteCount <= GuestMemory.maximumByteCount else {
+      throw HostError(
+        "make", "guest memory of \(byteCount) bytes", reason: "the size is not a multiple of 4 KiB up to 16 TiB",
+        remedy: "ask for a whole number of MiB")
+    }
+    let lowEnd = min(byteCount, GuestMemory.lowLimit)
+    let highCount = byteCount - lowEnd
+    let highEnd = GuestMemory.highStart + highCount
+    let end = highCount > 0 ? highEnd : lowEnd
+
+    // 2 MiB more, so that guest-physical 0 can be 2 MiB aligned; at least 64 KiB of it is a guard behind RAM.
+    let alignment = 2 << 20
+    region = try .reserve(byteCount: Int(end) + alignment + 65536)
+    let slack = unsafe (alignment - Int(bitPattern: region.base) % alignment) % alignment
+    let file = try MemoryFile(name: "lguest-memory", byteCount: Int(byteCount))
+    try region.place(file, fileOffset: 0, at: slack, byteCount: Int(lowEnd), [.read, .write])
+    if highCount > 0 {
+      try region.place(
+        file, fileOffset: Int(lowEnd), at: slack + Int(GuestMemory.highStart), byteCount: Int(highCount),
+        [.read, .write])
+    }
+    region.adviseHugePages(hugePages)
+    region.excludeFromCoreDumps()
+    flagRegion = try .anonymous(byteCount: Int(end >> 12))
+    self.byteCount = byteCount
+    self.lowEnd = lowEnd
+    self.highEnd = highEnd
+    unsafe baseAddress = region.base + slack
+    unsafe pageFlags = flagRegion.base.assumingMemoryBound(to: UInt8.self)
+  }
+
+  /// Whether `count` bytes from `address` on are all RAM.
+  @inlinable @inline(__always)
+  public func contains(_ address: GuestPhysical, count: Int) -> Bool {
+    guard count >= 0 else { return false }
+    let wanted = UInt64(count)
+    // Subtract, never add: address + count may wrap past zero and look small.
+    if wanted <= lowEnd && address.value <= lowEnd &- wanted { return true }
+    return address.value >= GuestMemory.highStart && wanted <= highEnd &- GuestMemory.highStart
+      && address.value <= highEnd &- wanted
+  }
+
+  /// The host address of a range that is all RAM.
+  @inlinable @inline(__always)
+  func pointer(_ address: GuestPhysical, _ count: Int) throws(MemoryError) -> UnsafeMutableRawPointer {
+    guard contains(address, count: count) else { throw MemoryError(address, byteCount: count) }
+    return unsafe baseAddress + Int(truncatingIfNeeded: address.value)
+  }
+
+  /// Reads an integer, little-endian, at any alignment.
+  @inlinable
+  public func load<T: FixedWidthInteger & BitwiseCopyable>(
+    _ type: T.Type = T.self, at address: GuestPhysical
+  ) throws(MemoryError) -> T {
+    // SAFETY: `pointer` proved the range to be inside the mapping, here and in every accessor below.
+    unsafe try pointer(address, MemoryLayout<T>.size).loadUnaligned(as: T.self)
+  }
+
+  /// Writes an integer, little-endian, at any alignment; translated code on the page is told.
+  @inlinable
+  public func store<T: FixedWidthInteger & BitwiseCopyable>(_ value: T, at address: GuestPhysical) throws(MemoryError) {
+    unsafe try pointer(address, MemoryLayout<T>.size).storeBytes(of: value, as: T.self)
+    didWrite(address, count: MemoryLayout<T>.size)
+  }
+
+  /// Copies bytes into RAM.
+  public func copy(from source: UnsafeRawBufferPointer, to address: GuestPhysical) throws(MemoryError) {
+    let target = unsafe try pointer(address, source.count)
+    guard let first = source.baseAddress else { return }
+    unsafe target.copyMemory(from: first, byteCount: source.count)
+    didWrite(address, count: source.count)
+  }
+
+  /// Copies bytes into RAM.
+  public func copy(from source: RawSpan, to address: GuestPhysical) throws(MemoryError) {
+    var failure: MemoryError?
+    unsafe source.withUnsafeBytes { source in
+      do throws(MemoryError) { unsafe try copy(from: source, to: address) } catch { failure = error }
+    }
+    if let failure { throw failure }
+  }
+
+  /// Copies bytes into RAM.
+  public func copy(from source: [UInt8], to address: GuestPhysical) throws(MemoryError) {
+    unsafe try copy(from: source.span.bytes, to: address)
+  }
+
+  /// Copies RAM out, as many bytes as the buffer has.
+  public func read(into target: UnsafeMutableRawBufferPointer, at address: GuestPhysical) throws(MemoryError) {
+    let source = unsafe try pointer(address, target.count)
+    guard let first = target.baseAddress else { return }
+    unsafe first.copyMemory(from: source, byteCount: target.count)
+  }
+
+  /// Copies RAM out. `count` is checked against RAM before anything is allocated.
+  public func bytes(at address: GuestPhysical, count: Int) throws(MemoryError) -> [UInt8] {
+    let source = unsafe try pointer(address, count)
+    return unsafe [UInt8](UnsafeRawBufferPointer(start: source, count: count))
+  }
+
+  /// Sets every byte of a range.
+  public func fill(_ address: GuestPhysical, count: Int, with byte: UInt8 = 0) throws(MemoryError) {
+    unsafe try pointer(address, count).initializeMemory(as: UInt8.self, repeating: byte, count: count)
+    didWrite(address, count: count)
+  }
+
+  /// Reads a piece of a host file straight into RAM.
+  ///
+  /// - Throws: `HostError` when the file cannot be read or is shorter; the range may then be partly written.
+  public func read(
+    from file: HostFile, at offset: Int, count: Int, to address: GuestPhysical
+  ) throws(HostError) {
+    guard contains(address, count: count) else {
+      throw HostError(
+        "load", file.description, reason: "\(MemoryError(address, byteCount: count))", remedy: "give the guest more memory")
+    }
+    // SAFETY: checked above.
+    let target = unsafe UnsafeMutableRawBufferPointer(
+      start: baseAddress + Int(truncatingIfNeeded: address.value), count: count)
+    defer { didWrite(address, count: count) }
+    unsafe try file.read(into: target, at: offset)
+  }
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which pages were written, and which of them hold translated code: a store from outside the translator (a device,
+// a loader, a paravirtual clock) must be seen by the code cache exactly as the guest's own stores are.
+
+import Synchronization
+
+/// What is known about a guest page; the values of CHOST_PAGE_* in chost.h.
+public struct PageFlags: OptionSet, Sendable {
+  public let rawValue: UInt8
+  public init(rawValue: UInt8) { self.rawValue = rawValue }
+  /// Some translation was made from the page.
+  public static let code = PageFlags(rawValue: 1)
+  /// Written since the flag was last taken.
+  public static let dirty = PageFlags(rawValue: 2)
+}
+
+extension GuestMemory {
+  /// Registers who is told of stores to pages that hold translated code; replaces the one before.
+  ///
+  /// Called after the store, on the storing thread, once per touched page with the CODE flag, with the
+  /// guest-physical address and the number of bytes written in that page. It may call back into this object.
+  public func setCodeWriteHandler(_ handler: (@Sendable (_ address: UInt64, _ count: Int) -> Void)?) {
+    codeWriteHandler.withLock { $0 = handler }
+  }
+
+  /// Pages of RAM have a flag byte; other addresses have none.
+  @inlinable @inline(__always)
+  func flags(ofPage page: UInt64) -> UnsafeMutablePointer<Atomic<UInt8>> {
+    // SAFETY: callers pass pages of RAM; an atomic byte has the layout of a byte.
+    unsafe UnsafeMutableRawPointer(pageFlags + Int(truncatingIfNeeded: page)).assumingMemoryBound(to: Atomic<UInt8>.self)
+  }
+
+  /// The flags of the page that holds an address; empty outside RAM.
+  public func flags(at address: GuestPhysical) -> PageFlags {
+    guard contains(address, count: 1) else { return [] }
+    return unsafe PageFlags(rawValue: flags(ofPage: address.page).pointee.load(ordering: .relaxed))
+  }
+
+  /// Records that `[address, address + count)`, all RAM, was written: for stores made through `baseAddress`.
+  ///
+  /// The locked OR is also the barrier between the store and the look at CODE. The translator sets CODE before it
+  /// reads a page, so either it reads the new bytes or we see its flag.
+  public func didWrite(_ address: GuestPhysical, count: Int) {
+    guard count > 0, contains(address, count: count) else { return }
+    var start = address.value
+    let last = start &+ UInt64(count) &- 1
+    while true {
+      let end = min(last, start | 4095)
+      let before = unsafe flags(ofPage: start >> 12).pointee.bitwiseOr(
+        PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent
+      ).oldValue
+      if before & PageFlags.code.rawValue != 0 {
+        // Called outside the lock, so that the handler may store.
+        let handler = codeWriteHandler.withLock { $0 }
+        handler?(start, Int(end &- start) + 1)
+      }
+      if end == last { return }
+      start = end &+ 1
+    }
+  }
+
+  /// Returns the ranges of pages written since the last call, in ascending order, and forgets them.
+  ///
+  /// A store that races with this is reported now or by the next call, never lost: the flag is cleared before the
+  /// caller reads the page.
+  public func takeWrittenPages() -> [Range<UInt64>] {
+    var ranges: [Range<UInt64>] = []
+    for part in [0..<lowEnd >> 12, GuestMemory.highStart >> 12..<highEnd >> 12] {
+      var page = part.lowerBound
+      while page < part.upperBound {
+        // Most of a large guest was never touched: eight pages at a time. Both parts start at a multiple of 8.
+        if page % 8 == 0, part.upperBound - page >= 8,
+          unsafe UnsafeRawPointer(pageFlags + Int(page)).load(as: UInt64.self) & 0x0202_0202_0202_0202 == 0
+        {
+          page += 8
+          continue
+        }
+        let flags = unsafe flags(ofPage: page)
+        if unsafe flags.pointee.load(ordering: .relaxed) & PageFlags.dirty.rawValue != 0 {
+          _ = unsafe flags.pointee.bitwiseAnd(~PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent)
+          let address = page << 12
+          if let last = ranges.last, last.upperBound == address {
+            ranges[ranges.count - 1] = last.lowerBound..<address + 4096
+          } else {
+            ranges.append(address..<address + 4096)
+          }
+        }
+        page += 1
+      }
+    }
+    return ranges
+  }
+}
+
+extension GuestMemory {
+  /// Gives access to an aligned integer as an atomic, for words a running guest changes too.
+  ///
+  /// - Parameter body: May read and write; a write is recorded whether or not it happened.
+  /// - Throws: `MemoryError` outside RAM or when the address is not aligned to the size.
+  public func withAtomic<T: FixedWidthInteger & AtomicRepresentable, Result>(
+    _ type: T.Type, at address: GuestPhysical, _ body: (borrowing Atomic<T>) -> Result
+  ) throws(MemoryError) -> Result where T.AtomicRepresentation: BitwiseCopyable {
+    let size = MemoryLayout<T>.size
+    guard address.value % UInt64(size) == 0 else { throw MemoryError(address, byteCount: size) }
+    let word = unsafe try pointer(address, size)
+    defer { didWrite(address, count: size) }
+    return unsafe body(word.assumingMemoryBound(to: Atomic<T>.self).pointee)
+  }
+}
