@@ -116,7 +116,8 @@ extension VirtualMachine {
           remedy: "give at least \(ByteSize.text(Configuration.minimumMemory)), or 1G to be comfortable")
       }
       guard memorySize.isMultiple(of: 4096) else {
-        throw ConfigurationError("\(asked) of memory is not a whole number of 4K pages", remedy: "round it to a megabyte")
+        throw ConfigurationError(
+          "\(asked) of memory is not a whole number of 4K pages", remedy: "round it to a megabyte")
       }
       let host = HostReport.memoryTotal()
       guard let host, memorySize > host else { return }

@@ -20,10 +20,12 @@ public enum ByteSize {
       digits.removeLast()
     }
     guard !digits.isEmpty, digits.utf8.allSatisfy({ (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) }) else {
-      throw QuantityError(description: "'\(text)' is not a size; write a whole number with K, M or G, such as 512M or 1G")
+      throw QuantityError(
+        description: "'\(text)' is not a size; write a whole number with K, M or G, such as 512M or 1G")
     }
     guard let number = UInt64(digits), number <= UInt64.max >> shift else {
-      throw QuantityError(description: "'\(text)' is larger than any computer's memory; write a size such as 512M or 1G")
+      throw QuantityError(
+        description: "'\(text)' is larger than any computer's memory; write a size such as 512M or 1G")
     }
     return number << shift
   }
@@ -47,9 +49,11 @@ public enum TimeLimit {
   public static func parse(_ text: String) throws(QuantityError) -> Duration? {
     let unit = units.first { text.hasSuffix($0.suffix) } ?? ("", 1_000)
     let number = text.dropLast(unit.suffix.count)
-    let isPlain = !number.isEmpty && number.utf8.allSatisfy {
-      (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) || $0 == UInt8(ascii: ".")
-    }
+    let isPlain =
+      !number.isEmpty
+      && number.utf8.allSatisfy {
+        (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) || $0 == UInt8(ascii: ".")
+      }
     guard isPlain, number.first != ".", number.last != ".", let value = Double(number) else {
       throw QuantityError(description: "'\(text)' is not a time; write a number with ms, s, m or h, such as 90s or 2m")
     }

@@ -14,7 +14,8 @@ enum CommandLineFailure {
       System.exit(0)
     }
     // The parser may list several things below each other; the first line is what is wrong.
-    let message = LguestCommand.message(for: error).split(separator: "\n").first.map(String.init) ?? "wrong command line"
+    let message =
+      LguestCommand.message(for: error).split(separator: "\n").first.map(String.init) ?? "wrong command line"
     let ended = message.hasSuffix(".") ? String(message.dropLast()) : message
     let subcommand = arguments.first { !$0.hasPrefix("-") && subcommands.contains($0) }
     let line = "\(ended); see 'lguest \(subcommand.map { $0 + " " } ?? "")--help'"

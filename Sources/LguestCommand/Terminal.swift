@@ -4,8 +4,8 @@
 
 import Glibc
 import Lguest
-import SystemPackage
 import Synchronization
+import SystemPackage
 
 /// The terminal on stdin.
 enum Terminal {

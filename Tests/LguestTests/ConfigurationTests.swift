@@ -7,7 +7,7 @@ import Testing
 
 @testable import Lguest
 
-@Suite struct ConfigurationTests {
+@Suite final class ConfigurationTests {
   private let file: FilePath
 
   init() throws {
@@ -16,8 +16,9 @@ import Testing
     file = FilePath(url.path)
   }
 
+  deinit { try? FileManager.default.removeItem(atPath: file.string) }
+
   private func refusal(_ change: (inout VirtualMachine.Configuration) -> Void) -> String? {
-    defer { try? FileManager.default.removeItem(atPath: file.string) }
     var configuration = VirtualMachine.Configuration(kernel: file)
     change(&configuration)
     do {

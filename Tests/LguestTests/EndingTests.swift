@@ -7,15 +7,17 @@ import Testing
 @testable import Lguest
 
 @Suite struct EndingTests {
-  @Test("causes and statuses are the documented ones", arguments: [
-    (Ending.poweroff, "poweroff", Int32(0)), (.reset, "reset", 0), (.exit(7), "exit", 7), (.signal(9), "signal", 137),
-    (.bootTimeout, "boot-timeout", 124), (.timeout, "timeout", 124), (.usage, "usage", 125),
-    (.commandNotExecutable, "exec", 126), (.commandNotFound, "exec", 127), (.cannotStart, "cannot-start", 69),
-    (.internal, "internal", 70), (.panic, "panic", 255), (.tripleFault, "triple-fault", 255),
-    (.interrupted(.interrupt), "interrupted", 130), (.interrupted(.terminate), "interrupted", 143),
-    (.interrupted(.hangUp), "interrupted", 129), (.debugExit(0), "debug-exit", 1), (.debugExit(3), "debug-exit", 7),
-    (.debugExit(255), "debug-exit", 255),
-  ])
+  @Test(
+    "causes and statuses are the documented ones",
+    arguments: [
+      (Ending.poweroff, "poweroff", Int32(0)), (.reset, "reset", 0), (.exit(7), "exit", 7), (.signal(9), "signal", 137),
+      (.bootTimeout, "boot-timeout", 124), (.timeout, "timeout", 124), (.usage, "usage", 125),
+      (.commandNotExecutable, "exec", 126), (.commandNotFound, "exec", 127), (.cannotStart, "cannot-start", 69),
+      (.internal, "internal", 70), (.panic, "panic", 255), (.tripleFault, "triple-fault", 255),
+      (.interrupted(.interrupt), "interrupted", 130), (.interrupted(.terminate), "interrupted", 143),
+      (.interrupted(.hangUp), "interrupted", 129), (.debugExit(0), "debug-exit", 1), (.debugExit(3), "debug-exit", 7),
+      (.debugExit(255), "debug-exit", 255),
+    ])
   func table(ending: Ending, cause: String, status: Int32) {
     #expect(ending.cause.rawValue == cause)
     #expect(ending.exitStatus == status)

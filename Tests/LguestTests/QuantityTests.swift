@@ -45,5 +45,7 @@ import Testing
   }
 
   @Test(arguments: [("2m", "2m"), ("90s", "90s"), ("1500ms", "1500ms"), ("0", "0"), ("60m", "1h")])
-  func limitText(text: String, shortest: String) throws { #expect(TimeLimit.text(try TimeLimit.parse(text)) == shortest) }
+  func limitText(text: String, shortest: String) throws {
+    #expect(TimeLimit.text(try TimeLimit.parse(text)) == shortest)
+  }
 }

@@ -5,7 +5,9 @@ import Foundation
 import Testing
 
 extension SystemTests {
-  @Suite("Boots", .serialized, .enabled(if: Guest.canBoot, "no kernel or initramfs in the cache; run scripts/test once without --offline"))
+  @Suite(
+    "Boots", .serialized,
+    .enabled(if: Guest.canBoot, "no kernel or initramfs in the cache; run scripts/test once without --offline"))
   struct BootTests {
     @Test("a kernel reaches user space and powers off", arguments: ["cloud", "generic"])
     func powerOff(flavour: String) throws {
@@ -32,7 +34,8 @@ extension SystemTests {
       #expect(try Guest.json(json)["cause"] as? String == "reset")
     }
 
-    @Test("a panic is 255 with the last words", arguments: ["rdinit=/nonexistent init=/nonexistent", "lguest.do=panic"])
+    @Test(
+      "a panic is 255 with the last words", arguments: ["rdinit=/nonexistent init=/nonexistent", "lguest.do=panic"])
     func panic(append: String) throws {
       let kernel = try #require(Guest.kernel)
       let initrd = try #require(Guest.initrd)

@@ -7,15 +7,18 @@ import Testing
 extension SystemTests {
   @Suite("Command line", .serialized, .enabled(if: Guest.hasExecutable, "the executable is not built"))
   struct CommandLineTests {
-    @Test("a wrong command line is one line and 125", arguments: [
-      ["run"], ["run", "--kernel"], ["run", "--kernel", ""], ["run", "--bogus"], ["bogus"], ["run", "--kernel", "x", "extra"],
-      ["run", "--kernel", "x", "--append", "a", "--cmdline", "b"], ["run", "--kernel", "x", "--memory", "nonsense"],
-      ["run", "--kernel", "x", "--memory", "-1"], ["run", "--kernel", "x", "--memory", "1.5G"],
-      ["run", "--kernel", "x", "--memory", "99999999999999999999G"], ["run", "--kernel", "x", "--memory", ""],
-      ["run", "--kernel", "x", "--timeout", "soon"], ["run", "--kernel", "x", "--boot-timeout", "-1s"],
-      ["run", "--kernel", "x", "--entry", "sideways"], ["run", "--kernel", "x", "--tty", "maybe"],
-      ["run", "--kernel", "x", "--engine", "kvm"], ["inspect"], ["inspect", "a", "b"], ["doctor", "extra"],
-    ])
+    @Test(
+      "a wrong command line is one line and 125",
+      arguments: [
+        ["run"], ["run", "--kernel"], ["run", "--kernel", ""], ["run", "--bogus"], ["bogus"],
+        ["run", "--kernel", "x", "extra"],
+        ["run", "--kernel", "x", "--append", "a", "--cmdline", "b"], ["run", "--kernel", "x", "--memory", "nonsense"],
+        ["run", "--kernel", "x", "--memory", "-1"], ["run", "--kernel", "x", "--memory", "1.5G"],
+        ["run", "--kernel", "x", "--memory", "99999999999999999999G"], ["run", "--kernel", "x", "--memory", ""],
+        ["run", "--kernel", "x", "--timeout", "soon"], ["run", "--kernel", "x", "--boot-timeout", "-1s"],
+        ["run", "--kernel", "x", "--entry", "sideways"], ["run", "--kernel", "x", "--tty", "maybe"],
+        ["run", "--kernel", "x", "--engine", "kvm"], ["inspect"], ["inspect", "a", "b"], ["doctor", "extra"],
+      ])
     func usage(arguments: [String]) throws {
       let result = try Guest.run(arguments, expecting: 125)
       #expect(result.errorLines.count == 1, "\(result.errors)")

@@ -27,7 +27,8 @@ enum Guest {
   private static func variable(_ name: String) -> String? { ProcessInfo.processInfo.environment[name] }
 
   static var executable: String {
-    variable("LGUEST_TEST_EXECUTABLE") ?? Bundle.main.bundleURL.deletingLastPathComponent().appending(path: "lguest").path
+    variable("LGUEST_TEST_EXECUTABLE")
+      ?? Bundle.main.bundleURL.deletingLastPathComponent().appending(path: "lguest").path
   }
   static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
@@ -60,7 +61,9 @@ enum Guest {
       process.standardError = try FileHandle(forWritingTo: files[2])
       try process.run()
       let process = process
-      DispatchQueue.global().asyncAfter(deadline: .now() + limit) { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
+      DispatchQueue.global().asyncAfter(deadline: .now() + limit) {
+        if process.isRunning { kill(process.processIdentifier, SIGKILL) }
+      }
     }
 
     private func text(_ name: String) -> String {
@@ -87,7 +90,8 @@ enum Guest {
         status: process.terminationReason == .exit ? process.terminationStatus : 1000 + process.terminationStatus,
         output: text("out"), errors: text("err"), seconds: Date().timeIntervalSince(started))
       if result.status != expected, let logs = Guest.variable("LGUEST_TEST_LOGS") {
-        let log = "lguest \(process.arguments?.joined(separator: " ") ?? "")\nstatus \(result.status), expected \(expected), "
+        let log =
+          "lguest \(process.arguments?.joined(separator: " ") ?? "")\nstatus \(result.status), expected \(expected), "
           + "\(result.seconds) s\n--- stderr\n\(result.errors)\n--- console\n\(result.output)"
         try? log.write(toFile: "\(logs)/\(name).log", atomically: true, encoding: .utf8)
       }
@@ -109,7 +113,8 @@ enum Guest {
 
   /// Arguments of a console run of a kernel with the test initramfs.
   static func boot(_ kernel: String?, _ action: String, _ more: String...) throws -> [String] {
-    ["run", "--kernel", try #require(kernel), "--initrd", try #require(initrd), "--append", "lguest.do=\(action)"] + more
+    ["run", "--kernel", try #require(kernel), "--initrd", try #require(initrd), "--append", "lguest.do=\(action)"]
+      + more
   }
 
   /// The object a run wrote with `--json`.
