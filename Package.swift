@@ -59,5 +59,6 @@ let package = Package(
     tests("SystemTests", []),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
+    tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )
