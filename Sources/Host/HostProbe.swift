@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Questions that only a system call can answer about the host: may code memory be made, is /dev/kvm usable, what
-// is a file, how many CPUs may this process use. Every probe leaves the machine as it found it.
+// is a file. Every probe leaves the machine as it found it.
 
 import CHost
 import Glibc
@@ -42,9 +42,6 @@ public enum HostProbe {
     }
     return nil
   }
-
-  /// CPUs this process may run on.
-  public static func usableCPUs() -> Int { Int(chost_affinity_count()) }
 
   /// What stands at a path.
   public enum FileKind: Sendable, Equatable {

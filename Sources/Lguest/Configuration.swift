@@ -68,8 +68,8 @@ extension VirtualMachine {
     public var start = ContinuousClock.now
     /// The guest may end the run with a status by writing to port 0xF4.
     public var debugExit = false
-    /// How the kernel is entered; nil chooses by content.
-    public var entry: EntryPoint?
+    /// How the kernel is entered.
+    public var entry = EntryPoint.auto
     public var engine = Engine.translator
     public var collectStatistics = false
     /// Told of what is unusual about the guest; nil is silence.
@@ -119,10 +119,17 @@ extension VirtualMachine {
         throw ConfigurationError(
           "\(asked) of memory is not a whole number of 4K pages", remedy: "round it to a megabyte")
       }
-      let host = HostReport.memoryTotal()
-      guard let host, memorySize > host else { return }
-      throw ConfigurationError(
-        "\(asked) of memory is more than this host's \(host >> 20)M", remedy: "ask for less")
+      if let host = HostReport.memoryTotal(), memorySize > host {
+        throw ConfigurationError(
+          "\(asked) of memory is more than this host's \(host >> 20)M", remedy: "ask for less")
+      }
+      // Memory is sparse, so what other processes use now is no obstacle; a limit on this one is.
+      let capacity = HostCapacity.current()
+      if capacity.memoryLimitedBy != "the host", memorySize > capacity.memory {
+        throw ConfigurationError(
+          "\(asked) of memory is more than the \(capacity.memory >> 20)M that \(capacity.memoryLimitedBy) leaves",
+          remedy: "ask for less or raise the limit")
+      }
     }
 
     private func validateFiles() throws(ConfigurationError) {

@@ -34,7 +34,7 @@ public struct HostReport: Sendable {
     if flags.isSuperset(of: HostReport.levelTwo) {
       cpuLevel = flags.isSuperset(of: HostReport.levelThree) ? "x86-64-v3" : "x86-64-v2"
     }
-    usableCPUs = HostProbe.usableCPUs()
+    usableCPUs = HostCapacity.current().cpus
     memoryTotal = HostReport.memoryTotal()
     memoryAvailable = HostReport.memory("MemAvailable")
     kvm = HostProbe.kvm()

@@ -36,9 +36,14 @@ public final class VirtualMachine: Sendable {
       start: configuration.start, bootTimeout: configuration.bootTimeout, timeout: configuration.timeout)
   }
 
-  /// Checks the configuration as `run()` will, without running anything.
+  /// Checks the configuration and the kernel as `run()` will, without running anything.
   public func validate() throws(ConfigurationError) {
     try configuration.validate()
+    do throws(BootError) {
+      _ = try KernelImage(configuration.kernel).resolve(configuration.entry)
+    } catch {
+      throw ConfigurationError(error)
+    }
   }
 
   /// Runs the machine until it ends. A machine runs once.

@@ -17,21 +17,6 @@ struct RunCommand: ParsableCommand {
   /// When the console borrows the terminal.
   enum TTY: String, CaseIterable, ExpressibleByArgument { case auto, always, never }
 
-  /// How the kernel is entered.
-  enum Entry: String, CaseIterable, ExpressibleByArgument {
-    case auto, linux64, linux32, pvh, multiboot
-
-    var entryPoint: EntryPoint? {
-      switch self {
-      case .auto: nil
-      case .linux64: .linux64
-      case .linux32: .linux32
-      case .pvh: .pvh
-      case .multiboot: .multiboot
-      }
-    }
-  }
-
   @Option(help: ArgumentHelp("A bzImage (vmlinuz) or an ELF vmlinux.", valueName: "file"), completion: .file())
   var kernel: String
 
@@ -79,7 +64,7 @@ struct RunCommand: ParsableCommand {
   var verbose = false
 
   @Option(help: "How to enter the kernel; auto chooses by its content.")
-  var entry = Entry.auto
+  var entry = EntryPoint.auto
 
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
   var tty = TTY.auto
@@ -112,7 +97,7 @@ struct RunCommand: ParsableCommand {
     configuration.timeout = timeout.duration
     configuration.start = processStart
     configuration.debugExit = debugExit
-    configuration.entry = entry.entryPoint
+    configuration.entry = entry
     configuration.engine = engine
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)
@@ -122,3 +107,4 @@ struct RunCommand: ParsableCommand {
 }
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
+extension EntryPoint: ExpressibleByArgument {}
