@@ -93,7 +93,7 @@ enum Guest {
         let log =
           "lguest \(process.arguments?.joined(separator: " ") ?? "")\nstatus \(result.status), expected \(expected), "
           + "\(result.seconds) s\n--- stderr\n\(result.errors)\n--- console\n\(result.output)"
-        try? log.write(toFile: "\(logs)/\(name).log", atomically: true, encoding: .utf8)
+        try? log.write(toFile: "\(logs)/\(name)-\(process.processIdentifier).log", atomically: true, encoding: .utf8)
       }
       try? FileManager.default.removeItem(at: directory)
       return result
