@@ -155,10 +155,15 @@ final class RunSession: Sendable {
       let result = outcome.withLock { $0 }
       if pending.isEmpty { pending = console.take()[...] }
       isBusy = !pending.isEmpty
-      if let result {
+      if let result, pending.isEmpty { return result }
+      if result != nil || machine.stopRequested != nil {
+        // From here on a reader that does not read must not hold up the end.
         let limit = drainDeadline ?? .now + RunSession.drainLimit
         drainDeadline = limit
-        if pending.isEmpty || ContinuousClock.now >= limit { return result }
+        if ContinuousClock.now >= limit {
+          console.close()
+          if let result { return result }
+        }
       }
 
       let hasRoom = machine.consoleInput.room >= 256

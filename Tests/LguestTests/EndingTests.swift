@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of causes and statuses, against the one that is documented.
 
+import SystemPackage
 import Testing
 
 @testable import Lguest
