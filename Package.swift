@@ -61,5 +61,6 @@ let package = Package(
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
     tests("X86ModelTests", ["X86"]),
     tests("ParavirtTests", ["Paravirt", "X86"]),
+    tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )
