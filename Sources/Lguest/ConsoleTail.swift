@@ -16,11 +16,14 @@ public struct ConsoleTail: Sendable {
   private var filled = 0
   private var length = 0
   private var panic = PhraseMatcher("Kernel panic - not syncing")
+  private var panicEnd = PhraseMatcher("end Kernel panic")
   private var user = PhraseMatcher("Run /")
   private var userSuffix = PhraseMatcher(" as init process")
 
   /// A line contained `Kernel panic - not syncing`.
   public private(set) var sawPanic = false
+  /// A whole line announced that the kernel has nothing more to say (`---[ end Kernel panic - not syncing`).
+  public private(set) var sawPanicEnd = false
   /// A line announced that the kernel starts init (`Run /init as init process`).
   public private(set) var sawUserSpace = false
 
@@ -36,6 +39,7 @@ public struct ConsoleTail: Sendable {
       return
     }
     if panic.advance(byte) { sawPanic = true }
+    _ = panicEnd.advance(byte)
     if !user.isMatched {
       _ = user.advance(byte)
     } else if userSuffix.advance(byte) {
@@ -53,6 +57,8 @@ public struct ConsoleTail: Sendable {
     row = (row + 1) % ConsoleTail.lineCount
     filled = min(filled + 1, ConsoleTail.lineCount)
     length = 0
+    if panicEnd.isMatched && sawPanic { sawPanicEnd = true }
+    panicEnd.restart()
     panic.restart()
     user.restart()
     userSuffix.restart()

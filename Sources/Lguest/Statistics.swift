@@ -44,18 +44,18 @@ public struct Statistics: Sendable {
     hypercalls[key, default: 0] &+= 1
   }
 
-  /// Counts an unknown access and says whether it was the first of its kind.
+  /// Counts unknown accesses of one kind and says whether they were the first.
   @discardableResult
-  public mutating func count(unknown kind: String) -> Bool {
+  public mutating func count(unknown kind: String, times: UInt64 = 1) -> Bool {
     if let old = unknown[kind] {
-      unknown[kind] = old &+ 1
+      unknown[kind] = old &+ times
       return false
     }
     guard unknown.count < Statistics.unknownKinds else {
-      unknown["others", default: 0] &+= 1
+      unknown["others", default: 0] &+= times
       return false
     }
-    unknown[kind] = 1
+    unknown[kind] = times
     return true
   }
 

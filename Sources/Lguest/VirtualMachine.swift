@@ -5,6 +5,7 @@
 import Host
 import Logging
 import Synchronization
+import Translator
 
 /// A virtual machine.
 ///
@@ -109,13 +110,52 @@ public final class VirtualMachine: Sendable {
   }
 }
 
-// MARK: The run loop
+// MARK: Running
 
 extension VirtualMachine {
+  /// What the vCPU's thread came to.
+  private final class Conclusion: Sendable {
+    let result = Mutex<RunResult?>(nil)
+  }
+
   /// Puts the machine together and runs it.
   private func runMachine() throws(ConfigurationError) -> RunResult {
     if let ending = stopRequested { return result(ending) }
-    throw .cannotStart("this build has no CPU engine yet")
+    let machine = try Machine(configuration, input: consoleInput)
+    setKick { machine.doorbell.stop() }
+    defer {
+      setKick(nil)
+      machine.stop()
+    }
+    // Asked before there was anyone to kick.
+    if stopRequested != nil { machine.doorbell.stop() }
+    let conclusion = Conclusion()
+    do throws(HostError) {
+      try HostThread(name: "lguest-vcpu0") { [self] in
+        do throws(HostError) {
+          try HostCPU.withPreparedThread { conclusion.result.withLock { $0 = runGuest(machine) } }
+        } catch {
+          conclusion.result.withLock { $0 = result(.cannotStart, detail: error.description) }
+        }
+      }.join()
+    } catch { throw ConfigurationError(error) }
+    return conclusion.result.withLock { $0 } ?? result(.internal, detail: "the vCPU's thread left nothing behind")
+  }
+
+  /// Runs the guest on the calling thread and gathers what it leaves behind.
+  private func runGuest(_ machine: Machine) -> RunResult {
+    let loop = RunLoop(machine) { [self] in markUserSpace() }
+    markGuestStart()
+    let (ending, detail) = machine.ending(loop.run(), asked: stopRequested)
+    var result = result(ending, detail: detail)
+    result.statistics = loop.statistics
+    result.statistics.add(machine)
+    result.consoleTail = machine.console.tail.text
+    switch ending {
+    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.cpu.state.text
+    default: break
+    }
+    return result
   }
 }
 

@@ -16,6 +16,8 @@ public import X86
   let processor: Processor
   private let region: Mapping
   private let interruptRequest = Atomic<Bool>(false)
+  /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
+  public private(set) var hasMetUserCode = false
 
   /// An external interrupt accepted from the machine, not delivered yet.
   private var pendingInterrupt: UInt8?
@@ -167,6 +169,7 @@ public import X86
     let physical = try codePage(linear)
     let translation = translation
     let mode = page[\.mode]
+    if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
     makeRoom()
     let offset = Int(linear & 4095)

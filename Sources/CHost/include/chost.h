@@ -237,7 +237,8 @@ enum { CHOST_MAX_RANGES = 64 };
 int chost_register_code(uint64_t start, uint64_t end);
 void chost_unregister_code(uint64_t start);
 int chost_install_fault_handlers(void);      // once per process; chains to earlier handlers. 0 or errno
-int chost_prepare_thread(void *stack, uint64_t size); // alternate signal stack of the calling thread. 0 or errno
+// The alternate signal stack of the calling thread; NULL takes it away. 0 or errno.
+int chost_prepare_thread(void *stack, uint64_t size);
 
 // --- cpuid.c
 uint64_t chost_read_tsc(void);
