@@ -62,13 +62,11 @@ final class Machine: Sendable {
     console = SerialConsole(output: configuration.consoleOutput, input: input)
 
     let deviceClock = Machine.clock(cpu, counter)
-    let interruptPin = LateLine()
-    let pic = PIC(output: interruptPin.line)
+    let pic = PIC()
     let (doorbell, timers, console, power) = (doorbell, timers, console, power)
     controller = InterruptController(
       cpuCount: configuration.cpuCount, pic: pic, clock: { _ in deviceClock }, wake: { _ in doorbell.ring() },
       rearm: { _ in timers.rearm(Source.localAPIC.rawValue) })
-    interruptPin.connect(controller.localAPICs[0])
     let ioapic = IOAPIC(controller: controller)
     func line(_ irq: Int) -> InterruptLine { .isa(irq, pic: pic, ioapic: ioapic) }
     let report: @Sendable (PowerEvent) -> Void = { power.press($0) }
@@ -183,7 +181,7 @@ final class Machine: Sendable {
         KernelImage(configuration.kernel), initrd: configuration.initrd.map { InitialRAMDisk($0) },
         commandLine: configuration.commandLine.text, into: memory,
         acpi: BootLoader.ACPI(address: tablesAddress, bytes: built.bytes, rsdp: built.rsdpAddress),
-        entry: configuration.entry ?? .auto)
+        entry: configuration.entry)
     } catch { throw ConfigurationError(error) }
   }
 
@@ -214,16 +212,4 @@ final class PowerSwitch: Sendable {
   var event: PowerEvent? { pressed.withLock { $0 } }
 
   func press(_ event: PowerEvent) { pressed.withLock { if $0 == nil { $0 = event } } }
-}
-
-/// The wire from the 8259 to LINT0, whose ends are made one after the other.
-private final class LateLine: Sendable {
-  private struct End { weak var apic: LocalAPIC? }
-  private let end = Mutex(End())
-
-  var line: InterruptLine {
-    InterruptLine { [self] asserted in end.withLock { $0.apic }?.setLocalInterrupt(0, asserted) }
-  }
-
-  func connect(_ apic: LocalAPIC) { end.withLock { $0.apic = apic } }
 }
