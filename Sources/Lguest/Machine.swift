@@ -52,6 +52,7 @@ final class Machine: Sendable {
       cpu = try translation.makeCPU(0)
     } catch { throw ConfigurationError(error) }
     cpu.state = state
+    Firmware.setMemoryTypes(cpu)
     let cpu = cpu
     doorbell = Doorbell { cpu.kick() }
     logger = configuration.logger
