@@ -72,12 +72,12 @@ private final class Sink: Sendable {
   @Test("a machine stops when asked, halted or spinning", arguments: [TinyGuest.halt, .spin])
   func stop(_ guest: TinyGuest) throws {
     let begin = ContinuousClock.now
-    let result = try run(guest) { machine in
+    let result = try run(guest, meanwhile: { machine in
       while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
       Thread.sleep(forTimeInterval: 0.02)
       machine.requestStop(.interrupted(.terminate))
       machine.requestStop(.timeout)
-    }
+    })
     #expect(result.ending == .interrupted(.terminate))
     #expect(ContinuousClock.now - begin < .seconds(30))
   }
@@ -95,13 +95,13 @@ private final class Sink: Sendable {
   @Test("input reaches a guest that polls, in order and more than fits anywhere") func input() throws {
     let sink = Sink()
     let text = String((0..<1500).map { "\($0) " }.joined())
-    let result = try run(.echo, sink) { machine in
+    let result = try run(.echo, sink, meanwhile: { machine in
       var rest = Array((text + "q").utf8)[...]
       while !rest.isEmpty {
         rest = rest.dropFirst(machine.consoleInput.put(rest))
         Thread.sleep(forTimeInterval: 0.001)
       }
-    }
+    })
     #expect(result.ending == .poweroff && sink.text == text)
   }
 
