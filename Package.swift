@@ -3,6 +3,8 @@
 // A module is a layer and `dependencies:` is the import law; Tests/LayeringTests enforces it.
 import PackageDescription
 
+// scripts/build and scripts/test name the commit being built; a plain `swift build` says "unknown".
+let commit = Context.environment["LGUEST_COMMIT"] ?? "unknown"
 let settings: [SwiftSetting] = [
   .swiftLanguageMode(.v6),
   .strictMemorySafety(),
@@ -35,18 +37,27 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
   ],
   targets: [
-    .target(name: "CHost", cSettings: [.unsafeFlags(["-mgeneral-regs-only", "-fno-stack-protector", "-Wall", "-Wextra", "-Werror"])]),
+    .target(
+      name: "CHost",
+      cSettings: [
+        .define("LGUEST_COMMIT", to: "\"\(commit)\""),
+        .unsafeFlags(["-mgeneral-regs-only", "-fno-stack-protector", "-Wall", "-Wextra", "-Werror"]),
+      ]),
     layer("Host", ["CHost", system]),
     layer("GuestMemory", ["Host"]),
     layer("X86", []),
     layer("Translator", ["X86", "GuestMemory", "Host", "CHost"]),
     layer("Devices", ["GuestMemory", "Host", collections]),
     layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices"]),
-    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections]),
+    layer("Lguest", ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", logging, collections, system]),
     .executableTarget(
       name: "LguestCommand",
-      dependencies: ["Lguest", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+      dependencies: ["Lguest", logging, system, .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
+    tests("LayeringTests", []),
+    tests("LguestTests", ["Lguest", logging, system]),
+    tests("SystemTests", []),
+    tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
     tests("TranslatorTests", ["Translator", "X86", "GuestMemory", "Host", "CHost"]),
     tests("X86ModelTests", ["X86"]),
@@ -56,5 +67,6 @@ let package = Package(
     tests("DevicesTests", ["Devices"]),
     .target(name: "CNative", path: "Tests/CNative", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
     tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
+    tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )

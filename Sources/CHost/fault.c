@@ -131,6 +131,6 @@ int chost_install_fault_handlers(void) {
 }
 
 int chost_prepare_thread(void *stack, uint64_t size) {
-  stack_t alternate = {.ss_sp = stack, .ss_size = size};
+  stack_t alternate = {.ss_sp = stack, .ss_size = size, .ss_flags = stack ? 0 : SS_DISABLE};
   return sigaltstack(&alternate, 0) ? errno : 0;
 }

@@ -16,6 +16,7 @@ FIELD(OFF_CAPTURED, captured_flags);
 FIELD(OFF_STUB_TLB_MISS, stub_tlb_miss);
 FIELD(OFF_STUB_JUMP_MISS, stub_jump_miss);
 FIELD(OFF_STUB_STRING, stub_string);
+FIELD(OFF_STUB_LIGHT, stub_light);
 FIELD(OFF_STRING_OPERATION, string_operation);
 FIELD(OFF_USES_XSAVE, uses_xsave);
 _Static_assert(OFF_FPU == CHOST_FPU, "FPU");

@@ -128,10 +128,15 @@ stub_tlb_miss:
         mov     r14, rax
         RESTORE_CALLER_SAVED
         ret
-1:      mov     [r11 + OFF_LINEAR], r15
-        RESTORE_CALLER_SAVED
-        add     rsp, 8
-        jmp     chost_stub_exit
+1:      mov     [r11 + OFF_LINEAR], r15         // refused: perhaps a page fault that can be delivered at once
+        mov     [r11 + GPR(4)], r12
+        lea     rdi, [r11 - 128]
+        mov     rsi, r15
+        mov     edx, [r11 + OFF_EXIT_INFO]
+        push    r11
+        call    chost_light_page_fault
+        pop     r11
+        jmp     continue_light
         .size   stub_tlb_miss, . - stub_tlb_miss
 
 // A miss of the jump cache: T0 = linear address of the target. Reached by a jump; flags are saved.
@@ -179,6 +184,44 @@ stub_string:
         jmp     chost_stub_exit
         .size   stub_string, . - stub_string
 
+// A light system instruction: T0 = its number (CHOST_LIGHT_*), T1 = exit information word (CHOST_EXIT_INSTRUCTION, the
+// instruction's length as size). Reached by CALL; flags are saved, and current in the page afterwards.
+        .type   stub_light, @function
+stub_light:
+        SAVE_CALLER_SAVED
+        mov     [r11 + GPR(4)], r12
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        lea     rdi, [r11 - 128]
+        mov     esi, r14d
+        lea     r14, [rip + light_table]
+        push    r11
+        call    [r14 + r15 * 8]
+        pop     r11
+continue_light:
+        mov     r14, rax
+        RESTORE_CALLER_SAVED
+        mov     r12, [r11 + GPR(4)]
+        cmp     r14, 2
+        ja      1f
+        je      2f
+        test    r14, r14
+        jz      3f
+        ret
+1:      add     rsp, 8
+        mov     r15, [r11 + OFF_LINEAR]
+        jmp     r14
+2:      mov     dword ptr [r11 + OFF_EXIT_INFO], EXIT_LOOKUP_INFO
+3:      add     rsp, 8
+        jmp     chost_stub_exit
+        .size   stub_light, . - stub_light
+
+        .section .data.rel.ro, "aw"
+        .balign 8
+light_table:
+        .quad   chost_light_syscall, chost_light_sysret, chost_light_iret, chost_light_popf, chost_light_cr3
+        .quad   chost_light_invlpg, chost_light_wrmsr
+        .text
+
 // void chost_set_stubs(chost_cpu *cpu)
         .globl  chost_set_stubs
         .type   chost_set_stubs, @function
@@ -191,6 +234,8 @@ chost_set_stubs:
         mov     [rdi + OFF_STUB_JUMP_MISS + 128], rax
         lea     rax, [rip + stub_string]
         mov     [rdi + OFF_STUB_STRING + 128], rax
+        lea     rax, [rip + stub_light]
+        mov     [rdi + OFF_STUB_LIGHT + 128], rax
         ret
         .size   chost_set_stubs, . - chost_set_stubs
 

@@ -33,7 +33,7 @@ public final class Bus: Sendable {
 
   private let mappings: [Mapping]
   private let unclaimedCount = Atomic<UInt64>(0)
-  private let reported = Mutex<Set<UInt64>>([])
+  private let reported = Mutex<[UInt64: UInt64]>([:])
   private let onUnclaimed: @Sendable (_ address: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void
 
   /// Builds the map; ranges may come in any order but must not overlap.
@@ -53,6 +53,9 @@ public final class Bus: Sendable {
 
   /// How many accesses no device answered.
   public var unclaimedAccesses: UInt64 { unclaimedCount.load(ordering: .relaxed) }
+
+  /// The same by address, for the addresses that are remembered.
+  public var unclaimedByAddress: [UInt64: UInt64] { reported.withLock { $0 } }
 
   /// Reads `size` bytes (1, 2, 4 or 8), zero-extended. Where nothing answers, all bits are ones.
   public func read(_ address: UInt64, size: UInt8) -> UInt64 {
@@ -109,7 +112,12 @@ public final class Bus: Sendable {
 
   private func unclaimed(_ address: UInt64, size: UInt8, isWrite: Bool) -> UInt64 {
     unclaimedCount.wrappingAdd(1, ordering: .relaxed)
-    let isNew = reported.withLock { $0.count < Self.reportLimit && $0.insert(address).inserted }
+    let isNew = reported.withLock { reported in
+      guard reported.count < Self.reportLimit || reported[address] != nil else { return false }
+      let count = reported[address, default: 0] &+ 1
+      reported[address] = count
+      return count == 1
+    }
     if isNew { onUnclaimed(address, size, isWrite) }
     return Self.mask(size)
   }

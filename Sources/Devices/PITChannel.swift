@@ -8,7 +8,9 @@ struct PITChannel: Sendable {
   /// A guest that asks for faster ticks gets these: at most 5,000 host wake-ups a second.
   static let shortestPeriod: UInt64 = 200_000
 
-  enum Mode: UInt8 { case interruptOnTerminalCount = 0, oneShot, rateGenerator, squareWave, softwareStrobe, hardwareStrobe }
+  enum Mode: UInt8 {
+    case interruptOnTerminalCount = 0, oneShot, rateGenerator, squareWave, softwareStrobe, hardwareStrobe
+  }
   /// Which bytes of the count a port access moves.
   enum Access: UInt8 { case latch = 0, low, high, lowThenHigh }
 

@@ -81,6 +81,8 @@ public final class PowerManagement: Device {
   private var timer: UInt32 {
     let product = clock.nanoseconds().multipliedFullWidth(by: Self.timerFrequency)
     // A high word of 10^9 or more would need 2^64 ns at 10^9 Hz; the PM timer is slower, but reduce all the same.
-    return UInt32(truncatingIfNeeded: UInt64(1_000_000_000).dividingFullWidth((product.high % 1_000_000_000, product.low)).quotient)
+    let second: UInt64 = 1_000_000_000
+    let ticks = second.dividingFullWidth((product.high % second, product.low)).quotient
+    return UInt32(truncatingIfNeeded: ticks)
   }
 }

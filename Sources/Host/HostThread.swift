@@ -3,6 +3,7 @@
 // block, they spin, and signals that ask them to stop must reach exactly one place.
 
 import CHost
+import Glibc
 import Synchronization
 
 /// A running thread.
@@ -42,7 +43,14 @@ public final class HostThread: Sendable {
     handle = thread
   }
 
-  /// Waits for the thread to end. Must be called once at least, or the thread's stack stays; further calls do nothing.
+  deinit {
+    if !joined.withLock({ $0 }) { _ = pthread_detach(handle) }
+  }
+
+  /// Whether the caller is this thread.
+  public var isCurrent: Bool { pthread_self() == handle }
+
+  /// Waits for the thread to end; further calls do nothing. A thread never joined cleans up after itself.
   public func join() {
     let isFirst = joined.withLock { done in
       defer { done = true }

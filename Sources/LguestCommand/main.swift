@@ -1,1 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
+// The command `lguest` from its first instruction: note the time, parse, run a subcommand, end with a documented status.
+
+import ArgumentParser
+import Lguest
+
+// Time limits count from here: what came before is the dynamic linker.
+let processStart = ContinuousClock.now
+let arguments = Array(CommandLine.arguments.dropFirst())
+
+System.reserveStandardDescriptors()
+do {
+  var command = try LguestCommand.parseAsRoot(arguments)
+  try command.run()
+} catch let ending as CommandEnding {
+  System.exit(ending.status)
+} catch {
+  CommandLineFailure.report(error, arguments: arguments)
+}

@@ -274,7 +274,10 @@ enum DecodedBlock {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break
     }
-    if b.has(Int(CHOST_MODE_STEP)) {
+    if rule == .system {
+      // MOV CR3 and INVLPG may have changed what the next address means.
+      b.goIndirect(to: next)
+    } else if b.has(Int(CHOST_MODE_STEP)) {
       b.exit(Int(CHOST_EXIT_STEP), at: Int32(truncatingIfNeeded: next))
     } else {
       b.go(to: next, liveAtTarget: liveAtNext)
@@ -325,6 +328,10 @@ enum DecodedBlock {
     case .rdtsc: return b.rdtsc()
     case .swapgs: return b.swapgs()
     case .rdfsbase: return b.rdfsbase()
+    case .syscall: return step ? false : b.syscall()
+    case .sysret: return step ? false : b.sysret()
+    case .popFlags: return step ? false : b.popFlags()
+    case .system: return b.system()
     // A stepped branch must stop at its target: Swift executes it.
     case .jump: return step ? false : b.jump(liveAtTarget: liveAtTarget)
     case .jcc: return step ? false : b.conditionalJump()

@@ -10,6 +10,7 @@ struct CodeStubs {
   var tlbMiss: UInt64 = 0
   var jumpMiss: UInt64 = 0
   var string: UInt64 = 0
+  var light: UInt64 = 0
 
   init() {}
 
@@ -19,6 +20,7 @@ struct CodeStubs {
     tlbMiss = CodeStubs.trampoline(&code, Slot.tlbMissStub)
     jumpMiss = CodeStubs.trampoline(&code, Slot.jumpMissStub)
     string = CodeStubs.trampoline(&code, Slot.stringStub)
+    light = CodeStubs.trampoline(&code, Slot.lightStub)
   }
 
   private static func trampoline(_ code: inout CodeEmitter, _ slot: Int32) -> UInt64 {

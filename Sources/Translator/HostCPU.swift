@@ -1,26 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a host thread needs before it may run a vCPU: a signal stack of its own, because exceptions that the host CPU
-// raises in translated code arrive as signals while RSP is deep in the engine's own frames.
+// The host's processor as the machine needs to know it: CPUID and the time-stamp counter for building the guest's, and
+// threads made fit to run translated code.
 
 import CHost
-public import Host
+import Host
+public import X86
 
-/// The calling thread, as a place where vCPUs run.
+/// The processor under us.
 public enum HostCPU {
-  /// Gives the calling thread an alternate signal stack. It stays for the life of the thread; a few pages.
+  /// What CPUID and XGETBV tell.
+  public static var cpuid: HostCPUID {
+    let hasXGETBV = query(1, 0).2 >> 27 & 1 != 0
+    return HostCPUID(xcr0: hasXGETBV ? chost_xgetbv0() : 0) { query($0, $1) }
+  }
+
+  /// Executes CPUID: EAX, EBX, ECX, EDX.
+  public static func query(_ leaf: UInt32, _ subleaf: UInt32 = 0) -> (UInt32, UInt32, UInt32, UInt32) {
+    var out = InlineArray<4, UInt32>(repeating: 0)
+    var span = out.mutableSpan
+    unsafe span.withUnsafeMutableBufferPointer { unsafe chost_cpuid(leaf, subleaf, $0.baseAddress) }
+    return (out[0], out[1], out[2], out[3])
+  }
+
+  /// The time-stamp counter now.
+  public static var timestampCounter: UInt64 { chost_read_tsc() }
+
+  /// Room for a signal frame with every vector and tile register, several times over; taken as it is used.
+  private static let signalStackBytes = 256 << 10
+
+  /// Runs `body` on a thread that may execute translated code: what the guest's instructions raise arrives as signals,
+  /// and those need a stack of their own, because RSP is the guest's affair then.
   ///
-  /// - Throws: `HostError` if the host refuses.
-  public static func prepareThread() throws(HostError) {
-    let size = 128 << 10
-    let stack = try Mapping.anonymous(byteCount: size)
+  /// - Throws: `HostError` if there is no memory for the stack; `body` has not been called then.
+  public static func withPreparedThread(_ body: () -> Void) throws(HostError) {
+    let stack = try Mapping.anonymous(byteCount: signalStackBytes)
     let error = unsafe chost_prepare_thread(stack.base, UInt64(stack.byteCount))
-    guard error == 0 else { throw HostError("set up", "a signal stack", reason: "sigaltstack failed (\(error))") }
-    // The kernel uses the stack until the thread is gone: it is never unmapped.
-    unsafe _ = Unmanaged.passRetained(SignalStack(stack))
+    guard error == 0 else { throw HostError("prepare", "the vCPU's thread", reason: "sigaltstack failed (\(error))") }
+    body()
+    _ = chost_prepare_thread(nil, 0)
+    // The mapping must outlive the call above.
+    _ = stack.byteCount
   }
 }
 
-private final class SignalStack {
-  let mapping: Mapping
-  init(_ mapping: consuming Mapping) { self.mapping = mapping }
+extension TranslatedCPU {
+  /// Guest TSC minus host TSC; moves when the guest writes its TSC.
+  public var timestampOffset: UInt64 { page[\.tsc_offset] }
+
+  /// CR8, the task priority as the guest last set or was last told it.
+  public var taskPriority: UInt8 {
+    get { UInt8(truncatingIfNeeded: page[\.cr8]) & 15 }
+    set { page[\.cr8] = UInt64(newValue & 15) }
+  }
 }

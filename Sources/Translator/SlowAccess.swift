@@ -42,7 +42,6 @@ extension TranslatedCPU {
     let table = translation.cache.translator.table
     let row = table[instruction.row]
     let wasStepping = page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0
-    let shadow = processor.state.interruptShadow
     do throws(Fault) {
       if translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
@@ -53,9 +52,7 @@ extension TranslatedCPU {
         switch try processor.execute(instruction, row: row) {
         case .done: break
         case .shutdown: return .shutdown
-        case .exit(let exit):
-          if shadow == processor.state.interruptShadow { processor.state.interruptShadow = .none }
-          return exit
+        case .exit(let exit): return exit
         }
       }
     } catch {
@@ -63,8 +60,6 @@ extension TranslatedCPU {
       return nil
     }
     if wasStepping { processor.state.pendingDebug |= DR6.step }
-    // A shadow that was in force before this instruction ends with it.
-    if shadow != .none && processor.state.interruptShadow == shadow { processor.state.interruptShadow = .none }
     return nil
   }
 

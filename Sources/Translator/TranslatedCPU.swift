@@ -16,6 +16,8 @@ public import X86
   let processor: Processor
   private let region: Mapping
   private let interruptRequest = Atomic<Bool>(false)
+  /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
+  public private(set) var hasMetUserCode = false
 
   /// An external interrupt accepted from the machine, not delivered yet.
   private var pendingInterrupt: UInt8?
@@ -62,13 +64,22 @@ public import X86
         continue
       }
       if let exit = boundary() { return exit }
-      let step = processor.state.interruptShadow != .none
-      guard let entry = findEntry(step: step) else { continue }
-      if exitRequested { return shutdown() }
+      if let trace = translation.options.trace { trace(traceLine) }
+      let shadow = processor.state.interruptShadow
+      guard let entry = findEntry(step: shadow != .none || translation.options.trace != nil) else { continue }
       enter(entry)
+      // The shadow covers the one instruction that has just run; STI and MOV SS, executed by Swift, start a new one.
+      processor.state.interruptShadow = .none
       if let exit = handleExit() { return exit }
-      if step && processor.state.interruptShadow != .none { processor.state.interruptShadow = .none }
     }
+  }
+
+  /// The state before an instruction, for `TranslationOptions.trace`.
+  private var traceLine: String {
+    let names = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di", "8", "9", "10", "11", "12", "13", "14", "15"]
+    var line = hex(linearIP) + " flags " + hex(page.rflags)
+    for number in 0..<16 { line += " \(names[number])=" + hex(self[register: number]) }
+    return line
   }
 
   private var exitRequested = false
@@ -100,7 +111,8 @@ public import X86
       if processor.deliver(vector, kind: .external) == .shutdown { return .shutdown }
     }
     if windowWanted && canAcceptInterrupt { return .interruptWindow }
-    page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil ? 1 : 0
+    // IRET has to come to Swift while it would end the blocking of NMIs.
+    page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil || state.nmiBlocked ? 1 : 0
     return nil
   }
 
@@ -157,6 +169,7 @@ public import X86
     let physical = try codePage(linear)
     let translation = translation
     let mode = page[\.mode]
+    if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
     makeRoom()
     let offset = Int(linear & 4095)

@@ -20,6 +20,8 @@ public struct TranslationOptions: Sendable {
   public var physicalAddressBits: Int = 46
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
+  /// Called with a line per instruction, which runs alone: RIP, registers, flags. Very slow.
+  public var trace: (@Sendable (String) -> Void)?
 
   public init(cpuid: [CPUIDTable], supports: @escaping @Sendable (Feature) -> Bool) {
     self.cpuid = cpuid

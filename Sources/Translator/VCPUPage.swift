@@ -148,9 +148,12 @@ enum Slot {
   static let exitData: Int32 = 92
   static let exitStub: Int32 = 104
   static let segments: Int32 = 128
-  static let kernelGSBase: Int32 = 128 + 8 * 24 + 2 * 16 + 5 * 8 + 5 * 8
+  static let cr2: Int32 = 128 + 8 * 24 + 2 * 16 + 8
+  static let cr3: Int32 = cr2 + 8
+  static let kernelGSBase: Int32 = cr2 - 8 + 5 * 8 + 5 * 8
   static let tlbMissStub: Int32 = 672
   static let jumpMissStub: Int32 = 680
   static let stringStub: Int32 = 688
-  static let stringOperation: Int32 = 696
+  static let lightStub: Int32 = 696
+  static let stringOperation: Int32 = 704
 }

@@ -72,7 +72,11 @@ import Testing
       machine.platform.ioapic.set(pin: 5, true)
       machine.platform.ioapic.set(pin: 5, false)
       #expect(machine.ioapicRead(0x10 + 10) == 0xC061)
-      if clear { machine.platform.mmio.write(0xFEC0_0040, size: 4, value: 0x61) } else { machine.ioapicWrite(0x10 + 10, 0x10061) }
+      if clear {
+        machine.platform.mmio.write(0xFEC0_0040, size: 4, value: 0x61)
+      } else {
+        machine.ioapicWrite(0x10 + 10, 0x10061)
+      }
       #expect(machine.ioapicRead(0x10 + 10) & 0x4000 == 0)
     }
   }
@@ -158,7 +162,9 @@ import Testing
   func modes() {
     let machine = Fixture()
     initialize(machine, masterMask: 0, slaveMask: 0)
-    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 3)] as [(UInt64, UInt8)] { machine.outb(port, value) }
+    for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 3)] as [(UInt64, UInt8)] {
+      machine.outb(port, value)
+    }
     machine.outb(0x4D0, 0x20)
     machine.platform.pic.set(irq: 5, true)
     #expect(machine.apic.acknowledge() == 0x35)

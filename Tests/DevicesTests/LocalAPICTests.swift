@@ -88,7 +88,9 @@ import Testing
     #expect(machine.apic(id).readMSR(0x80D) == UInt64(id >> 4) << 16 | 1 << UInt64(id & 15))
   }
 
-  @Test("one-shot and periodic counts", arguments: [(0b1011, 1), (0b0000, 2), (0b0011, 16), (0b1010, 128)] as [(UInt64, UInt64)])
+  @Test("one-shot and periodic counts", arguments: [
+    (0b1011, 1), (0b0000, 2), (0b0011, 16), (0b1010, 128),
+  ] as [(UInt64, UInt64)])
   func counts(divide: UInt64, factor: UInt64) {
     let machine = Fixture()
     let apic = machine.apic

@@ -29,7 +29,7 @@ final class Log<Element: Sendable>: Sendable {
 /// A machine with everything, and fake time.
 struct Fixture {
   let time = FakeTime()
-  let wall = Mutex64()
+  let wall = WallSeconds()
   let power = Log<PowerEvent>()
   let wakes = Log<UInt32>()
   let output = Log<[UInt8]>()
@@ -73,7 +73,7 @@ struct Fixture {
 }
 
 /// Civil seconds that a test can set.
-final class Mutex64: Sendable {
+final class WallSeconds: Sendable {
   private let value = Atomic<Int64>(1_709_210_096)  // 2024-02-29 12:34:56 UTC
   var seconds: Int64 { value.load(ordering: .relaxed) }
   func advance(_ seconds: Int64) { value.wrappingAdd(seconds, ordering: .relaxed) }

@@ -50,7 +50,9 @@ import Testing
   @Test("Linux's shutdown leaves one tick and then silence")
   func shutdown() {
     let machine = machine()
-    for (port, value) in [(0x43, 0x34), (0x40, 0x9C), (0x40, 0x2E), (0x43, 0x30)] as [(UInt64, UInt8)] { machine.outb(port, value) }
+    for (port, value) in [(0x43, 0x34), (0x40, 0x9C), (0x40, 0x2E), (0x43, 0x30)] as [(UInt64, UInt8)] {
+      machine.outb(port, value)
+    }
     #expect(machine.platform.pit.nextDeadline == nil)
     machine.outb(0x40, 0)
     machine.outb(0x40, 0)
@@ -165,7 +167,8 @@ import Testing
   func setting() {
     let machine = Fixture()
     write(machine, 0x0B, 0x82)
-    for (register, value) in [(0, 0x59), (2, 0x59), (4, 0x23), (7, 0x31), (8, 0x12), (9, 0x99), (0x32, 0x19)] as [(UInt8, UInt8)] {
+    let newYearsEve: [(UInt8, UInt8)] = [(0, 0x59), (2, 0x59), (4, 0x23), (7, 0x31), (8, 0x12), (9, 0x99), (0x32, 0x19)]
+    for (register, value) in newYearsEve {
       write(machine, register, value)
     }
     machine.wall.advance(5)
@@ -189,7 +192,9 @@ import Testing
     machine.apic.endOfInterrupt()
     #expect(read(machine, 0x0C) & 0x90 == 0x90 && read(machine, 0x0C) == 0)
 
-    for (register, value) in [(1, 0x00), (3, 0x35), (5, 0xFF), (0x0B, 0x22)] as [(UInt8, UInt8)] { write(machine, register, value) }
+    for (register, value) in [(1, 0x00), (3, 0x35), (5, 0xFF), (0x0B, 0x22)] as [(UInt8, UInt8)] {
+      write(machine, register, value)
+    }
     machine.wall.advance(2)
     machine.platform.rtc.expire(now: machine.time.nanoseconds)
     #expect(machine.apic.acknowledge() == nil)

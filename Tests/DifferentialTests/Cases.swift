@@ -48,7 +48,8 @@ extension Generator {
   func decode(_ encoding: Encoding, code: UInt64) -> Instruction? {
     let bytes = encoding.bytes
     guard bytes.count <= 15 else { return nil }
-    guard case .complete(let i) = decoder.decode((bytes + [0xF4, 0xF4, 0xF4, 0xF4]).span.bytes, code: .code64),
+    let padded = bytes + [UInt8](repeating: 0xF4, count: 16)
+    guard case .complete(let i) = decoder.decode(padded.span.bytes as RawSpan, code: .code64),
       Int(i.length) == bytes.count
     else { return nil }
     return i

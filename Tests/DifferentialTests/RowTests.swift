@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every row of the opcode table, alone: the host CPU is the oracle.
 
+import CHost
 import CNative
+import GuestMemory
 import Host
 import Testing
 import X86

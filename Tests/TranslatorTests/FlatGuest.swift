@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A minimal guest for engine tests: RAM, identity page tables, a flat 64-bit CPU state, one translated vCPU.
 
+import CHost
 import GuestMemory
 import Testing
 import X86
@@ -13,6 +14,10 @@ final class FlatGuest {
   let translation: Translation
   let cpu: TranslatedCPU
 
+  // One for all tests, which run on one thread at a time; never freed.
+  private static let signalStackBytes = 256 << 10
+  private nonisolated(unsafe) static let signalStack = UnsafeMutableRawPointer.allocate(byteCount: signalStackBytes, alignment: 4096)
+
   init(megabytes: UInt64 = 16) throws {
     memory = try GuestMemory(byteCount: megabytes << 20)
     let cpuid = CPUIDTable([
@@ -24,7 +29,7 @@ final class FlatGuest {
     ])
     translation = try Translation(memory: memory, options: TranslationOptions(cpuid: [cpuid], supports: { _ in true }))
     cpu = try translation.makeCPU(0)
-    try HostCPU.prepareThread()
+    unsafe _ = chost_prepare_thread(FlatGuest.signalStack, UInt64(FlatGuest.signalStackBytes))
     try memory.store(UInt64(0x2003), at: GuestPhysical(0x1000))
     try memory.store(UInt64(0x3003), at: GuestPhysical(0x2000))
     for index in UInt64(0)..<512 {

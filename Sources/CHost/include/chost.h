@@ -72,7 +72,7 @@ typedef struct chost_cpu {
   uint64_t block_mask;
   uint64_t code_base, code_end; // executable range of the code cache
   uint64_t captured_flags;    // EFLAGS at the last full exit, in the layout of `flags`
-  uint64_t stub_tlb_miss, stub_jump_miss, stub_string; // host addresses; trampolines in the code cache jump through them
+  uint64_t stub_tlb_miss, stub_jump_miss, stub_string, stub_light; // host addresses; trampolines in the code cache jump through them
   uint64_t string_operation;  // argument of stub_string
   uint32_t uses_xsave;        // the full exit saves vector state with XSAVE (else FXSAVE)
   uint32_t pad0;
@@ -203,6 +203,27 @@ uint64_t chost_block_find(const chost_block_slot *table, uint64_t mask, uint64_t
 void chost_block_insert(chost_block_slot *table, uint64_t mask, uint64_t key, uint64_t entry);
 int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key); // 1 when it was there
 
+// --- system.c: light forms of system instructions. They return the host address to continue at, or one of these.
+enum {
+  CHOST_LIGHT_DECLINED = 0, // nothing has changed: Swift executes the instruction
+  CHOST_LIGHT_CONTINUE = 1, // done: the next instruction follows
+  CHOST_LIGHT_LOOKUP = 2,   // done: leave with CHOST_EXIT_LOOKUP for `linear`
+};
+// The order in which stub_light numbers them.
+enum {
+  CHOST_LIGHT_SYSCALL, CHOST_LIGHT_SYSRET, CHOST_LIGHT_IRET, CHOST_LIGHT_POPF, CHOST_LIGHT_CR3, CHOST_LIGHT_INVLPG,
+  CHOST_LIGHT_WRMSR,
+};
+uint64_t chost_light_syscall(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_popf(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_invlpg(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_wrmsr(chost_cpu *cpu, uint32_t info);
+// #PF for an access that chost_tlb_fill refused.
+uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info);
+
 // --- string.c: MOVS STOS LODS SCAS CMPS, REP forms in page-bounded chunks. Returns 0 when the instruction is
 // complete, 1 when an element needs the slow path (state is exact at an element boundary), 2 when it
 // should be resumed after a poll.
@@ -216,7 +237,8 @@ enum { CHOST_MAX_RANGES = 64 };
 int chost_register_code(uint64_t start, uint64_t end);
 void chost_unregister_code(uint64_t start);
 int chost_install_fault_handlers(void);      // once per process; chains to earlier handlers. 0 or errno
-int chost_prepare_thread(void *stack, uint64_t size); // alternate signal stack of the calling thread. 0 or errno
+// The alternate signal stack of the calling thread; NULL takes it away. 0 or errno.
+int chost_prepare_thread(void *stack, uint64_t size);
 
 // --- cpuid.c
 uint64_t chost_read_tsc(void);

@@ -44,7 +44,9 @@ extension ACPITables {
 
     var body = [UInt8](repeating: 0, count: 240)
     /// Stores at an offset of the manual's table, which counts from the header.
-    func put(_ offset: Int, _ bytes: [UInt8]) { body.replaceSubrange(offset - 36..<offset - 36 + bytes.count, with: bytes) }
+    func put(_ offset: Int, _ bytes: [UInt8]) {
+      body.replaceSubrange(offset - 36..<offset - 36 + bytes.count, with: bytes)
+    }
     put(36, facs.littleEndianBytes)
     put(40, dsdt.littleEndianBytes)
     put(46, sciInterrupt.littleEndianBytes)

@@ -34,11 +34,16 @@ extension BlockBuilder {
       if liveAtTarget != 0 { needHostFlags() }
       edge(to: Int32(truncatingIfNeeded: target))
     } else {
-      needPageFlags()
-      hot.load(RegisterMap.t0, .env(Slot.pageAddress))
-      addToT0(target)
-      jumpThroughCache()
+      goIndirect(to: target)
     }
+  }
+
+  /// Goes to `target` (from the start of the page) by its linear address.
+  mutating func goIndirect(to target: Int64) {
+    needPageFlags()
+    hot.load(RegisterMap.t0, .env(Slot.pageAddress))
+    addToT0(target)
+    jumpThroughCache()
   }
 
   private mutating func addToT0(_ offset: Int64) {

@@ -69,6 +69,65 @@ extension BlockBuilder {
     return true
   }
 
+  /// Calls a light helper (CHOST_LIGHT_*). Flags are in the page before and after.
+  private mutating func light(_ number: Int) {
+    needPageFlags()
+    hostFlags = false
+    hot.mov(RegisterMap.t0, immediate: UInt64(number))
+    let word = info(
+      Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, size: Int(instruction.length), flagsSaved: true)
+    hot.mov(RegisterMap.t1, immediate: UInt64(word))
+    hot.call(stubs.light)
+  }
+
+  /// SYSCALL.
+  mutating func syscall() -> Bool {
+    guard isLong else { return false }
+    light(Int(CHOST_LIGHT_SYSCALL))
+    return true
+  }
+
+  /// SYSRETQ.
+  mutating func sysret() -> Bool {
+    guard isLong, privilege == 0, instruction.w else { return false }
+    light(Int(CHOST_LIGHT_SYSRET))
+    return true
+  }
+
+  /// POPFQ.
+  mutating func popFlags() -> Bool {
+    guard isLong, instruction.operandSize == 8, hasInlineStack else { return false }
+    light(Int(CHOST_LIGHT_POPF))
+    return true
+  }
+
+  /// IRETQ, MOV to and from CR2 and CR3, INVLPG, WRMSR at CPL 0.
+  mutating func system() -> Bool {
+    guard isLong, privilege == 0, !has(Int(CHOST_MODE_STEP)) else { return false }
+    let i = instruction
+    switch (row.map, i.opcode) {
+    case (.one, 0xCF) where i.operandSize == 8:
+      light(Int(CHOST_LIGHT_IRET))
+    case (.x0F, 0x30):
+      light(Int(CHOST_LIGHT_WRMSR))
+    case (.x0F, 0x01) where i.isMemory && i.modRM >> 3 & 7 == 7:
+      guard isInline(segment: i.segment) else { return false }
+      clobberFlags()
+      linearAddress()
+      hot.store(.env(Slot.scratch0), RegisterMap.t0)
+      light(Int(CHOST_LIGHT_INVLPG))
+    case (.x0F, 0x20) where !i.isMemory && (i.reg == 2 || i.reg == 3):
+      hot.load(RegisterMap.t0, .env(i.reg == 2 ? Slot.cr2 : Slot.cr3))
+      write(i.rm, RegisterMap.t0, size: 8)
+    case (.x0F, 0x22) where !i.isMemory && i.reg == 3:
+      let source = value(of: i.rm, scratch: RegisterMap.t0)
+      hot.store(.env(Slot.scratch0), source)
+      light(Int(CHOST_LIGHT_CR3))
+    default: return false
+    }
+    return true
+  }
+
   /// RDFSBASE, RDGSBASE.
   mutating func rdfsbase() -> Bool {
     guard isLong, has(Int(CHOST_MODE_FSGSBASE)) else { return false }

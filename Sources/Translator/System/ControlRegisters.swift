@@ -151,12 +151,15 @@ extension Processor {
     unsafe chost_flush_nonglobal(page.pointer)
   }
 
-  /// PAE paging keeps its four top entries in registers; reserved bits in a present one are #GP(0) (SDM volume 3, 4.4.1).
+  /// PAE paging keeps its four top entries in registers; reserved bits in a present one are #GP(0)
+  /// (SDM volume 3, 4.4.1).
   private func loadPDPTEs(_ cr3: UInt64) throws(Fault) {
     let table = cr3 & 0xFFFF_FFE0
     let reserved = ~page[\.physical_mask] | 0x1E6
-    let entry0 = physicalLoad(UInt64.self, table), entry1 = physicalLoad(UInt64.self, table &+ 8)
-    let entry2 = physicalLoad(UInt64.self, table &+ 16), entry3 = physicalLoad(UInt64.self, table &+ 24)
+    let entry0 = physicalLoad(UInt64.self, table)
+    let entry1 = physicalLoad(UInt64.self, table &+ 8)
+    let entry2 = physicalLoad(UInt64.self, table &+ 16)
+    let entry3 = physicalLoad(UInt64.self, table &+ 24)
     for entry in [entry0, entry1, entry2, entry3] where entry & 1 != 0 && entry & reserved != 0 {
       throw .generalProtection()
     }
@@ -202,7 +205,8 @@ extension Processor {
   func invalidateContext(_ instruction: Instruction) throws(Fault) {
     try requirePrivilege()
     let memory = try span(effectiveAddress(instruction), count: 16, write: false)
-    let context = load(UInt64.self, memory), linear = load(UInt64.self, memory, at: 8)
+    let context = load(UInt64.self, memory)
+    let linear = load(UInt64.self, memory, at: 8)
     let type = register(instruction.reg, size: page.isLongMode ? 8 : 4)
     if type < 2 && context != 0 { throw .generalProtection() }
     switch type {

@@ -58,7 +58,10 @@ enum SystemType {
 
 /// Vectors whose error code is a selector.
 enum SelectorFault: UInt8 {
-  case invalidTSS = 10, notPresent = 11, stack = 12, protection = 13
+  case invalidTSS = 10
+  case notPresent = 11
+  case stack = 12
+  case protection = 13
 
   /// The fault for a selector; the RPL bits are the EXT and IDT bits of the error code and start out clear.
   func callAsFunction(_ selector: UInt16) -> Fault {

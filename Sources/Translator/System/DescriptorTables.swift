@@ -67,7 +67,9 @@ extension Processor {
     guard selector & 4 == 0 else { throw fault(selector) }
     var descriptor = try descriptor(selector, or: fault)
     guard !descriptor.isCodeOrData, descriptor.type == SystemType.ldt else { throw fault(selector) }
-    guard descriptor.isPresent else { throw fault == .protection ? SelectorFault.notPresent(selector) : fault(selector) }
+    guard descriptor.isPresent else {
+      throw fault == .protection ? SelectorFault.notPresent(selector) : fault(selector)
+    }
     try extend(&descriptor, selector, or: fault)
     if page.isLMA {
       guard Processor.isCanonical(descriptor.base) else { throw fault(selector) }

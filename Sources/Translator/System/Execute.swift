@@ -22,7 +22,8 @@ extension Processor {
     case .x0F: return try executeTwoByte(instruction)
     case .x0F38:
       // INVPCID.
-      guard instruction.opcode == 0x82, instruction.hasOperandSizePrefix, instruction.isMemory, state.cpuid.structuredEBX(10)
+      guard instruction.opcode == 0x82, instruction.hasOperandSizePrefix, instruction.isMemory,
+        state.cpuid.structuredEBX(10)
       else { throw .invalidOpcode }
       try invalidateContext(instruction)
       advance(instruction)

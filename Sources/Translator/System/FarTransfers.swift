@@ -19,7 +19,9 @@ extension Processor {
 
   /// A present code segment with L and D not both set in IA-32e mode.
   func checkCode(_ target: Descriptor, _ selector: UInt16) throws(Fault) {
-    guard target.isCode, !(page.isLMA && target.isLong && target.isBig) else { throw SelectorFault.protection(selector) }
+    guard target.isCode, !(page.isLMA && target.isLong && target.isBig) else {
+      throw SelectorFault.protection(selector)
+    }
   }
 
   /// Checks a far JMP or CALL straight to a code segment.
@@ -80,7 +82,9 @@ extension Processor {
     case SystemType.callGate16, SystemType.taskGate, SystemType.tss16, SystemType.tss: known = !page.isLMA
     default: known = false
     }
-    guard known, target.dpl >= privilege, target.dpl >= UInt8(selector & 3) else { throw SelectorFault.protection(selector) }
+    guard known, target.dpl >= privilege, target.dpl >= UInt8(selector & 3) else {
+      throw SelectorFault.protection(selector)
+    }
     guard target.isPresent else { throw SelectorFault.notPresent(selector) }
   }
 
@@ -236,7 +240,9 @@ extension Processor {
     let level = UInt8(selector & 3)
     guard level >= privilege else { throw SelectorFault.protection(selector) }
     try checkCode(target, selector)
-    guard target.isConforming ? target.dpl <= level : target.dpl == level else { throw SelectorFault.protection(selector) }
+    guard target.isConforming ? target.dpl <= level : target.dpl == level else {
+      throw SelectorFault.protection(selector)
+    }
     guard target.isPresent else { throw SelectorFault.notPresent(selector) }
     return target
   }

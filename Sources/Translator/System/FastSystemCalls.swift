@@ -85,7 +85,8 @@ extension Processor {
     if page.isLMA && state.cpuid.isAMD { throw .invalidOpcode }
     let base = UInt16(truncatingIfNeeded: page[\.sysenter_cs]) & 0xFFFC
     guard base != 0 else { throw .generalProtection() }
-    let rip = page[register: GPR.rdx], rsp = page[register: GPR.rcx]
+    let rip = page[register: GPR.rdx]
+    let rsp = page[register: GPR.rcx]
     if instruction.w && page.isLongMode {
       guard Processor.isCanonical(rip), Processor.isCanonical(rsp) else { throw .generalProtection() }
       page[\.rip] = rip

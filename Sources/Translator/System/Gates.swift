@@ -84,7 +84,9 @@ extension Processor {
     let gate = Descriptor(low: try read(UInt64.self, at: table.base &+ offset, as: .implicit))
     guard !gate.isCodeOrData else { throw .generalProtection(code) }
     switch gate.type {
-    case SystemType.taskGate, SystemType.interruptGate16, SystemType.trapGate16, SystemType.interruptGate, SystemType.trapGate: break
+    case SystemType.taskGate, SystemType.interruptGate16, SystemType.trapGate16, SystemType.interruptGate,
+      SystemType.trapGate:
+      break
     default: throw .generalProtection(code)
     }
     if event.kind == .software && gate.dpl < privilege { throw .generalProtection(code) }

@@ -166,7 +166,8 @@ extension Processor {
     let physical = try span(linear, count: 1, write: true, as: authority).first
     guard let host = unsafe host(physical) else { return }
     // SAFETY: `host` points at one byte of guest RAM, and Atomic<UInt8> has the layout of UInt8.
-    unsafe _ = host.assumingMemoryBound(to: Atomic<UInt8>.self).pointee.bitwiseOr(bits, ordering: .sequentiallyConsistent)
+    unsafe _ = host.assumingMemoryBound(to: Atomic<UInt8>.self).pointee.bitwiseOr(
+      bits, ordering: .sequentiallyConsistent)
     written(physical, 1)
   }
 
@@ -174,7 +175,8 @@ extension Processor {
     let physical = try span(linear, count: 1, write: true, as: authority).first
     guard let host = unsafe host(physical) else { return }
     // SAFETY: as above.
-    unsafe _ = host.assumingMemoryBound(to: Atomic<UInt8>.self).pointee.bitwiseAnd(~bits, ordering: .sequentiallyConsistent)
+    unsafe _ = host.assumingMemoryBound(to: Atomic<UInt8>.self).pointee.bitwiseAnd(
+      ~bits, ordering: .sequentiallyConsistent)
     written(physical, 1)
   }
 
@@ -207,7 +209,9 @@ extension Processor {
   /// Logs a store: the page is dirty, and code translated from it is stale.
   private func written(_ physical: UInt64, _ count: Int) {
     let address = UInt(page[\.page_flags] &+ physical >> 12)
-    guard page[\.page_flags] != 0, let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else { return }
+    guard page[\.page_flags] != 0, let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else {
+      return
+    }
     // SAFETY: there is a flag byte for every page of RAM.
     let old = unsafe flags.pointee.load(ordering: .sequentiallyConsistent)
     if old & UInt8(CHOST_PAGE_DIRTY) == 0 {

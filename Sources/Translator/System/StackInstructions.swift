@@ -130,7 +130,9 @@ extension Processor {
   /// Whether condition 0...15 holds.
   func condition(_ number: UInt8) -> Bool {
     let flags = page.rflags
-    let sign = flags & RFLAGS.sf != 0, overflow = flags & RFLAGS.of != 0, zero = flags & RFLAGS.zf != 0
+    let sign = flags & RFLAGS.sf != 0
+    let overflow = flags & RFLAGS.of != 0
+    let zero = flags & RFLAGS.zf != 0
     let holds: Bool
     switch number >> 1 & 7 {
     case 0: holds = overflow

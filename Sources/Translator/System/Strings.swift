@@ -40,7 +40,8 @@ extension Processor {
     if isExhausted(instruction) { return advance(instruction) }
     let size = elementSize(instruction)
     let address = instruction.addressSize
-    let source = register(GPR.rsi, size: address), destination = register(GPR.rdi, size: address)
+    let source = register(GPR.rsi, size: address)
+    let destination = register(GPR.rdi, size: address)
     let amount = stride(size)
     switch instruction.opcode & 0xFE {
     case 0xA4:  // MOVS

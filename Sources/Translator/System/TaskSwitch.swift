@@ -25,7 +25,9 @@ extension Processor {
     guard !Processor.isNull(selector), selector & 4 == 0 else { throw bad(selector) }
     var descriptor = try descriptor(selector, or: bad)
     let wanted: UInt8 = reason == .return ? 2 : 0
-    guard !descriptor.isCodeOrData, descriptor.type & 0b0101 == 1, descriptor.type & 2 == wanted else { throw bad(selector) }
+    guard !descriptor.isCodeOrData, descriptor.type & 0b0101 == 1, descriptor.type & 2 == wanted else {
+      throw bad(selector)
+    }
     guard descriptor.isPresent else { throw SelectorFault.notPresent(selector) }
     let wide = descriptor.type & 8 != 0
     guard descriptor.limit >= (wide ? 103 : 43) else { throw SelectorFault.invalidTSS(selector) }

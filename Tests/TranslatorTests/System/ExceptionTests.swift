@@ -33,7 +33,11 @@ import Testing
     #expect(guest.peek(UInt64.self, at: rsp + 40) == UInt64(Selector.userData))
 
     guest.setRegister(GPR.rsp, rsp + 8)
-    try guest.execute(guest.instruction(0xCF, length: 2) { $0.operandSize = 8; $0.rex = 0x48 })
+    try guest.execute(
+      guest.instruction(0xCF, length: 2) {
+        $0.operandSize = 8
+        $0.rex = 0x48
+      })
     #expect(guest.page.privilege == 3)
     #expect(guest.page[\.rip] == Place.userCode)
     #expect(guest.register(GPR.rsp) == Place.userStack - 3)
@@ -76,9 +80,12 @@ import Testing
     #expect(guest.processor.deliver(.pageFault(0x1234, code: 0)) == .shutdown)
   }
 
-  @Test("Escalation follows table 6-5", arguments: [
-    (0, 13, 8), (13, 13, 8), (14, 13, 8), (14, 14, 8), (13, 14, 14), (6, 13, 13), (1, 14, 14), (8, 6, -1), (8, 13, -1),
-  ])
+  @Test(
+    "Escalation follows table 6-5",
+    arguments: [
+      (0, 13, 8), (13, 13, 8), (14, 13, 8), (14, 14, 8), (13, 14, 14), (6, 13, 13), (1, 14, 14), (8, 6, -1),
+      (8, 13, -1),
+    ])
   func escalation(first: Int, second: Int, result: Int) {
     let event = Event(vector: UInt8(first), kind: .exception, returnAddress: 0)
     let next = Processor.escalate(event, Fault(vector: UInt8(second), errorCode: 0))
@@ -202,7 +209,11 @@ import Testing
     #expect(guest.processor.acceptsNMI)
     guest.processor.deliver(2, kind: .nmi)
     #expect(!guest.processor.acceptsNMI)
-    try guest.execute(guest.instruction(0xCF, length: 2) { $0.operandSize = 8; $0.rex = 0x48 })
+    try guest.execute(
+      guest.instruction(0xCF, length: 2) {
+        $0.operandSize = 8
+        $0.rex = 0x48
+      })
     #expect(guest.processor.acceptsNMI)
     #expect(guest.page[\.rip] == Place.kernelCode)
   }

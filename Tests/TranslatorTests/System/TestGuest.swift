@@ -145,7 +145,8 @@ final class TestGuest {
     page[\.efer] = EFER.sce | EFER.lme | EFER.lma | EFER.nxe
     page[.tr] = Descriptor(low: peek(at: Place.gdt + UInt64(Selector.tss))).segment(Selector.tss)
     page[.ldtr] = .unusable(selector: 0)
-    load(code: privilege == 0 ? Selector.kernelCode : Selector.userCode64,
+    load(
+      code: privilege == 0 ? Selector.kernelCode : Selector.userCode64,
       data: privilege == 0 ? Selector.kernelData : Selector.userData)
     page[\.rip] = privilege == 0 ? Place.kernelCode : Place.userCode
     page[register: GPR.rsp] = privilege == 0 ? Place.kernelStack - 0x1000 : Place.userStack
@@ -167,7 +168,8 @@ final class TestGuest {
     page[\.cr0] = CR0.pe | CR0.et
     page[.tr] = Descriptor(low: peek(at: Place.gdt + UInt64(Selector.tss))).segment(Selector.tss)
     page[.ldtr] = .unusable(selector: 0)
-    load(code: privilege == 0 ? Selector.kernelCode : Selector.userCode32,
+    load(
+      code: privilege == 0 ? Selector.kernelCode : Selector.userCode32,
       data: privilege == 0 ? Selector.kernelData : Selector.userData)
     page[\.rip] = privilege == 0 ? Place.kernelCode : Place.userCode
     page[register: GPR.rsp] = privilege == 0 ? Place.kernelStack - 0x1000 : Place.userStack
@@ -227,7 +229,9 @@ final class TestGuest {
   }
 
   /// 0F-map instruction with a register ModRM.
-  func twoByte(_ opcode: UInt8, reg: UInt8 = 0, rm: UInt8 = 0, length: UInt8 = 3, _ edit: (inout Instruction) -> Void = { _ in })
+  func twoByte(
+    _ opcode: UInt8, reg: UInt8 = 0, rm: UInt8 = 0, length: UInt8 = 3, _ edit: (inout Instruction) -> Void = { _ in }
+  )
     -> Instruction
   {
     instruction(opcode, length: length) {

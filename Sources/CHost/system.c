@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// The light forms of the system instructions and of exception delivery that a running Linux executes thousands of
+// times a second: SYSCALL, SYSRET, IRET, POPF, MOV CR3, INVLPG, WRFSBASE, and #PF. Each handles the case
+// that 64-bit kernels meet and declines everything else before it has changed anything; the complete semantics
+// are Swift's (Translator/System), which then executes the instruction.
+#include "private.h"
+
+enum {
+  RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R11 = 11,
+
+  FLAG_TF = 1 << 8, FLAG_IF = 1 << 9, FLAG_IOPL = 3 << 12, FLAG_NT = 1 << 14, FLAG_RF = 1 << 16, FLAG_VM = 1 << 17,
+  FLAG_AC = 1 << 18,
+  SYSTEM_FLAGS = 0x3f7700, // what `system_flags` holds: TF IF DF IOPL NT RF VM AC VIF VIP ID
+
+  FLAT_CODE64 = 0xa09b, FLAT_DATA = 0xc093, DPL3 = 0x60,
+};
+
+static uint64_t rflags(const chost_cpu *cpu) {
+  uint64_t packed = cpu->flags;
+  return (packed >> 8 & 0xd5) | (packed & 1) << 11 | cpu->system_flags | 2;
+}
+
+static void set_rflags(chost_cpu *cpu, uint64_t flags) {
+  cpu->flags = ((flags & 0xd5) | 2) << 8 | (flags >> 11 & 1);
+  cpu->system_flags = flags & SYSTEM_FLAGS;
+}
+
+INLINE bool canonical(uint64_t address) { return (uint64_t)((int64_t)(address << 16) >> 16) == address; }
+
+INLINE void set_flat(chost_segment *segment, uint16_t selector, uint32_t attributes) {
+  *segment = (chost_segment){.limit = 0xffffffff, .attributes = attributes, .selector = selector};
+}
+
+// Continues at `linear`, which is canonical, in the mode that the state now has.
+static uint64_t go_to(chost_cpu *cpu, uint64_t linear) {
+  cpu->linear = linear;
+  uint64_t entry = chost_lookup(cpu, linear);
+  return entry ? entry : CHOST_LIGHT_LOOKUP;
+}
+
+// The address of the instruction that the information word describes, and of the next.
+INLINE uint64_t here(const chost_cpu *cpu, uint32_t info) { return cpu->page_va + (info & CHOST_INFO_OFFSET); }
+INLINE uint64_t next(const chost_cpu *cpu, uint32_t info) { return here(cpu, info) + (info >> CHOST_INFO_SIZE_SHIFT & 0xff); }
+
+// The host address of `count` bytes of supervisor memory inside one page, or 0.
+INLINE uint8_t *supervisor(chost_cpu *cpu, uint64_t linear, unsigned count, bool write) {
+  uint64_t addend;
+  if ((linear & (PAGE_SIZE - 1)) > PAGE_SIZE - count || !canonical(linear)) return 0;
+  if (!chost_access_page(cpu, linear, false, write, &addend)) return 0;
+  return (uint8_t *)(linear + addend);
+}
+
+INLINE uint64_t load64(const uint8_t *from) { return *(const volatile uint64_t *)from; }
+INLINE void store64(uint8_t *to, uint64_t value) { *(volatile uint64_t *)to = value; }
+
+// Reads a GDT descriptor of 8 bytes; 0 (not present) if it is not simply there.
+static uint64_t descriptor(chost_cpu *cpu, uint16_t selector) {
+  uint32_t offset = selector & 0xfff8;
+  if ((selector & 4) || !offset || offset + 7 > cpu->gdtr.limit) return 0;
+  const uint8_t *entry = supervisor(cpu, cpu->gdtr.base + offset, 8, false);
+  return entry ? load64(entry) : 0;
+}
+
+INLINE uint32_t attributes_of(uint64_t descriptor) { return (descriptor >> 40 & 0xff) | (descriptor >> 52 & 0xf) << 12; }
+
+INLINE uint32_t limit_of(uint64_t descriptor) {
+  uint32_t limit = (descriptor & 0xffff) | (descriptor >> 32 & 0xf0000);
+  return descriptor >> 55 & 1 ? limit << 12 | 0xfff : limit;
+}
+
+INLINE uint64_t base_of(uint64_t descriptor) { return (descriptor >> 16 & 0xffffff) | (descriptor >> 56) << 24; }
+
+INLINE void set_segment(chost_segment *segment, uint16_t selector, uint64_t descriptor) {
+  *segment = (chost_segment){
+      .base = base_of(descriptor), .limit = limit_of(descriptor), .attributes = attributes_of(descriptor), .selector = selector};
+}
+
+uint64_t chost_light_syscall(chost_cpu *cpu, uint32_t info) {
+  if (!(cpu->efer & 1) || !(cpu->mode & CHOST_MODE_LONG) || (cpu->system_flags & FLAG_TF)) return CHOST_LIGHT_DECLINED;
+  uint16_t selector = cpu->star >> 32 & 0xfffc;
+  uint64_t flags = rflags(cpu);
+  cpu->gpr[RCX] = next(cpu, info);
+  cpu->gpr[R11] = flags & ~(uint64_t)FLAG_RF;
+  set_rflags(cpu, flags & ~(cpu->sfmask | FLAG_RF | FLAG_VM));
+  set_flat(&cpu->segments[CHOST_CS], selector, FLAT_CODE64);
+  set_flat(&cpu->segments[CHOST_SS], selector + 8, FLAT_DATA);
+  chost_update_mode(cpu);
+  return go_to(cpu, cpu->lstar);
+}
+
+uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  uint64_t target = cpu->gpr[RCX];
+  if (!(cpu->efer & 1) || !(cpu->mode & CHOST_MODE_LONG) || (cpu->mode & CHOST_MODE_CPL) || !canonical(target) ||
+      (cpu->system_flags & FLAG_TF) || cpu->interrupt_waiting)
+    return CHOST_LIGHT_DECLINED;
+  uint16_t base = cpu->star >> 48;
+  set_rflags(cpu, cpu->gpr[R11] & 0x3c7fd7);
+  set_flat(&cpu->segments[CHOST_CS], (base + 16) | 3, FLAT_CODE64 | DPL3);
+  set_flat(&cpu->segments[CHOST_SS], (base + 8) | 3, FLAT_DATA | DPL3);
+  chost_update_mode(cpu);
+  return go_to(cpu, target);
+}
+
+// Data segments that the outer level may not use are cleared by IRET: Swift's business.
+static bool keeps_data_segments(const chost_cpu *cpu) {
+  static const uint8_t numbers[] = {CHOST_ES, CHOST_DS, CHOST_FS, CHOST_GS};
+  for (unsigned i = 0; i < 4; i++) {
+    const chost_segment *segment = &cpu->segments[numbers[i]];
+    if (segment->attributes & 1 << 16) continue;
+    if ((segment->attributes >> 5 & 3) != 3) return false;
+  }
+  return true;
+}
+
+// IRETQ in 64-bit mode, to the same code segment or out to level 3 in 64-bit mode.
+uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (cpu->system_flags & (FLAG_NT | FLAG_TF)) ||
+      cpu->interrupt_waiting)
+    return CHOST_LIGHT_DECLINED;
+  const uint8_t *frame = supervisor(cpu, cpu->gpr[RSP], 40, false);
+  if (!frame) return CHOST_LIGHT_DECLINED;
+  uint64_t rip = load64(frame), flags = load64(frame + 16), rsp = load64(frame + 24);
+  uint16_t cs = (uint16_t)load64(frame + 8), ss = (uint16_t)load64(frame + 32);
+  if (!canonical(rip) || (flags & (FLAG_VM | FLAG_TF))) return CHOST_LIGHT_DECLINED;
+  uint64_t code = 0, stack = 0;
+  if ((cs & 3) == 3) {
+    code = descriptor(cpu, cs);
+    stack = descriptor(cpu, ss);
+    uint32_t c = attributes_of(code), s = attributes_of(stack);
+    // Code: present, level 3, accessed, not conforming, L, not D. Stack: present, level 3, accessed, writable data.
+    if ((c & 0x60fd) != 0x20f9 || (s & 0xff) != 0xf3 || (ss & 3) != 3 || !keeps_data_segments(cpu))
+      return CHOST_LIGHT_DECLINED;
+  } else {
+    if (cs != cpu->segments[CHOST_CS].selector) return CHOST_LIGHT_DECLINED;
+    if (ss != cpu->segments[CHOST_SS].selector) return CHOST_LIGHT_DECLINED;
+  }
+  set_rflags(cpu, flags & 0x3f7fd7);
+  cpu->gpr[RSP] = rsp;
+  if (code) {
+    set_segment(&cpu->segments[CHOST_CS], cs, code);
+    set_segment(&cpu->segments[CHOST_SS], ss, stack);
+  }
+  chost_update_mode(cpu);
+  return go_to(cpu, rip);
+}
+
+// POPFQ in 64-bit mode.
+uint64_t chost_light_popf(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  bool user = (cpu->mode & CHOST_MODE_CPL) == 3;
+  uint64_t addend, rsp = cpu->gpr[RSP];
+  if (!(cpu->mode & CHOST_MODE_LONG) || !canonical(rsp) || (rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ||
+      !chost_access_page(cpu, rsp, user, false, &addend))
+    return CHOST_LIGHT_DECLINED;
+  uint64_t image = load64((const uint8_t *)(rsp + addend)), old = cpu->system_flags;
+  uint64_t changeable = 0x244dd5;  // AC ID NT DF TF and the arithmetic flags
+  if (!(cpu->mode & CHOST_MODE_CPL)) changeable |= FLAG_IF | FLAG_IOPL;
+  uint64_t changed = (image ^ old) & changeable;
+  if ((changed & (FLAG_TF | FLAG_AC)) || (old & (FLAG_TF | FLAG_RF)) || ((changed & FLAG_IF) && cpu->interrupt_waiting))
+    return CHOST_LIGHT_DECLINED;
+  if ((cpu->mode & CHOST_MODE_CPL) && (cpu->mode & CHOST_MODE_CPL) <= (old >> 12 & 3)) return CHOST_LIGHT_DECLINED;
+  set_rflags(cpu, (image & changeable) | (old & ~changeable));
+  cpu->gpr[RSP] = rsp + 8;
+  return CHOST_LIGHT_CONTINUE;
+}
+
+// MOV CR3, RAX-like: the value is in scratch[0]. Only where nothing but the page tables changes.
+uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  uint64_t value = cpu->scratch[0];
+  // With PCID (not offered) or reserved bits set, or PAE paging, Swift decides.
+  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (value & ~cpu->physical_mask) ||
+      (cpu->cr4 & 1 << 17))
+    return CHOST_LIGHT_DECLINED;
+  cpu->cr3 = value;
+  chost_flush_nonglobal(cpu);
+  return CHOST_LIGHT_CONTINUE;
+}
+
+// INVLPG: the linear address is in scratch[0].
+uint64_t chost_light_invlpg(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG) return CHOST_LIGHT_DECLINED;
+  if (canonical(cpu->scratch[0])) chost_flush_page(cpu, cpu->scratch[0]);
+  return CHOST_LIGHT_CONTINUE;
+}
+
+// WRMSR of the registers a context switch writes.
+uint64_t chost_light_wrmsr(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  uint64_t value = cpu->gpr[RDX] << 32 | (cpu->gpr[RAX] & 0xffffffff);
+  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || !canonical(value)) return CHOST_LIGHT_DECLINED;
+  switch ((uint32_t)cpu->gpr[RCX]) {
+  case 0xc0000100: cpu->segments[CHOST_FS].base = value; break;
+  case 0xc0000101: cpu->segments[CHOST_GS].base = value; break;
+  case 0xc0000102: cpu->kernel_gs_base = value; break;
+  default: return CHOST_LIGHT_DECLINED;
+  }
+  return CHOST_LIGHT_CONTINUE;
+}
+
+// Delivers an exception with an error code through a 64-bit interrupt or trap gate to level 0, without IST.
+static uint64_t deliver(chost_cpu *cpu, unsigned vector, uint32_t error, uint64_t rip) {
+  uint32_t offset = vector * 16;
+  if (offset + 15 > cpu->idtr.limit || (cpu->system_flags & (FLAG_TF | FLAG_VM)) || (cpu->dr[7] & 0xff)) return 0;
+  const uint8_t *entry = supervisor(cpu, cpu->idtr.base + offset, 16, false);
+  if (!entry) return 0;
+  uint64_t low = load64(entry), high = load64(entry + 8);
+  unsigned type = low >> 40 & 0x9f;
+  // Present, interrupt or trap gate, no IST.
+  if ((type != 0x8e && type != 0x8f) || (low >> 32 & 7)) return 0;
+  uint64_t target = (low & 0xffff) | (low >> 32 & 0xffff0000) | high << 32;
+  uint16_t selector = low >> 16 & 0xfffc;
+  uint64_t code = descriptor(cpu, selector);
+  if (!canonical(target) || (attributes_of(code) & 0x60fd) != 0x2099) return 0;
+  unsigned privilege = cpu->mode & CHOST_MODE_CPL;
+  uint64_t rsp = cpu->gpr[RSP];
+  if (privilege) {
+    const chost_segment *task = &cpu->segments[CHOST_TR];
+    if (task->limit < 11) return 0;
+    const uint8_t *rsp0 = supervisor(cpu, task->base + 4, 8, false);
+    if (!rsp0) return 0;
+    rsp = load64(rsp0);
+  }
+  rsp &= ~15ull;
+  uint8_t *frame = supervisor(cpu, rsp - 48, 48, true);
+  if (!frame) return 0;
+  uint64_t flags = rflags(cpu);
+  store64(frame + 40, cpu->segments[CHOST_SS].selector);
+  store64(frame + 32, cpu->gpr[RSP]);
+  store64(frame + 24, flags | FLAG_RF);
+  store64(frame + 16, cpu->segments[CHOST_CS].selector);
+  store64(frame + 8, rip);
+  store64(frame, error);
+  cpu->gpr[RSP] = rsp - 48;
+  uint32_t cleared = FLAG_NT | FLAG_RF | (type == 0x8e ? FLAG_IF : 0);
+  cpu->system_flags &= ~cleared;
+  set_segment(&cpu->segments[CHOST_CS], selector, code);
+  if (privilege) cpu->segments[CHOST_SS] = (chost_segment){.attributes = 1 << 16};
+  chost_update_mode(cpu);
+  return go_to(cpu, target);
+}
+
+uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) {
+  uint32_t size = info >> CHOST_INFO_SIZE_SHIFT & 0xff;
+  // Large operands may owe #GP for their alignment first; crossing ones have two pages to fault on.
+  if (!(cpu->mode & CHOST_MODE_LONG) || size > 8 || size == 0 || (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size ||
+      !canonical(linear))
+    return CHOST_LIGHT_DECLINED;
+  uint32_t access = (info & CHOST_INFO_WRITE ? CHOST_ACCESS_WRITE : 0) | (info & CHOST_INFO_USER ? CHOST_ACCESS_USER : 0);
+  uint64_t physical;
+  uint32_t code = chost_probe(cpu, linear, access, &physical);
+  if (!code) return CHOST_LIGHT_DECLINED;
+  uint64_t old = cpu->cr2;
+  cpu->cr2 = linear;
+  uint64_t entry = deliver(cpu, 14, code & 0x7fffffff, here(cpu, info));
+  if (!entry) cpu->cr2 = old;
+  return entry;
+}

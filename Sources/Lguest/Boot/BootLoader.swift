@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// From an image to a CPU about to execute its first instruction: the one place that knows the order. Check
+// everything, place the kernel, place the initial RAM disk beside it, write the boot data, choose the CPU's state.
+
+import GuestMemory
+import Host
+import SystemPackage
+import X86
+
+/// Starts kernels.
+public enum BootLoader {
+  /// ACPI tables, made elsewhere: a blob for `[0xE0000, 0x100000)` and the root pointer in it.
+  public struct ACPI: Sendable {
+    public var address: UInt64
+    public var bytes: [UInt8]
+    /// Guest-physical address of the RSDP; 16-byte aligned, so that old kernels find it by scanning.
+    public var rsdp: UInt64
+
+    public init(address: UInt64, bytes: [UInt8], rsdp: UInt64) {
+      self.address = address
+      self.bytes = bytes
+      self.rsdp = rsdp
+    }
+  }
+
+  /// Puts a kernel and all it needs into guest memory.
+  ///
+  /// - Parameters:
+  ///   - image: The kernel.
+  ///   - initrd: Its initial RAM disk; without parts or `nil`, none.
+  ///   - commandLine: Without NUL; at most what the kernel takes.
+  ///   - memory: At least 4 MiB. Need not be clear: what the kernel expects to be zero is cleared.
+  ///   - acpi: The tables; `nil` boots without ACPI.
+  ///   - entry: `auto` chooses by the image's content.
+  /// - Returns: The boot CPU, interrupts off, at the kernel's entry point. Other CPUs wait for INIT and SIPI.
+  public static func load(
+    _ image: KernelImage, initrd: InitialRAMDisk? = nil, commandLine: String, into memory: GuestMemory,
+    acpi: ACPI? = nil, entry: EntryPoint = .auto
+  ) throws(BootError) -> CPUState {
+    let entry = try image.resolve(entry)
+    guard memory.byteCount >= BootLayout.minimumByteCount else {
+      throw BootError(
+        .memory, "the guest has only \(describe(byteCount: memory.byteCount))",
+        remedy: "give it at least \(describe(byteCount: BootLayout.minimumByteCount))")
+    }
+    try place(acpi, in: memory)
+
+    let loaded: LoadedKernel
+    switch image.format {
+    case .bzImage(let header): loaded = try load(header, image.file, entry, into: memory)
+    case .elf(let elf): loaded = try load(elf, image.file, entry, into: memory)
+    }
+    try place(commandLine, limit: loaded.commandLineMax, in: memory)
+    let disk = try initrd?.load(
+      into: memory, above: loaded.end, below: min(memory.lowEnd, loaded.initrdLimit))
+
+    if entry == .pvh {
+      return try PVHBoot.prepare(memory, entry: loaded.entry, initrd: disk, rsdp: acpi?.rsdp ?? 0)
+    }
+    var parameters = loaded.parameters
+    parameters.setCommandLine(BootLayout.commandLine)
+    parameters.setMemoryMap(MemoryRange.map(of: memory))
+    if let disk { parameters.setInitrd(disk) }
+    if let acpi { parameters.setRSDP(acpi.rsdp) }
+    try memory.place(parameters.bytes, at: BootLayout.zeroPage)
+    return entry == .linux64
+      ? try LinuxBoot64.prepare(memory, entry: loaded.entry) : try LinuxBoot32.prepare(memory, entry: loaded.entry)
+  }
+
+  /// What the common part needs to know of a kernel in memory.
+  private struct LoadedKernel {
+    var entry: UInt64
+    /// The first address the kernel does not need.
+    var end: UInt64
+    /// The first address an initial RAM disk may not touch.
+    var initrdLimit: UInt64
+    var commandLineMax: Int
+    var parameters: BootParameters
+  }
+
+  private static func load(
+    _ header: SetupHeader, _ file: HostFile, _ entry: EntryPoint, into memory: GuestMemory
+  ) throws(BootError) -> LoadedKernel {
+    let needed = max(header.initByteCount, UInt64(header.kernelByteCount))
+    // Where it prefers to be; in a small guest as low as it can be, if it can be moved at all.
+    var candidates = [header.preferredAddress]
+    if header.isRelocatable {
+      candidates.append((BootLayout.kernelFloor + header.alignment - 1) & ~(header.alignment - 1))
+    }
+    guard let address = candidates.first(where: { memory.contains(GuestPhysical($0), count: Int(needed)) }) else {
+      throw BootError(
+        .memory,
+        "\(file) needs \(describe(byteCount: needed)) at 0x\(String(candidates.min()!, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
+        remedy: "give it more than \(describe(byteCount: candidates.min()! + needed))")
+    }
+    do throws(HostError) {
+      try memory.read(
+        from: file, at: header.kernelOffset, count: header.kernelByteCount, to: GuestPhysical(address))
+    } catch { throw BootError(error) }
+    var parameters = BootParameters(header)
+    parameters.setLoadAddress(address)
+    return LoadedKernel(
+      entry: entry == .linux64 ? address + 0x200 : address, end: address + needed,
+      initrdLimit: header.initrdAddressMax + 1, commandLineMax: header.commandLineMax, parameters: parameters)
+  }
+
+  private static func load(
+    _ elf: ELFImage, _ file: HostFile, _ entry: EntryPoint, into memory: GuestMemory
+  ) throws(BootError) -> LoadedKernel {
+    try elf.load(from: file, into: memory)
+    let address = entry == .pvh ? elf.pvhEntry! : elf.entry
+    guard elf.segments.contains(where: { address >= $0.physicalAddress && address < $0.physicalEnd }) else {
+      throw BootError(
+        .malformed, "\(file) has its entry point at 0x\(String(address, radix: 16)), in no segment",
+        remedy: "copy, download or build it again")
+    }
+    var parameters = BootParameters()
+    parameters.setLoadAddress(elf.physicalRange.lowerBound)
+    return LoadedKernel(
+      entry: address, end: (elf.physicalRange.upperBound + 4095) & ~4095,
+      // 32-bit kernels reach no more than 896 MiB directly; 64-bit ones all of it. Linux's own limits in a bzImage.
+      initrdLimit: elf.is64Bit ? 0x8000_0000 : 0x3800_0000, commandLineMax: 2047, parameters: parameters)
+  }
+
+  private static func place(_ acpi: ACPI?, in memory: GuestMemory) throws(BootError) {
+    guard let acpi else {
+      // A guest started for the second time must not find the first one's.
+      return try memory.clear(GuestPhysical(BootLayout.acpi.lowerBound), count: BootLayout.acpi.count)
+    }
+    precondition(
+      BootLayout.acpi.contains(acpi.address) && UInt64(acpi.bytes.count) <= BootLayout.acpi.upperBound - acpi.address,
+      "the ACPI tables do not fit their place")
+    try memory.place(acpi.bytes, at: acpi.address)
+  }
+
+  private static func place(_ commandLine: String, limit: Int, in memory: GuestMemory) throws(BootError) {
+    let bytes = [UInt8](commandLine.utf8)
+    let limit = min(limit, BootLayout.commandLineRoom - 1)
+    guard bytes.count <= limit else {
+      throw BootError(
+        .commandLine, "the kernel command line has \(bytes.count) bytes, this kernel takes at most \(limit)",
+        remedy: "shorten it")
+    }
+    guard !bytes.contains(0) else {
+      throw BootError(.commandLine, "the kernel command line contains a NUL byte", remedy: "leave it out")
+    }
+    try memory.place(bytes + [0], at: BootLayout.commandLine)
+  }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a file is, told from its content: a kernel we can start, or something that deserves a better message than
+// "bad magic". Names and suffixes are never looked at.
+
+import Host
+import SystemPackage
+
+/// Where execution begins, and with which conventions.
+public enum EntryPoint: String, Sendable, CaseIterable, Codable {
+  /// The best the image offers.
+  case auto
+  /// Linux in 64-bit mode, zero page in RSI.
+  case linux64
+  /// Linux in protected mode without paging, zero page in ESI.
+  case linux32
+  /// Xen's PVH: protected mode without paging, start information in EBX.
+  case pvh
+  /// Multiboot 1. Recognised, not started yet.
+  case multiboot
+}
+
+/// A kernel image, opened and understood.
+public struct KernelImage: Sendable {
+  /// What it is.
+  public enum Format: Sendable {
+    case bzImage(SetupHeader)
+    case elf(ELFImage)
+  }
+
+  public let file: HostFile
+  public let format: Format
+  /// The kernel's own words: "6.1.0-56-cloud-amd64 (debian-kernel@...) #1 SMP ...".
+  public let version: String?
+  /// What can be asked for, best first; never empty, never `auto`.
+  public let entryPoints: [EntryPoint]
+
+  /// Opens a file and finds out what it is.
+  ///
+  /// - Throws: `BootError`: the file cannot be read, is damaged, or is no kernel for this machine.
+  public init(_ path: FilePath) throws(BootError) {
+    let head: [UInt8]
+    do throws(HostError) {
+      file = try HostFile(path, role: "kernel image")
+      head = try file.bytes(at: 0, count: min(file.byteCount, 65536))
+    } catch { throw BootError(error) }
+    guard !head.isEmpty else {
+      throw BootError(.empty, "\(file) is empty", remedy: "copy or download it again")
+    }
+    if SetupHeader.isPresent(in: head) {
+      let header = try SetupHeader(head, file)
+      format = .bzImage(header)
+      version = header.version
+      entryPoints = header.has64BitEntry ? [.linux64, .linux32] : [.linux32]
+    } else if head.matches([0x7F, 0x45, 0x4C, 0x46]) {
+      let image = try ELFImage(head, file)
+      format = .elf(image)
+      let version = try KernelImage.linuxVersion(in: file, image)
+      self.version = version
+      let linux: EntryPoint = image.is64Bit ? .linux64 : .linux32
+      // Linux takes its own protocol best; what is not Linux says by its headers what it takes.
+      let others: [EntryPoint] = (image.pvhEntry == nil ? [] : [.pvh]) + (image.hasMultibootHeader ? [.multiboot] : [])
+      entryPoints = version != nil ? [linux] + others : others.isEmpty ? [linux] : others
+    } else {
+      throw KernelImage.whatElse(head, file)
+    }
+  }
+
+  /// The entry point `wanted` stands for.
+  func resolve(_ wanted: EntryPoint) throws(BootError) -> EntryPoint {
+    let entry = wanted == .auto ? entryPoints.first { $0 != .multiboot } ?? .multiboot : wanted
+    let usable = entryPoints.filter { $0 != .multiboot }.map(\.rawValue).joined(separator: ", ")
+    guard entryPoints.contains(entry) else {
+      throw BootError(
+        .entryPoint, "\(file) has no \(entry.rawValue) entry point",
+        remedy: usable.isEmpty ? "use another kernel" : "it has: \(usable)")
+    }
+    guard entry != .multiboot else {
+      throw BootError(
+        .entryPoint, "\(file) is a multiboot kernel, and multiboot is not supported",
+        remedy: usable.isEmpty ? "use a kernel with a Linux or PVH entry point" : "it also has: \(usable)")
+    }
+    return entry
+  }
+
+  /// Finds the banner "Linux version ..." among the loaded bytes of a vmlinux.
+  private static func linuxVersion(in file: HostFile, _ image: ELFImage) throws(BootError) -> String? {
+    let banner = [UInt8]("Linux version ".utf8)
+    let chunk = 1 << 20
+    for segment in image.segments {
+      var offset = 0
+      while offset < segment.fileByteCount {
+        // Overlapping, so that a banner across two chunks is seen whole.
+        let count = min(chunk + 512, segment.fileByteCount - offset)
+        let bytes: [UInt8]
+        do throws(HostError) { bytes = try file.bytes(at: segment.offset + offset, count: count) } catch {
+          throw BootError(error)
+        }
+        if let start = find(banner, in: bytes, before: chunk) {
+          let rest = bytes[(start + banner.count)..<min(bytes.count, start + 500)]
+          return rest.prefix { $0 != 0x0A }.printable
+        }
+        offset += chunk
+      }
+    }
+    return nil
+  }
+
+  /// The first place before `limit` where `pattern`, which begins with "Li", begins, a digit following it.
+  private static func find(_ pattern: [UInt8], in bytes: [UInt8], before limit: Int) -> Int? {
+    let span = bytes.span
+    var i = 0
+    let end = min(limit, span.count - pattern.count)
+    while i < end {
+      if span[i] == pattern[0], span[i + 1] == pattern[1] {
+        var same = 2
+        while same < pattern.count, span[i + same] == pattern[same] { same += 1 }
+        // A digit: the format string "Linux version %s" is not a banner.
+        if same == pattern.count, (0x30...0x39).contains(span[i + same]) { return i }
+      }
+      i += 1
+    }
+    return nil
+  }
+
+  /// Names what a file is that is not a kernel for x86.
+  private static func whatElse(_ head: [UInt8], _ file: HostFile) -> BootError {
+    let ours = "use a bzImage or an uncompressed vmlinux for x86"
+    let foreign: [(String, Int, String)] = [
+      ("ARM\u{64}", 56, "an arm64 kernel image"), ("RISCV", 48, "a RISC-V kernel image"),
+      ("\u{18}\u{28}\u{6F}\u{01}", 36, "a 32-bit Arm zImage"), ("zimg", 4, "an EFI zboot kernel of another architecture"),
+    ]
+    for (magic, offset, name) in foreign where head.matches(magic, at: offset) {
+      return BootError(.foreign, "\(file) is \(name)", remedy: "use a kernel built for x86")
+    }
+    if head.matches([0x27, 0x05, 0x19, 0x56]) {
+      return BootError(.foreign, "\(file) is a U-Boot image", remedy: ours)
+    }
+    if let compression = PayloadCompression(magic: head) {
+      return BootError(
+        .compressed, "\(file) is compressed with \(compression.rawValue)",
+        remedy: "decompress it first (\(compression.command)); a bzImage needs no decompression")
+    }
+    let others: [([UInt8], String, String)] = [
+      ([0x30, 0x37, 0x30, 0x37, 0x30], "an initial RAM disk (cpio)", "give it as the initrd and name a kernel"),
+      ([0x21, 0x3C, 0x61, 0x72, 0x63, 0x68, 0x3E], "a Debian package or archive", "extract it (dpkg-deb -x) and name the vmlinuz in it"),
+      ([0xED, 0xAB, 0xEE, 0xDB], "an RPM package", "extract it (rpm2cpio) and name the vmlinuz in it"),
+      ([0x51, 0x46, 0x49, 0xFB], "a qcow2 disk image", "name a kernel; a disk cannot be booted directly"),
+      ([0x68, 0x73, 0x71, 0x73], "a squashfs file system", "name the kernel inside it"),
+      ([0x4D, 0x5A], "an EFI or DOS program without a Linux setup header", ours),
+      ([0x23, 0x21], "a script", ours), ([0x3C], "an HTML or XML text", "check the address it was downloaded from"),
+    ]
+    for (magic, name, remedy) in others where head.matches(magic) {
+      return BootError(.notAKernel, "\(file) is \(name), not a kernel", remedy: remedy)
+    }
+    if multibootHeaderOffset(in: head) != nil {
+      return BootError(.entryPoint, "\(file) is a multiboot kernel that is not ELF", remedy: ours)
+    }
+    if head.allSatisfy({ $0 == 0 }) {
+      return BootError(.notAKernel, "\(file) begins with \(head.count) zero bytes", remedy: "copy or download it again")
+    }
+    if head.matches([0x55, 0xAA], at: 0x1FE) {
+      return BootError(.notAKernel, "\(file) is a boot sector or disk image, not a kernel", remedy: ours)
+    }
+    if head.count < 0x206 {
+      return BootError(
+        .notAKernel, "\(file) has only \(head.count) bytes: too short for a kernel", remedy: "copy or download it again")
+    }
+    return BootError(.notAKernel, "\(file) is not a kernel image", remedy: ours)
+  }
+}

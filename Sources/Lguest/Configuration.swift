@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a person asks for: a value with defaults, checked as a whole before anything is opened for the guest.
+
+import Host
+public import Logging
+public import SystemPackage
+
+/// Something that stops a run before its first guest instruction: what is wrong, and what to do about it.
+public struct ConfigurationError: Error, Sendable, Equatable, CustomStringConvertible {
+  public let problem: String
+  public let remedy: String?
+
+  public init(_ problem: String, remedy: String? = nil) {
+    self.problem = problem
+    self.remedy = remedy
+  }
+
+  /// For causes found while the machine is being put together, described in one line.
+  public static func cannotStart(_ problem: String) -> ConfigurationError { ConfigurationError(problem) }
+
+  /// One line.
+  public var description: String { remedy.map { "\(problem); \($0)" } ?? problem }
+}
+
+extension VirtualMachine {
+  /// Everything a machine is made from.
+  public struct Configuration: Sendable {
+    /// Which CPU engine executes the guest.
+    public enum Engine: String, Sendable, CaseIterable { case translator }
+
+    /// The vendor the guest's CPUID names.
+    public enum CPUVendor: String, Sendable, CaseIterable { case intel, amd }
+
+    /// The kernel's command line.
+    public enum CommandLine: Sendable, Equatable {
+      /// The default line with this text behind it.
+      case appending(String)
+      /// This text and nothing else.
+      case complete(String)
+
+      /// A serial console, and panics and reboots that end the machine at once.
+      public static let defaultText = "console=ttyS0 panic=-1 reboot=a,panic_warm"
+
+      public var text: String {
+        switch self {
+        case .appending(""): CommandLine.defaultText
+        case .appending(let more): CommandLine.defaultText + " " + more
+        case .complete(let text): text
+        }
+      }
+    }
+
+    /// A bzImage or an ELF vmlinux.
+    public var kernel: FilePath
+    public var initrd: FilePath?
+    public var commandLine = CommandLine.appending("")
+    /// Guest RAM in bytes; host memory is used only for what the guest touches.
+    public var memorySize: UInt64 = 1 << 30
+    public var cpuCount = 1
+    public var cpuVendor = CPUVendor.intel
+    /// A named level (`x86-64-v2`, `x86-64-v3`); nil is the highest the host has.
+    public var cpuModel: String?
+    /// From `start` until user space begins; nil is no limit.
+    public var bootTimeout: Duration? = .seconds(120)
+    /// From `start` until the end; nil is no limit.
+    public var timeout: Duration?
+    /// What the time limits and `RunResult.Times` count from.
+    public var start = ContinuousClock.now
+    /// The guest may end the run with a status by writing to port 0xF4.
+    public var debugExit = false
+    /// How the kernel is entered.
+    public var entry = EntryPoint.auto
+    public var engine = Engine.translator
+    public var collectStatistics = false
+    /// Told of what is unusual about the guest; nil is silence.
+    public var logger: Logger?
+    /// Takes what the guest writes to its serial port, a byte at a time, on a vCPU's thread. It may block, and the
+    /// guest then waits; it must return once the run has been asked to stop.
+    public var consoleOutput: (@Sendable (UInt8) -> Void)?
+
+    public init(kernel: FilePath) { self.kernel = kernel }
+
+    /// The least RAM a 64-bit kernel can begin to unpack itself in. Most want more.
+    public static let minimumMemory: UInt64 = 16 << 20
+    /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
+    public static let commandLineSize = 2048
+    public static let cpuModels = ["x86-64-v2", "x86-64-v3"]
+
+    /// Checks every field, touching files no more than to see that they can be read.
+    public func validate() throws(ConfigurationError) {
+      try validateMemory()
+      try validateFiles()
+      guard cpuCount == 1 else {
+        throw ConfigurationError("\(cpuCount) CPUs were asked for, but this version runs one", remedy: "ask for 1")
+      }
+      if let cpuModel, !Configuration.cpuModels.contains(cpuModel) {
+        throw ConfigurationError(
+          "unknown CPU model '\(cpuModel)'", remedy: "choose one of \(Configuration.cpuModels.joined(separator: ", "))")
+      }
+      let text = commandLine.text
+      guard text.utf8.count < Configuration.commandLineSize else {
+        throw ConfigurationError(
+          "the kernel command line has \(text.utf8.count) bytes",
+          remedy: "keep it under \(Configuration.commandLineSize), all that Linux reads")
+      }
+      guard !text.utf8.contains(0), !text.utf8.contains(UInt8(ascii: "\n")) else {
+        throw ConfigurationError("the kernel command line contains a line break or a zero byte", remedy: "remove it")
+      }
+    }
+
+    private func validateMemory() throws(ConfigurationError) {
+      let asked = ByteSize.text(memorySize)
+      guard memorySize >= Configuration.minimumMemory else {
+        throw ConfigurationError(
+          "\(asked) of memory is too small for a kernel",
+          remedy: "give at least \(ByteSize.text(Configuration.minimumMemory)), or 1G to be comfortable")
+      }
+      guard memorySize.isMultiple(of: 4096) else {
+        throw ConfigurationError(
+          "\(asked) of memory is not a whole number of 4K pages", remedy: "round it to a megabyte")
+      }
+      if let host = HostReport.memoryTotal(), memorySize > host {
+        throw ConfigurationError(
+          "\(asked) of memory is more than this host's \(host >> 20)M", remedy: "ask for less")
+      }
+      // Memory is sparse, so what other processes use now is no obstacle; a limit on this one is.
+      let capacity = HostCapacity.current()
+      if capacity.memoryLimitedBy != "the host", memorySize > capacity.memory {
+        throw ConfigurationError(
+          "\(asked) of memory is more than the \(capacity.memory >> 20)M that \(capacity.memoryLimitedBy) leaves",
+          remedy: "ask for less or raise the limit")
+      }
+    }
+
+    private func validateFiles() throws(ConfigurationError) {
+      try Configuration.checkReadable(kernel, "kernel", "give the path of a bzImage (vmlinuz) or an ELF vmlinux")
+      guard let initrd else { return }
+      let size = try Configuration.checkReadable(initrd, "initrd", "give the path of an initramfs image")
+      guard size < memorySize else {
+        throw ConfigurationError(
+          "initrd '\(initrd)' (\(size >> 20)M) does not fit in \(ByteSize.text(memorySize)) of memory",
+          remedy: "give the machine more memory or use a smaller initrd")
+      }
+    }
+
+    /// The size of a readable, non-empty regular file.
+    @discardableResult
+    private static func checkReadable(
+      _ path: FilePath, _ role: String, _ remedy: String
+    ) throws(ConfigurationError) -> UInt64 {
+      switch HostProbe.fileKind(path) {
+      case .regular(byteCount: 0): throw ConfigurationError("\(role) '\(path)' is empty", remedy: remedy)
+      case .regular(let byteCount): return byteCount
+      case .directory: throw ConfigurationError("\(role) '\(path)' is a directory", remedy: remedy)
+      case .other: throw ConfigurationError("\(role) '\(path)' is not an ordinary file", remedy: remedy)
+      case .unreadable(let reason):
+        throw ConfigurationError("cannot read \(role) '\(path)': \(reason)", remedy: remedy)
+      }
+    }
+  }
+}

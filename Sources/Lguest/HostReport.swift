@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// What this host offers a machine, and which engine would run and why: the facts behind `lguest doctor`.
+
+import Host
+import SystemPackage
+
+/// Facts about the host.
+public struct HostReport: Sendable {
+  public var cpuVendor = "unknown"
+  public var cpuModel = "unknown"
+  /// CPU features that matter to the translator, and whether the host has them.
+  public var features: [(name: String, isPresent: Bool)] = []
+  /// The highest named CPU level the host can give a guest; nil below x86-64-v2.
+  public var cpuLevel: String?
+  public var hasInvariantTSC = false
+  public var usableCPUs = 1
+  public var memoryTotal: UInt64?
+  public var memoryAvailable: UInt64?
+  public var kvm = HostProbe.KVM.absent
+  /// Why code memory cannot be made; nil when it can.
+  public var codeMemoryProblem: String?
+  /// The value of the vm.memfd_noexec sysctl, where the kernel has it.
+  public var memfdNoexec: String?
+  public var kernelRelease: String?
+
+  /// Looks at the host.
+  public init() {
+    let cpuinfo = HostFile.text("/proc/cpuinfo") ?? ""
+    let flags = Set((HostReport.field("flags", in: cpuinfo) ?? "").split(separator: " ").map(String.init))
+    cpuVendor = HostReport.field("vendor_id", in: cpuinfo) ?? cpuVendor
+    cpuModel = HostReport.field("model name", in: cpuinfo) ?? cpuModel
+    features = HostReport.relevantFeatures.map { ($0.name, flags.contains($0.flag)) }
+    hasInvariantTSC = flags.isSuperset(of: ["constant_tsc", "nonstop_tsc"])
+    if flags.isSuperset(of: HostReport.levelTwo) {
+      cpuLevel = flags.isSuperset(of: HostReport.levelThree) ? "x86-64-v3" : "x86-64-v2"
+    }
+    usableCPUs = HostCapacity.current().cpus
+    memoryTotal = HostReport.memoryTotal()
+    memoryAvailable = HostReport.memory("MemAvailable")
+    kvm = HostProbe.kvm()
+    codeMemoryProblem = HostProbe.codeMemoryProblem()
+    memfdNoexec = HostFile.text("/proc/sys/vm/memfd_noexec").map(HostReport.trimmed)
+    kernelRelease = HostFile.text("/proc/sys/kernel/osrelease").map(HostReport.trimmed)
+  }
+
+  // Names of /proc/cpuinfo; the levels are those of the x86-64 psABI.
+  private static let relevantFeatures: [(name: String, flag: String)] = [
+    ("SSE4.2", "sse4_2"), ("AVX", "avx"), ("AVX2", "avx2"), ("FMA", "fma"), ("BMI1", "bmi1"), ("BMI2", "bmi2"),
+    ("AES", "aes"), ("PCLMULQDQ", "pclmulqdq"), ("XSAVE", "xsave"), ("CMPXCHG16B", "cx16"), ("FSGSBASE", "fsgsbase"),
+    ("ERMS", "erms"), ("RDTSCP", "rdtscp"),
+  ]
+  private static let levelTwo: Set<String> = ["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"]
+  private static let levelThree: Set<String> = levelTwo.union([
+    "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave",
+  ])
+
+  /// What stands in the way of running a guest here; empty when nothing does.
+  public var problems: [ConfigurationError] {
+    var problems: [ConfigurationError] = []
+    if cpuLevel == nil {
+      problems.append(
+        ConfigurationError("this CPU is below x86-64-v2", remedy: "use a machine with SSE4.2, POPCNT and CMPXCHG16B"))
+    }
+    if let codeMemoryProblem {
+      problems.append(
+        ConfigurationError(
+          "executable memory is refused (\(codeMemoryProblem))",
+          remedy: "allow executable memfds (sysctl vm.memfd_noexec=0 or 1, or the sandbox's own setting)"))
+    }
+    return problems
+  }
+
+  /// Which engine would run, and why.
+  public var engineChoice: String {
+    let kvmText =
+      switch kvm {
+      case .absent: "/dev/kvm is not there, and is not needed"
+      case .refused(let reason): "/dev/kvm is there but cannot be opened (\(reason)), and is not needed"
+      case .usable: "/dev/kvm is usable but not used: no engine for it is written yet"
+      }
+    return "translator: the only engine of this version; \(kvmText)"
+  }
+
+  /// The whole report as text, a fact to a line.
+  public var lines: [String] {
+    let present = features.filter(\.isPresent).map(\.name).joined(separator: " ")
+    let absent = features.filter { !$0.isPresent }.map(\.name).joined(separator: " ")
+    var lines = [
+      "CPU             \(cpuModel) (\(cpuVendor))",
+      "CPU level       \(cpuLevel ?? "below x86-64-v2")",
+      "features        \(present)",
+    ]
+    if !absent.isEmpty { lines.append("missing         \(absent)") }
+    lines += [
+      "invariant TSC   \(hasInvariantTSC ? "yes" : "no")",
+      "usable CPUs     \(usableCPUs)",
+      "memory          \(HostReport.megabytes(memoryTotal)), \(HostReport.megabytes(memoryAvailable)) available",
+      "kernel          \(kernelRelease ?? "unknown")",
+      "/dev/kvm        \(kvmWords.text)",
+      "code memory     \(codeMemoryProblem ?? "ok") (vm.memfd_noexec \(memfdNoexec ?? "not known to this kernel"))",
+      "engine          \(engineChoice)",
+    ]
+    lines += problems.map { "problem         \($0)" }
+    if problems.isEmpty { lines.append("ready           yes") }
+    return lines
+  }
+
+  public var json: JSON {
+    .object([
+      ("schemaVersion", 1),
+      ("version", .string(VirtualMachine.version)),
+      ("commit", .string(VirtualMachine.commit)),
+      (
+        "cpu",
+        .object([
+          ("vendor", .string(cpuVendor)),
+          ("model", .string(cpuModel)),
+          ("level", cpuLevel.map(JSON.string) ?? .null),
+          ("features", .object(features.map { ($0.name, .bool($0.isPresent)) })),
+          ("invariantTSC", .bool(hasInvariantTSC)),
+          ("usable", .integer(Int64(usableCPUs))),
+        ])
+      ),
+      (
+        "memory",
+        .object([
+          ("totalBytes", memoryTotal.map(JSON.unsigned) ?? .null),
+          ("availableBytes", memoryAvailable.map(JSON.unsigned) ?? .null),
+        ])
+      ),
+      ("kernelRelease", kernelRelease.map(JSON.string) ?? .null),
+      (
+        "kvm",
+        .object([("state", .string(kvmWords.state)), ("detail", .string(kvmWords.text)), ("used", false)])
+      ),
+      (
+        "codeMemory",
+        .object([
+          ("ok", .bool(codeMemoryProblem == nil)),
+          ("problem", codeMemoryProblem.map(JSON.string) ?? .null),
+          ("memfdNoexec", memfdNoexec.map(JSON.string) ?? .null),
+        ])
+      ),
+      ("engine", .object([("name", "translator"), ("why", .string(engineChoice))])),
+      ("ready", .bool(problems.isEmpty)),
+      ("problems", .array(problems.map { .string($0.description) })),
+    ])
+  }
+
+  private var kvmWords: (state: String, text: String) {
+    switch kvm {
+    case .absent: ("absent", "absent")
+    case .refused(let reason): ("refused", "present, cannot be opened: \(reason); not used")
+    case .usable(let version): ("usable", "usable (API \(version)); not used")
+    }
+  }
+
+  /// Physical memory in bytes, or nil when /proc does not say.
+  static func memoryTotal() -> UInt64? { memory("MemTotal") }
+
+  private static func memory(_ name: String) -> UInt64? {
+    guard let text = HostFile.text("/proc/meminfo"), let value = field(name, in: text) else { return nil }
+    return value.split(separator: " ").first.flatMap { UInt64($0) }.map { $0 << 10 }
+  }
+
+  /// The value of the first `name : value` line.
+  private static func field(_ name: String, in text: String) -> String? {
+    for line in text.split(separator: "\n") {
+      guard let colon = line.firstIndex(of: ":"), trimmed(String(line[..<colon])) == name else { continue }
+      return trimmed(String(line[line.index(after: colon)...]))
+    }
+    return nil
+  }
+
+  private static func trimmed(_ text: String) -> String {
+    var text = Substring(text)
+    while let first = text.first, first.isWhitespace { text.removeFirst() }
+    while let last = text.last, last.isWhitespace { text.removeLast() }
+    return String(text)
+  }
+
+  private static func megabytes(_ bytes: UInt64?) -> String { bytes.map { "\($0 >> 20)M" } ?? "unknown" }
+}

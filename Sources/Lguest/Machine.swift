@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// One machine, put together: RAM with a kernel in it, a CPU at the kernel's first instruction, and the least hardware
+// with which stock kernels are calm, wired as on a PC. Everything found here to be wrong is found before the guest runs.
+
+import Devices
+import GuestMemory
+import Host
+import Logging
+import Paravirt
+import Synchronization
+import Translator
+import X86
+
+/// The parts of a machine. `stop` must be called when it is no longer run: the timer thread keeps it alive.
+final class Machine: Sendable {
+  let memory: GuestMemory
+  let translation: Translation
+  let cpu: TranslatedCPU
+  let counter: TimestampCounter
+  let clock: KVMClock
+  let controller: InterruptController
+  let ports: Bus
+  let devices: Bus
+  let uart: UART
+  let console: SerialConsole
+  let timers: Timers
+  let doorbell: Doorbell
+  let power: PowerSwitch
+  let logger: Logger?
+
+  /// The deadline sources, by place.
+  private enum Source: Int { case localAPIC, pit, rtc }
+
+  /// Builds a machine and loads the kernel.
+  init(_ configuration: VirtualMachine.Configuration, input: ConsoleInput) throws(ConfigurationError) {
+    let calibration = TimestampCalibration()
+    let model = try Machine.model(configuration)
+    var state: CPUState
+    do throws(HostError) { memory = try GuestMemory(byteCount: configuration.memorySize) } catch {
+      throw ConfigurationError(error)
+    }
+    state = try Machine.loadKernel(configuration, into: memory)
+
+    guard let counter = calibration.finish() else {
+      throw ConfigurationError("the host's time-stamp counter stands still", remedy: "run on another machine")
+    }
+    self.counter = counter
+    // The guest's counter begins at 0, as after power-on.
+    let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
+    state.tscOffset = time.timestampOffset
+    clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
+    do throws(HostError) {
+      translation = try Translation(memory: memory, options: Machine.options(model, counter, time))
+      cpu = try translation.makeCPU(0)
+    } catch { throw ConfigurationError(error) }
+    cpu.state = state
+    let cpu = cpu
+    doorbell = Doorbell { cpu.kick() }
+    logger = configuration.logger
+    power = PowerSwitch()
+    timers = Timers()
+    console = SerialConsole(output: configuration.consoleOutput, input: input)
+
+    let deviceClock = Machine.clock(cpu, counter)
+    let pic = PIC()
+    let (doorbell, timers, console, power) = (doorbell, timers, console, power)
+    controller = InterruptController(
+      cpuCount: configuration.cpuCount, pic: pic, clock: { _ in deviceClock }, wake: { _ in doorbell.ring() },
+      rearm: { _ in timers.rearm(Source.localAPIC.rawValue) })
+    let ioapic = IOAPIC(controller: controller)
+    func line(_ irq: Int) -> InterruptLine { .isa(irq, pic: pic, ioapic: ioapic) }
+    let report: @Sendable (PowerEvent) -> Void = { power.press($0) }
+
+    let pit = PIT(clock: deviceClock, line: line(0)) { timers.rearm(Source.pit.rawValue) }
+    let rtc = RTC(
+      memoryBelow4G: memory.lowEnd, memoryAbove4G: memory.highEnd - GuestMemory.highStart, clock: deviceClock,
+      wallTime: Machine.wallTime, line: line(8)) { timers.rearm(Source.rtc.rawValue) }
+    uart = UART(
+      clock: deviceClock, line: line(4), send: { console.write($0) }, hasRoom: { console.fill() })
+    let keyboard = KeyboardController(report: report)
+    var map: [Bus.Mapping] = [
+      .init(base: 0x20, count: 2, device: pic),
+      .init(base: 0xA0, count: 2, device: pic, offset: 2),
+      .init(base: 0x4D0, count: 2, device: pic, offset: 4),
+      .init(base: 0x40, count: 4, device: pit),
+      .init(base: 0x61, count: 1, device: pit, offset: 4),
+      .init(base: 0x60, count: 1, device: keyboard),
+      .init(base: 0x64, count: 1, device: keyboard, offset: 4),
+      .init(base: 0x70, count: 2, device: rtc),
+      .init(base: 0x92, count: 1, device: SystemControlPortA(report: report)),
+      .init(base: Machine.serialPorts.lowerBound, count: UInt64(Machine.serialPorts.count), device: uart),
+      .init(base: 0xCF9, count: 1, device: ResetControl(report: report)),
+      .init(
+        base: UInt64(Machine.tables.powerManagementBase), count: PowerManagement.portCount,
+        device: PowerManagement(clock: deviceClock, report: report), widestAccess: 4),
+    ]
+    if configuration.debugExit {
+      map.append(.init(base: 0xF4, count: 4, device: DebugExit(report: report), widestAccess: 4))
+    }
+    let logger = logger
+    ports = Bus(map) { port, size, isWrite in
+      logger?.debug("\(isWrite ? "write to" : "read of") \(Machine.portName(port)), \(size) bytes, where nothing answers")
+    }
+    devices = Bus([
+      .init(base: UInt64(Machine.tables.ioapicAddress), count: 0x1000, device: ioapic, widestAccess: 4)
+    ]) { address, size, isWrite in
+      let name = Machine.addressName(address)
+      logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
+    }
+    console.connect(uart)
+    do throws(HostError) { try timers.start([controller.localAPICs[0], pit, rtc]) } catch {
+      console.disconnect()
+      throw ConfigurationError(error)
+    }
+  }
+
+  /// Ends the machine's thread and lets go of the console.
+  func stop() {
+    timers.stop()
+    console.disconnect()
+  }
+
+  // MARK: Facts
+
+  /// COM1.
+  static let serialPorts: Range<UInt64> = 0x3F8..<0x400
+  private static let tables = ACPIConfiguration(cpuCount: 1)
+  private static let tablesAddress: UInt64 = 0xE0000
+
+  static func portName(_ port: UInt64) -> String { "port 0x" + String(port, radix: 16) }
+  static func addressName(_ address: UInt64) -> String { "address 0x" + String(address, radix: 16) }
+  static func registerName(_ index: UInt32) -> String { "MSR 0x" + String(index, radix: 16) }
+
+  /// Whether the guest left the sign of a panic behind: `panic_warm` asks Linux for a warm reset of a machine whose
+  /// panic it was; an ordinary reboot does not leave it (BIOS data area, reset flag).
+  var hasPanicMark: Bool {
+    let resetFlag = GuestPhysical(0x472)
+    do throws(MemoryError) { return try memory.load(UInt16.self, at: resetFlag) == 0x1234 } catch { return false }
+  }
+
+  // MARK: Parts
+
+  private static func model(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) -> CPUModel {
+    let vendor: CPUModel.Vendor = configuration.cpuVendor == .intel ? .intel : .amd
+    let host = HostCPU.cpuid
+    guard let name = configuration.cpuModel else {
+      if let model = CPUModel(host: host, vendor: vendor) { return model }
+      throw ConfigurationError(
+        "this host's CPU is below x86-64-v2", remedy: "use a machine with SSE4.2, POPCNT and CMPXCHG16B")
+    }
+    guard let level = CPUModel.Level(rawValue: name) else {
+      throw ConfigurationError("unknown CPU model '\(name)'", remedy: "leave the choice to lguest")
+    }
+    if let model = CPUModel(level, host: host, vendor: vendor) { return model }
+    let missing = CPUModel(level, vendor: vendor, extras: []).missing(on: host).map { "\($0)" }
+    throw ConfigurationError(
+      "this host cannot be a \(name): it lacks \(missing.joined(separator: ", "))", remedy: "choose a lower model")
+  }
+
+  private static func options(
+    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime
+  ) -> TranslationOptions {
+    let table = model.cpuid(CPUIDConfiguration(timestampKilohertz: counter.kilohertz))
+    let entries = table.entries.map { entry in
+      Translator.CPUIDTable.Entry(
+        leaf: entry.leaf, subleaf: entry.subleaf, eax: entry.registers.eax, ebx: entry.registers.ebx,
+        ecx: entry.registers.ecx, edx: entry.registers.edx)
+    }
+    var options = TranslationOptions(cpuid: [Translator.CPUIDTable(entries)]) { model.supports($0) }
+    options.tscOffset = time.timestampOffset
+    options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
+    return options
+  }
+
+  private static func loadKernel(
+    _ configuration: VirtualMachine.Configuration, into memory: GuestMemory
+  ) throws(ConfigurationError) -> CPUState {
+    let built = ACPITables.build(tables, at: tablesAddress)
+    do throws(BootError) {
+      return try BootLoader.load(
+        KernelImage(configuration.kernel), initrd: configuration.initrd.map { InitialRAMDisk($0) },
+        commandLine: configuration.commandLine.text, into: memory,
+        acpi: BootLoader.ACPI(address: tablesAddress, bytes: built.bytes, rsdp: built.rsdpAddress),
+        entry: configuration.entry)
+    } catch { throw ConfigurationError(error) }
+  }
+
+  private static func clock(_ cpu: TranslatedCPU, _ counter: TimestampCounter) -> Clock {
+    Clock(
+      nanoseconds: { HostClock.monotonic },
+      timestampCounter: { cpu.timestampCounter },
+      nanosecondsAtTick: { HostClock.after(nanoseconds: counter.delay(until: $0, now: cpu.timestampCounter)) })
+  }
+
+  private static let wallTime: @Sendable () -> WallTime = {
+    let (seconds, rest) = HostClock.wall.quotientAndRemainder(dividingBy: 1_000_000_000)
+    return WallTime(seconds: Int64(clamping: seconds), nanoseconds: UInt32(rest))
+  }
+}
+
+extension ConfigurationError {
+  init(_ error: HostError) {
+    self.init(
+      "cannot \(error.attempt) \(error.subject): \(error.reason)", remedy: error.remedy.isEmpty ? nil : error.remedy)
+  }
+}
+
+/// What the guest did to the machine's power, and the first of it counts.
+final class PowerSwitch: Sendable {
+  private let pressed = Mutex<PowerEvent?>(nil)
+
+  var event: PowerEvent? { pressed.withLock { $0 } }
+
+  func press(_ event: PowerEvent) { pressed.withLock { if $0 == nil { $0 = event } } }
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// The machine as the paravirtual interfaces see it: RAM, clocks, and other vCPUs to be woken or interrupted.
+
+import Devices
+import GuestMemory
+import Host
+import Paravirt
+import Translator
+
+/// Guest RAM for structures shared with the guest.
+struct ParavirtMemory: GuestPhysicalWriter {
+  let memory: GuestMemory
+
+  func contains(_ address: UInt64, byteCount: UInt64) -> Bool {
+    Int(exactly: byteCount).map { memory.contains(GuestPhysical(address), count: $0) } ?? false
+  }
+  func loadByte(at address: UInt64) -> UInt8? { load(address) }
+  func loadWord(at address: UInt64) -> UInt32? { load(address) }
+  func store(_ value: UInt32, at address: UInt64) -> Bool { put(value, address) }
+  func store(_ value: UInt64, at address: UInt64) -> Bool { put(value, address) }
+
+  private func load<T: FixedWidthInteger & BitwiseCopyable>(_ address: UInt64) -> T? {
+    do throws(MemoryError) { return try memory.load(T.self, at: GuestPhysical(address)) } catch { return nil }
+  }
+
+  private func put<T: FixedWidthInteger & BitwiseCopyable>(_ value: T, _ address: UInt64) -> Bool {
+    do throws(MemoryError) { try memory.store(value, at: GuestPhysical(address)) } catch { return false }
+    return true
+  }
+}
+
+/// The host's clocks, and the guest's TSC as a fixed distance from the host's.
+struct ParavirtTime: GuestTimeSource {
+  let timestampOffset: UInt64
+
+  func guestTimestamp() -> UInt64 { HostCPU.timestampCounter &+ timestampOffset }
+  func monotonicNanoseconds() -> UInt64 { HostClock.monotonic }
+  func wallNanoseconds() -> Int64 { Int64(clamping: HostClock.wall) }
+}
+
+/// What hypercalls may do to vCPUs.
+struct ParavirtMachine: HypercallMachine {
+  let controller: InterruptController
+  /// By APIC id.
+  let doorbells: [Doorbell]
+
+  func kick(apicID: UInt32) {
+    if let index = Int(exactly: apicID), doorbells.indices.contains(index) { doorbells[index].endHalt() }
+  }
+
+  func send(interruptCommand: UInt32, to apicID: UInt32) -> Bool {
+    controller.deliver(InterruptMessage(commandRegister: interruptCommand, target: apicID, from: 0)) > 0
+  }
+
+  func yield(to apicID: UInt32) {}
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// A vCPU's life: deliver what is due, enter the guest, and see what it left for. The paths of an exit are the arms of
+// `handle`; a hypercall, for one, goes to Paravirt/Hypercalls.swift and its result to RAX.
+
+import Devices
+import Logging
+import Paravirt
+import Translator
+import X86
+
+/// Runs one vCPU, on the thread that made it.
+final class RunLoop {
+  /// Why the loop ended.
+  enum Outcome {
+    /// Somebody asked for it.
+    case stopped
+    case power(PowerEvent)
+    /// The kernel said all it had to say about its panic.
+    case panicked
+    case tripleFault
+    case failed(String)
+  }
+
+  private let machine: Machine
+  private let engine: TranslatedCPU
+  private let apic: LocalAPIC
+  private var registers: KVMModelSpecificRegisters<ParavirtMemory>
+  private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
+  private let userSpaceBegan: () -> Void
+
+  /// What this vCPU counted.
+  private(set) var statistics = Statistics()
+  private var wantsWindow = false
+  private var isInUserSpace = false
+  private var taskPriority: UInt8
+  private let firstTimestampOffset: UInt64
+  private var timestampOffset: UInt64
+
+  /// - Parameter userSpaceBegan: Called once, when the guest first executes user code.
+  init(_ machine: Machine, userSpaceBegan: @escaping () -> Void) {
+    self.machine = machine
+    self.userSpaceBegan = userSpaceBegan
+    engine = machine.cpu
+    apic = machine.controller.localAPICs[0]
+    let memory = ParavirtMemory(memory: machine.memory)
+    registers = KVMModelSpecificRegisters(
+      features: .implemented, clock: machine.clock, memory: memory, isBootCPU: true)
+    hypercalls = KVMHypercalls(
+      features: .implemented, clock: machine.clock, memory: memory,
+      machine: ParavirtMachine(controller: machine.controller, doorbells: [machine.doorbell]))
+    taskPriority = machine.cpu.taskPriority
+    firstTimestampOffset = machine.cpu.timestampOffset
+    timestampOffset = firstTimestampOffset
+  }
+
+  /// Runs the guest until something ends it.
+  func run() -> Outcome {
+    let doorbell = machine.doorbell
+    while true {
+      doorbell.enterGuest()
+      if doorbell.isStopped { return .stopped }
+      if let outcome = deliver() { return outcome }
+      let exit = engine.run()
+      doorbell.leaveGuest()
+      if let outcome = handle(exit) { return outcome }
+      noteChanges()
+    }
+  }
+
+  // MARK: Into the guest
+
+  /// Gives the engine the interrupt that is due, or asks to be told when it could be given.
+  private func deliver() -> Outcome? {
+    if apic.hasPendingEvent {
+      if apic.takeNMI() { engine.injectNMI() }
+      // INIT of the only CPU restarts it at the firmware's reset vector, and there is no firmware.
+      if case .initialize = apic.takeStartupEvent() { return .power(.reset(.systemControlPortA)) }
+    }
+    if apic.hasPendingInterrupt, engine.canAcceptInterrupt, let vector = apic.acknowledge() {
+      engine.inject(interrupt: vector)
+      statistics.interrupts &+= 1
+    }
+    let isWaiting = apic.hasPendingInterrupt
+    if isWaiting != wantsWindow {
+      wantsWindow = isWaiting
+      engine.requestInterruptWindow(isWaiting)
+    }
+    return nil
+  }
+
+  // MARK: Out of the guest
+
+  private func handle(_ exit: VCPUExit) -> Outcome? {
+    statistics.count(Statistics.ExitReason(exit))
+    switch exit {
+    case .portRead(let port, let size):
+      engine.completeRead(machine.ports.read(UInt64(port), size: size))
+    case .portWrite(let port, let size, let value):
+      return write(port: UInt64(port), size, UInt64(value))
+    case .mmioRead(let address, let size):
+      engine.completeRead(read(address, size))
+    case .mmioWrite(let address, let size, let value):
+      write(address, size, value)
+    case .msrRead(let index):
+      if let value = read(register: index) { engine.completeRead(value) } else { refuse(index) }
+    case .msrWrite(let index, let value):
+      if write(register: index, value) { engine.completeWrite() } else { refuse(index) }
+    case .hypercall:
+      let record = hypercalls.perform(on: engine, timestampOffset: registers.timestampOffset)
+      statistics.count(hypercall: record.number)
+    case .halt:
+      waitForInterrupt()
+    case .interruptWindow, .kicked:
+      break
+    case .shutdown:
+      return .tripleFault
+    case .failed(let text):
+      return .failed(text)
+    }
+    return nil
+  }
+
+  private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
+    machine.ports.write(port, size: size, value: value)
+    if Machine.serialPorts.contains(port) {
+      // At once and on this thread: whoever reads the console batches for himself, and may make the guest wait.
+      machine.uart.flush()
+      if machine.console.panicIsOver { return .panicked }
+    }
+    return machine.power.event.map(Outcome.power)
+  }
+
+  private func waitForInterrupt() {
+    let (engine, apic) = (engine, apic)
+    machine.doorbell.halt {
+      apic.hasPendingEvent || (engine.canAcceptInterrupt && apic.hasPendingInterrupt)
+    }
+  }
+
+  // MARK: Addresses
+
+  /// The offset in this vCPU's APIC page, if that is where the address is.
+  private func apicOffset(_ address: UInt64) -> UInt64? {
+    guard let base = apic.mmioBase, address >= base, address - base < 4096 else { return nil }
+    return address - base
+  }
+
+  private func read(_ address: UInt64, _ size: UInt8) -> UInt64 {
+    guard let offset = apicOffset(address) else { return machine.devices.read(address, size: size) }
+    return apic.read(offset: offset, size: size)
+  }
+
+  private func write(_ address: UInt64, _ size: UInt8, _ value: UInt64) {
+    guard let offset = apicOffset(address) else { return machine.devices.write(address, size: size, value: value) }
+    apic.write(offset: offset, size: size, value: value)
+    if offset >> 4 == RunLoop.taskPriorityRegister { adoptTaskPriority() }
+  }
+
+  // MARK: Model-specific registers
+
+  private func read(register index: UInt32) -> UInt64? {
+    if LocalAPIC.owns(msr: index) { return apic.readMSR(index) }
+    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.read(index) }
+    return nil
+  }
+
+  private func write(register index: UInt32, _ value: UInt64) -> Bool {
+    if LocalAPIC.owns(msr: index) {
+      defer { if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) { adoptTaskPriority() } }
+      return apic.writeMSR(index, value)
+    }
+    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.write(index, value) }
+    return false
+  }
+
+  private func refuse(_ index: UInt32) {
+    engine.refuseMSR()
+    if statistics.count(unknown: Machine.registerName(index)) {
+      machine.logger?.debug("\(Machine.registerName(index)) is unknown: #GP")
+    }
+  }
+
+  // MARK: What changes without an exit of its own
+
+  private static let taskPriorityRegister: UInt64 = 8
+
+  /// The APIC's task priority changed: CR8 follows.
+  private func adoptTaskPriority() {
+    taskPriority = apic.taskPriority
+    engine.taskPriority = taskPriority
+  }
+
+  private func noteChanges() {
+    if !isInUserSpace, engine.hasMetUserCode {
+      isInUserSpace = true
+      userSpaceBegan()
+    }
+    if engine.taskPriority != taskPriority {
+      taskPriority = engine.taskPriority
+      apic.taskPriority = taskPriority
+    }
+    if engine.timestampOffset != timestampOffset {
+      timestampOffset = engine.timestampOffset
+      registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
+      machine.timers.rearm(0)
+    }
+    if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
+  }
+}
+
+extension Statistics.ExitReason {
+  init(_ exit: VCPUExit) {
+    self =
+      switch exit {
+      case .portRead: .portRead
+      case .portWrite: .portWrite
+      case .mmioRead: .mmioRead
+      case .mmioWrite: .mmioWrite
+      case .msrRead: .msrRead
+      case .msrWrite: .msrWrite
+      case .hypercall: .hypercall
+      case .halt: .halt
+      case .interruptWindow: .interruptWindow
+      case .kicked: .kicked
+      case .shutdown: .shutdown
+      case .failed: .failed
+      }
+  }
+}

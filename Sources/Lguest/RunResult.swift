@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run leaves behind: how it ended, when things happened, what was counted, and the machine's last words.
+
+/// The outcome of a run.
+public struct RunResult: Sendable {
+  /// Moments of a run, measured from `VirtualMachine.Configuration.start`.
+  public struct Times: Sendable {
+    /// The first guest instruction.
+    public var guestStart: Duration?
+    /// User space began.
+    public var userSpace: Duration?
+    /// The end.
+    public var end: Duration = .zero
+
+    public init() {}
+  }
+
+  public var ending: Ending
+  /// One line: what went wrong, beyond what the ending says.
+  public var detail: String?
+  public var times = Times()
+  public var statistics = Statistics()
+  /// The engine that ran the guest.
+  public var engine: VirtualMachine.Configuration.Engine
+  /// Registers of every vCPU, as text; empty unless the ending calls for it (panic, triple fault, internal error, a time
+  /// limit).
+  public var processorState = ""
+  /// The last lines of the console, oldest first.
+  public var consoleTail: [String] = []
+
+  public init(ending: Ending, engine: VirtualMachine.Configuration.Engine, detail: String? = nil) {
+    self.ending = ending
+    self.engine = engine
+    self.detail = detail
+  }
+
+  public var cause: Cause { ending.cause }
+  public var exitStatus: Int32 { ending.exitStatus }
+
+  /// Changes when a field is renamed, removed or changes its meaning; new fields do not change it.
+  public static let schemaVersion: Int64 = 1
+
+  /// The object `--json` writes; docs/json.md describes the fields.
+  public var json: JSON {
+    .object([
+      ("schemaVersion", .integer(RunResult.schemaVersion)),
+      ("version", .string(VirtualMachine.version)),
+      ("commit", .string(VirtualMachine.commit)),
+      ("cause", .string(cause.rawValue)),
+      ("status", .integer(Int64(exitStatus))),
+      ("detail", detail.map(JSON.string) ?? .null),
+      ("engine", .string(engine.rawValue)),
+      (
+        "times",
+        .object([
+          ("guestStartSeconds", .seconds(times.guestStart)),
+          ("userSpaceSeconds", .seconds(times.userSpace)),
+          ("endSeconds", .seconds(times.end)),
+        ])
+      ),
+      ("counters", statistics.json),
+      ("consoleTail", .array(consoleTail.map(JSON.string))),
+      ("processorState", processorState.isEmpty ? .null : .string(processorState)),
+    ])
+  }
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// What lies behind the serial port: the host's reader with the last lines kept for a post-mortem, and the host's typist,
+// whose bytes wait here until the port has room.
+
+import Devices
+import Synchronization
+
+/// The host's end of COM1.
+final class SerialConsole: Sendable {
+  private struct Port { weak var uart: UART? }
+
+  private let recent = Mutex(ConsoleTail())
+  private let port = Mutex(Port())
+  private let output: (@Sendable (UInt8) -> Void)?
+  private let input: ConsoleInput
+
+  init(output: (@Sendable (UInt8) -> Void)?, input: ConsoleInput) {
+    self.output = output
+    self.input = input
+  }
+
+  /// Names the port that input goes to, and lets it flow.
+  func connect(_ uart: UART) {
+    port.withLock { $0.uart = uart }
+    input.onArrival { [weak self] in self?.fill() }
+    fill()
+  }
+
+  /// Input stays where it is from now on.
+  func disconnect() {
+    input.onArrival(nil)
+    port.withLock { $0.uart = nil }
+  }
+
+  /// Moves input to the port while there is room. Any thread; the lock keeps bytes in order.
+  func fill() {
+    port.withLock { port in
+      guard let uart = port.uart else { return }
+      while uart.receiveCapacity > 0, let byte = input.take() { uart.receive(CollectionOfOne(byte)) }
+    }
+  }
+
+  /// Takes what the guest wrote.
+  func write(_ bytes: [UInt8]) {
+    recent.withLock { recent in for byte in bytes { recent.append(byte) } }
+    guard let output else { return }
+    for byte in bytes { output(byte) }
+  }
+
+  /// The last lines and the phrases seen.
+  var tail: ConsoleTail { recent.withLock { $0 } }
+  /// The guest's kernel has panicked and said so to the end.
+  var panicIsOver: Bool { recent.withLock { $0.sawPanicEnd } }
+}

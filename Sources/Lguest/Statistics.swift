@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Counters of a run: plain numbers that whoever does the work adds to, and their two renderings.
+
+/// What a run counted. One value belongs to one thread; sums are made with `add`.
+public struct Statistics: Sendable {
+  /// Why vCPUs came back to the run loop. The order is the order of `exits`.
+  public enum ExitReason: String, Sendable, CaseIterable {
+    case portRead, portWrite, mmioRead, mmioWrite, msrRead, msrWrite
+    case hypercall, halt, interruptWindow, kicked, shutdown, failed
+  }
+
+  private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
+  /// Hypercalls by number, whether they left translated code or not.
+  public private(set) var hypercalls: [UInt64: UInt64] = [:]
+  /// What was answered as hardware answers the unknown, by description ("MSR 0x123", "port 0x80").
+  public private(set) var unknown: [String: UInt64] = [:]
+  public var interrupts: UInt64 = 0
+
+  public var blocksTranslated: UInt64 = 0
+  public var blocksDiscarded: UInt64 = 0
+  public var guestBytesTranslated: UInt64 = 0
+  public var hostBytesEmitted: UInt64 = 0
+  public var translationNanoseconds: UInt64 = 0
+  public var tlbFills: UInt64 = 0
+  public var tlbFlushes: UInt64 = 0
+  public var lookups: UInt64 = 0
+  public var lookupMisses: UInt64 = 0
+  /// Returns from translated code to Swift, for any reason.
+  public var fullExits: UInt64 = 0
+  /// Instructions executed by a Swift helper instead of translated code.
+  public var helperInstructions: UInt64 = 0
+  public var exceptions: UInt64 = 0
+
+  public init() {}
+
+  /// At most this many kinds of unknown access are kept apart: a guest chooses them, so their number is bounded.
+  public static let unknownKinds = 256
+
+  public mutating func count(_ reason: ExitReason) { exits[reason.index] &+= 1 }
+
+  /// Counts a hypercall. Numbers a guest makes up share one row once there are many.
+  public mutating func count(hypercall number: UInt64) {
+    let key = hypercalls.count < Statistics.unknownKinds || hypercalls[number] != nil ? number : .max
+    hypercalls[key, default: 0] &+= 1
+  }
+
+  /// Counts unknown accesses of one kind and says whether they were the first.
+  @discardableResult
+  public mutating func count(unknown kind: String, times: UInt64 = 1) -> Bool {
+    if let old = unknown[kind] {
+      unknown[kind] = old &+ times
+      return false
+    }
+    guard unknown.count < Statistics.unknownKinds else {
+      unknown["others", default: 0] &+= times
+      return false
+    }
+    unknown[kind] = times
+    return true
+  }
+
+  public subscript(reason: ExitReason) -> UInt64 { exits[reason.index] }
+  public var exitTotal: UInt64 { exits.reduce(0, &+) }
+  public var hypercallTotal: UInt64 { hypercalls.values.reduce(0, &+) }
+
+  private static let scalars: [(name: String, path: any WritableKeyPath<Statistics, UInt64> & Sendable)] = [
+    ("interrupts", \.interrupts),
+    ("exceptions", \.exceptions),
+    ("blocksTranslated", \.blocksTranslated),
+    ("blocksDiscarded", \.blocksDiscarded),
+    ("guestBytesTranslated", \.guestBytesTranslated),
+    ("hostBytesEmitted", \.hostBytesEmitted),
+    ("translationNanoseconds", \.translationNanoseconds),
+    ("tlbFills", \.tlbFills),
+    ("tlbFlushes", \.tlbFlushes),
+    ("lookups", \.lookups),
+    ("lookupMisses", \.lookupMisses),
+    ("fullExits", \.fullExits),
+    ("helperInstructions", \.helperInstructions),
+  ]
+
+  /// Adds another thread's counters.
+  public mutating func add(_ other: Statistics) {
+    for index in exits.indices { exits[index] &+= other.exits[index] }
+    hypercalls.merge(other.hypercalls, uniquingKeysWith: &+)
+    unknown.merge(other.unknown, uniquingKeysWith: &+)
+    for scalar in Statistics.scalars { self[keyPath: scalar.path] &+= other[keyPath: scalar.path] }
+  }
+
+  public var json: JSON {
+    var members: [(key: String, value: JSON)] = [
+      ("exits", .unsigned(exitTotal)),
+      ("exitsByReason", .object(ExitReason.allCases.map { ($0.rawValue, .unsigned(self[$0])) })),
+      ("hypercalls", .unsigned(hypercallTotal)),
+      ("hypercallsByNumber", .object(sortedHypercalls.map { ("\($0.key)", .unsigned($0.value)) })),
+    ]
+    members += Statistics.scalars.map { ($0.name, .unsigned(self[keyPath: $0.path])) }
+    members.append(("unknown", .object(sortedUnknown.map { ($0.key, .unsigned($0.value)) })))
+    return .object(members)
+  }
+
+  /// The lines `--stats` prints: one counter each, zeroes left out.
+  public var lines: [String] {
+    var rows: [(String, UInt64)] = [("exits", exitTotal)]
+    rows += ExitReason.allCases.map { ("  \($0.rawValue)", self[$0]) }.filter { $0.1 != 0 }
+    rows.append(("hypercalls", hypercallTotal))
+    rows += sortedHypercalls.map { ("  number \($0.key)", $0.value) }
+    rows += Statistics.scalars.map { ($0.name, self[keyPath: $0.path]) }.filter { $0.1 != 0 }
+    if !unknown.isEmpty { rows.append(("unknown", unknown.values.reduce(0, &+))) }
+    rows += sortedUnknown.map { ("  \($0.key)", $0.value) }
+    let width = rows.map(\.0.count).max() ?? 0
+    return rows.map { name, value in name + String(repeating: " ", count: width - name.count + 2) + String(value) }
+      + averages
+  }
+
+  private var averages: [String] {
+    guard blocksTranslated > 0 else { return [] }
+    return [
+      "per block: \(translationNanoseconds / blocksTranslated) ns to translate, "
+        + "\(guestBytesTranslated / blocksTranslated) guest bytes, \(hostBytesEmitted / blocksTranslated) host bytes"
+    ]
+  }
+
+  private var sortedHypercalls: [(key: UInt64, value: UInt64)] { hypercalls.sorted { $0.key < $1.key } }
+  private var sortedUnknown: [(key: String, value: UInt64)] { unknown.sorted { $0.key < $1.key } }
+}
+
+extension Statistics.ExitReason {
+  /// Position in `allCases`.
+  fileprivate var index: Int {
+    switch self {
+    case .portRead: 0
+    case .portWrite: 1
+    case .mmioRead: 2
+    case .mmioWrite: 3
+    case .msrRead: 4
+    case .msrWrite: 5
+    case .hypercall: 6
+    case .halt: 7
+    case .interruptWindow: 8
+    case .kicked: 9
+    case .shutdown: 10
+    case .failed: 11
+    }
+  }
+}

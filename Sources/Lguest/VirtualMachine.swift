@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// The library's front door: a machine is made from a configuration, checked, run once on the calling thread, and
+// told to stop from any other. It never exits the process, touches the terminal or prints.
+
+import Host
+import Logging
+import Synchronization
+import Translator
+
+/// A virtual machine.
+///
+/// `run()` occupies the calling thread until the machine ends. Everything else may be called from any thread.
+public final class VirtualMachine: Sendable {
+  public static let version = Build.version
+  public static let commit = Build.commit
+
+  public let configuration: Configuration
+  /// Where to put what should arrive at the guest's serial port.
+  public let consoleInput = ConsoleInput()
+
+  private let limits: TimeLimits
+  private let control = Mutex(Control())
+
+  /// What other threads may ask or learn while the machine runs.
+  private struct Control {
+    /// The first reason given to stop; later ones change nothing.
+    var stop: Ending?
+    var hasRun = false
+    var times = RunResult.Times()
+    /// Makes every vCPU come back to the run loop. Set by `run()`.
+    var kick: (@Sendable () -> Void)?
+  }
+
+  public init(configuration: Configuration) {
+    self.configuration = configuration
+    limits = TimeLimits(
+      start: configuration.start, bootTimeout: configuration.bootTimeout, timeout: configuration.timeout)
+  }
+
+  /// Checks the configuration and the kernel as `run()` will, without running anything.
+  public func validate() throws(ConfigurationError) {
+    try configuration.validate()
+    do throws(BootError) {
+      _ = try KernelImage(configuration.kernel).resolve(configuration.entry)
+    } catch {
+      throw ConfigurationError(error)
+    }
+  }
+
+  /// Runs the machine until it ends. A machine runs once.
+  ///
+  /// - Throws: what was found before the first guest instruction. Afterwards every way to end is a result.
+  public func run() throws(ConfigurationError) -> RunResult {
+    let isFirst = control.withLock { control in
+      defer { control.hasRun = true }
+      return !control.hasRun
+    }
+    precondition(isFirst, "a VirtualMachine runs once")
+    try validate()
+    let watchdog: Watchdog
+    do {
+      watchdog = try Watchdog(self)
+    } catch {
+      throw .cannotStart(error.description)
+    }
+    defer { watchdog.stop() }
+    return try runMachine()
+  }
+
+  /// Asks the machine to end with `ending`. The first request counts; returns whether this was it.
+  @discardableResult
+  public func requestStop(_ ending: Ending) -> Bool {
+    let (isFirst, kick) = control.withLock { control in
+      let isFirst = control.stop == nil
+      if isFirst { control.stop = ending }
+      return (isFirst, control.kick)
+    }
+    kick?()
+    return isFirst
+  }
+
+  /// The ending asked for, if any.
+  public var stopRequested: Ending? { control.withLock { $0.stop } }
+
+  /// Asks the machine to stop if a time limit has passed; returns the next moment worth looking at, if there is one.
+  @discardableResult
+  public func enforceTimeLimits(now: ContinuousClock.Instant = .now) -> ContinuousClock.Instant? {
+    let began = control.withLock { $0.times.userSpace != nil }
+    switch limits.verdict(at: now, userSpaceBegan: began) {
+    case .ended(let ending):
+      requestStop(ending)
+      return nil
+    case .next(let moment): return moment
+    case .unlimited: return nil
+    }
+  }
+
+  /// The moments seen so far.
+  public var times: RunResult.Times {
+    var times = control.withLock { $0.times }
+    times.end = ContinuousClock.now - configuration.start
+    return times
+  }
+
+  /// A result with the times of this moment, for endings decided outside the run loop.
+  public func result(_ ending: Ending, detail: String? = nil) -> RunResult {
+    var result = RunResult(ending: ending, engine: configuration.engine, detail: detail)
+    result.times = times
+    return result
+  }
+}
+
+// MARK: Running
+
+extension VirtualMachine {
+  /// What the vCPU's thread came to.
+  private final class Conclusion: Sendable {
+    let result = Mutex<RunResult?>(nil)
+  }
+
+  /// Puts the machine together and runs it.
+  private func runMachine() throws(ConfigurationError) -> RunResult {
+    if let ending = stopRequested { return result(ending) }
+    let machine = try Machine(configuration, input: consoleInput)
+    setKick { machine.doorbell.stop() }
+    defer {
+      setKick(nil)
+      machine.stop()
+    }
+    // Asked before there was anyone to kick.
+    if stopRequested != nil { machine.doorbell.stop() }
+    let conclusion = Conclusion()
+    do throws(HostError) {
+      try HostThread(name: "lguest-vcpu0") { [self] in
+        do throws(HostError) {
+          try HostCPU.withPreparedThread { conclusion.result.withLock { $0 = runGuest(machine) } }
+        } catch {
+          conclusion.result.withLock { $0 = result(.cannotStart, detail: error.description) }
+        }
+      }.join()
+    } catch { throw ConfigurationError(error) }
+    return conclusion.result.withLock { $0 } ?? result(.internal, detail: "the vCPU's thread left nothing behind")
+  }
+
+  /// Runs the guest on the calling thread and gathers what it leaves behind.
+  private func runGuest(_ machine: Machine) -> RunResult {
+    let loop = RunLoop(machine) { [self] in markUserSpace() }
+    markGuestStart()
+    let (ending, detail) = machine.ending(loop.run(), asked: stopRequested)
+    var result = result(ending, detail: detail)
+    result.statistics = loop.statistics
+    result.statistics.add(machine)
+    result.consoleTail = machine.console.tail.text
+    switch ending {
+    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.cpu.state.text
+    default: break
+    }
+    return result
+  }
+}
+
+// MARK: For the run loop
+
+extension VirtualMachine {
+  /// Says how to bring every vCPU back to the run loop, from any thread; nil once there are none.
+  func setKick(_ kick: (@Sendable () -> Void)?) { control.withLock { $0.kick = kick } }
+
+  /// Notes that the first guest instruction is about to run.
+  func markGuestStart() { control.withLock { $0.times.guestStart = ContinuousClock.now - configuration.start } }
+
+  /// Notes that user space began, which ends the boot time limit. Only the first call counts.
+  func markUserSpace() {
+    let now = ContinuousClock.now - configuration.start
+    control.withLock { if $0.times.userSpace == nil { $0.times.userSpace = now } }
+  }
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// `lguest inspect FILE`: what kernel this is, how it can be entered, and whether this build can boot it.
+
+import ArgumentParser
+import Lguest
+import SystemPackage
+
+struct InspectCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "inspect", abstract: "Say what a kernel file is and whether this build can boot it.")
+
+  @Argument(help: ArgumentHelp("A bzImage or an ELF vmlinux.", valueName: "file"), completion: .file())
+  var file: String
+
+  @Flag(help: "Print one JSON object.") var json = false
+
+  func run() throws {
+    let report: KernelReport
+    do {
+      report = try KernelReport(of: FilePath(file))
+    } catch {
+      Messages.say(error.description)
+      throw CommandEnding(status: Ending.cannotStart.exitStatus)
+    }
+    System.write((json ? report.json.text() : report.lines.joined(separator: "\n")) + "\n", to: .standardOutput)
+    throw CommandEnding(status: report.isBootable ? 0 : Ending.cannotStart.exitStatus)
+  }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// `lguest run`: the options of a run, refused when they make no sense, turned into a configuration.
+
+import ArgumentParser
+import Lguest
+import SystemPackage
+
+struct RunCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run", abstract: "Boot a kernel; its serial console is stdin and stdout.",
+    discussion: """
+      On a terminal, Ctrl-A x ends the run and Ctrl-A a sends a Ctrl-A. Nothing but the guest's console \
+      goes to stdout; lguest's own lines go to stderr. End of input \
+      reaches the guest as Ctrl-D.
+      """)
+
+  /// When the console borrows the terminal.
+  enum TTY: String, CaseIterable, ExpressibleByArgument { case auto, always, never }
+
+  @Option(help: ArgumentHelp("A bzImage (vmlinuz) or an ELF vmlinux.", valueName: "file"), completion: .file())
+  var kernel: String
+
+  @Option(help: ArgumentHelp("An initramfs or initrd image.", valueName: "file"), completion: .file())
+  var initrd: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Add to the kernel command line, which is '\(VirtualMachine.Configuration.CommandLine.defaultText)'.",
+      valueName: "string"))
+  var append: String?
+
+  @Option(help: ArgumentHelp("Replace the kernel command line.", valueName: "string"))
+  var cmdline: String?
+
+  @Option(
+    help: ArgumentHelp("Guest memory; K, M and G are binary. (default: 1G)", valueName: "size"),
+    transform: ByteSize.parse)
+  var memory: UInt64 = 1 << 30
+
+  @Option(
+    help: ArgumentHelp(
+      "End the run after this long, with ms, s, m or h; 0 is no limit. (default: 0)", valueName: "time"),
+    transform: Limit.init)
+  var timeout = Limit(nil)
+
+  @Option(
+    help: ArgumentHelp(
+      "End the run if user space has not begun after this long; 0 is no limit. (default: 120s)", valueName: "time"),
+    transform: Limit.init)
+  var bootTimeout = Limit(.seconds(120))
+
+  @Flag(help: "Let the guest end the run with status (code << 1) | 1 by writing code to port 0xf4.")
+  var debugExit = false
+
+  @Flag(help: "Print counters to stderr at the end.")
+  var stats = false
+
+  @Option(
+    help: ArgumentHelp("Write how the run ended, as one JSON object, on every path.", valueName: "file"),
+    completion: .file())
+  var json: String?
+
+  @Flag(name: [.short, .long], help: "Say more on stderr.")
+  var verbose = false
+
+  @Option(help: "How to enter the kernel; auto chooses by its content.")
+  var entry = EntryPoint.auto
+
+  @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
+  var tty = TTY.auto
+
+  @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
+  var engine = VirtualMachine.Configuration.Engine.translator
+
+  /// A time limit as an option value; nil inside is none.
+  struct Limit: Sendable {
+    let duration: Duration?
+    init(_ duration: Duration?) { self.duration = duration }
+    init(_ text: String) throws { duration = try TimeLimit.parse(text) }
+  }
+
+  func validate() throws {
+    if append != nil && cmdline != nil {
+      throw ValidationError("--append adds to the default command line and --cmdline replaces it: give one of them")
+    }
+    for (name, value) in [("--kernel", kernel), ("--initrd", initrd), ("--json", json)] where value?.isEmpty == true {
+      throw ValidationError("\(name) needs a file name")
+    }
+  }
+
+  func run() throws {
+    var configuration = VirtualMachine.Configuration(kernel: FilePath(kernel))
+    configuration.initrd = initrd.map { FilePath($0) }
+    configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
+    configuration.memorySize = memory
+    configuration.bootTimeout = bootTimeout.duration
+    configuration.timeout = timeout.duration
+    configuration.start = processStart
+    configuration.debugExit = debugExit
+    configuration.entry = entry
+    configuration.engine = engine
+    configuration.collectStatistics = stats || json != nil
+    configuration.logger = StandardErrorLog.logger(verbose: verbose)
+    let options = RunSession.Options(json: json.map { FilePath($0) }, printsStatistics: stats, tty: tty)
+    RunSession(configuration, options).run()
+  }
+}
+
+extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
+extension EntryPoint: ExpressibleByArgument {}

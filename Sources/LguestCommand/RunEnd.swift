@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The end of a run: terminal back, last words, statistics, the JSON file, the exit status. Once, whoever gets here.
+
+import Lguest
+import Synchronization
+import SystemPackage
+
+final class RunEnd: Sendable {
+  private let json: FilePath?
+  private let printsStatistics: Bool
+  private let begun = Atomic(false)
+
+  init(json: FilePath?, printsStatistics: Bool) {
+    self.json = json
+    self.printsStatistics = printsStatistics
+  }
+
+  /// Ends the process with a result. `isStuck` means that a thread may hold anything: nothing of its is waited for.
+  func end(_ result: RunResult, isStuck: Bool = false) -> Never {
+    guard !begun.exchange(true, ordering: .acquiringAndReleasing) else {
+      while true { System.sleep(.seconds(1)) }
+    }
+    Terminal.restore()
+    var result = result
+    if result.times.end == .zero { result.times.end = ContinuousClock.now - processStart }
+    if let json { OutputFile.write(result.json, to: json) }
+    sayLastWords(result)
+    if isStuck { System.exitNow(result.exitStatus) }
+    System.exit(result.exitStatus)
+  }
+
+  private func sayLastWords(_ result: RunResult) {
+    switch result.ending {
+    case .cannotStart: Messages.say(result.detail ?? "the machine could not be started")
+    default:
+      if let summary = result.ending.summary {
+        Messages.say(result.detail.map { "\(summary): \($0)" } ?? summary)
+      }
+    }
+    for line in result.processorState.split(separator: "\n") { Messages.say(String(line)) }
+    switch result.ending {
+    case .panic, .tripleFault, .internal:
+      if !result.consoleTail.isEmpty { Messages.say("the last \(result.consoleTail.count) lines of the console:") }
+      for line in result.consoleTail { Messages.say("| " + line) }
+    default: break
+    }
+    if result.ending == .internal {
+      Messages.say(
+        "this is a bug in lguest \(VirtualMachine.version) (\(VirtualMachine.commit)); please report these lines, the "
+          + "command line and the kernel's version")
+    }
+    guard printsStatistics else { return }
+    if let userSpace = result.times.userSpace { Messages.say("time to user space: \(seconds(userSpace))") }
+    Messages.say("time: \(seconds(result.times.end))")
+    for line in result.statistics.lines { Messages.say(line) }
+  }
+
+  private func seconds(_ duration: Duration) -> String {
+    let milliseconds = Int64((duration.inSeconds * 1_000).rounded())
+    let fraction = String(milliseconds % 1_000)
+    return "\(milliseconds / 1_000).\(String(repeating: "0", count: 3 - fraction.count))\(fraction) s"
+  }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a file is taken for: kernels by content, everything else by a helpful error, no crash for any bytes at all.
+
+import GuestMemory
+import Lguest
+import SystemPackage
+import Testing
+
+private struct Case: Sendable, CustomTestStringConvertible {
+  var testDescription: String
+  var bytes: [UInt8]
+  var kind: BootError.Kind
+  /// What the message must say.
+  var words: [String]
+}
+
+private func padded(_ bytes: [UInt8], at offset: Int = 0) -> [UInt8] {
+  var image = [UInt8](repeating: 0, count: 4096)
+  image.replaceSubrange(offset..<offset + bytes.count, with: bytes)
+  return image
+}
+
+private let refused: [Case] = [
+  Case(testDescription: "empty", bytes: [], kind: .empty, words: ["is empty"]),
+  Case(testDescription: "one byte", bytes: [1], kind: .notAKernel, words: ["1 byte"]),
+  Case(testDescription: "zeros", bytes: padded([]), kind: .notAKernel, words: ["zero bytes"]),
+  Case(testDescription: "text", bytes: padded([UInt8]("hello".utf8)), kind: .notAKernel, words: ["not a kernel image"]),
+  Case(testDescription: "gzip", bytes: padded([0x1F, 0x8B, 8]), kind: .compressed, words: ["gzip -dc"]),
+  Case(testDescription: "xz", bytes: padded([0xFD, 0x37, 0x7A, 0x58, 0x5A, 0]), kind: .compressed, words: ["xz -dc"]),
+  Case(testDescription: "zstd", bytes: padded([0x28, 0xB5, 0x2F, 0xFD]), kind: .compressed, words: ["zstd -dc"]),
+  Case(testDescription: "arm64", bytes: padded([UInt8]("ARM\u{64}".utf8), at: 56), kind: .foreign, words: ["arm64", "x86"]),
+  Case(testDescription: "RISC-V", bytes: padded([UInt8]("RISCV".utf8), at: 48), kind: .foreign, words: ["RISC-V"]),
+  Case(testDescription: "arm64 ELF", bytes: syntheticELF(machine: 183), kind: .foreign, words: ["arm64"]),
+  Case(testDescription: "cpio", bytes: padded([UInt8]("070701".utf8)), kind: .notAKernel, words: ["initrd"]),
+  Case(testDescription: "deb", bytes: padded([UInt8]("!<arch>\n".utf8)), kind: .notAKernel, words: ["dpkg-deb"]),
+  Case(testDescription: "boot sector", bytes: padded([0x55, 0xAA], at: 0x1FE), kind: .notAKernel, words: ["boot sector"]),
+  Case(testDescription: "zImage", bytes: syntheticBzImage { $0[0x211] = 0 }, kind: .notAKernel, words: ["zImage"]),
+  Case(
+    testDescription: "protocol 2.01", bytes: syntheticBzImage { put(UInt16(0x0201), 0x206, &$0) }, kind: .notAKernel,
+    words: ["2.1", "2.02"]),
+  Case(
+    testDescription: "bad alignment", bytes: syntheticBzImage { put(UInt32(3), 0x230, &$0) }, kind: .malformed,
+    words: ["alignment 3"]),
+  Case(
+    testDescription: "payload outside", bytes: syntheticBzImage { put(UInt32.max, 0x24C, &$0) }, kind: .truncated,
+    words: ["truncated"]),
+  Case(testDescription: "entry outside", bytes: syntheticELF(entry: 0x20_0000), kind: .malformed, words: ["entry point"]),
+  Case(
+    testDescription: "object file",
+    bytes: {
+      var image = syntheticELF()
+      image[16] = 1
+      return image
+    }(), kind: .notAKernel, words: ["kernel module"]),
+]
+
+@Suite("Kernel images")
+struct KernelImageTests {
+  @Test("What is no kernel for us is named, and the remedy too", arguments: refused)
+  private func refuses(_ one: Case) throws {
+    let scratch = try Scratch()
+    let path = try scratch.write(one.bytes)
+    let error = #expect(throws: BootError.self) { try KernelImage(path) }
+    let text = error?.description ?? ""
+    #expect(error?.kind == one.kind, "\(text)")
+    #expect(text.contains(path.string) && !text.contains("\n") && !text.isEmpty && error?.remedy.isEmpty == false)
+    for word in one.words { #expect(text.contains(word), "\(text)") }
+  }
+
+  @Test("Paths that are no regular files", arguments: ["/", "/dev/null", "/nonexistent/vmlinuz", ""])
+  func paths(path: String) throws {
+    let error = #expect(throws: BootError.self) { try KernelImage(FilePath(path)) }
+    #expect(error?.kind == .host && error?.remedy.isEmpty == false, "\(error as Any)")
+  }
+
+  @Test("Every truncation of a bzImage and of an ELF file is refused, none crashes")
+  func truncations() throws {
+    let scratch = try Scratch()
+    for (name, image) in [("bz", syntheticBzImage()), ("elf", syntheticELF(pvh: 0x10_0000, multiboot: true))] {
+      for count in Array(0..<0x300) + Array(stride(from: 0x300, to: image.count, by: 251)) + [image.count - 1] {
+        let path = try scratch.write([UInt8](image.prefix(count)), name)
+        #expect(throws: BootError.self, "\(name) of \(count) bytes") { try KernelImage(path) }
+      }
+      _ = try KernelImage(try scratch.write(image, name))
+    }
+  }
+
+  @Test("Damaged headers are refused or accepted, never crash", arguments: 0..<8)
+  func damage(seed: UInt64) throws {
+    var state = seed &* 0x9E37_79B9_7F4A_7C15 &+ 1
+    func random(_ limit: Int) -> Int {
+      state ^= state << 13
+      state ^= state >> 7
+      state ^= state << 17
+      return Int(state >> 33) % limit
+    }
+    let scratch = try Scratch()
+    let memory = try GuestMemory(byteCount: 64 << 20)
+    for round in 0..<100 {
+      var image = round % 2 == 0 ? syntheticBzImage() : syntheticELF(is64Bit: round % 4 == 1, pvh: 0x10_0000)
+      for _ in 0...random(4) {
+        let value: UInt8 = [0, 1, 0x7F, 0x80, 0xFF, UInt8(random(256))][random(6)]
+        let offset = round % 2 == 0 ? 0x1F1 + random(0x80) : random(180)
+        for i in 0..<[1, 2, 4, 8][random(4)] { image[offset + i] = value }
+      }
+      let path = try scratch.write(image)
+      guard let kernel = try? KernelImage(path) else { continue }
+      _ = KernelReport(kernel).lines
+      for entry in EntryPoint.allCases {
+        _ = try? BootLoader.load(kernel, initrd: InitialRAMDisk([.bytes([1])]), commandLine: "", into: memory, entry: entry)
+      }
+    }
+  }
+
+  @Test("A bzImage's facts")
+  func bzImage() throws {
+    let scratch = try Scratch()
+    let image = try KernelImage(try scratch.write(syntheticBzImage()))
+    #expect(image.version == "9.9.9-test")
+    #expect(image.entryPoints == [.linux64, .linux32])
+    let report = KernelReport(image)
+    #expect(report.format == "bzImage" && report.bootProtocol == "2.15" && report.compression == .xz)
+    #expect(report.loadAddress == 0x100_0000 && report.memoryByteCount == 0x40_0000 && report.isRelocatable == true)
+    #expect(report.lines.contains { $0.contains("9.9.9-test") })
+    let old = try KernelImage(
+      try scratch.write(
+        syntheticBzImage {
+          put(UInt16(0x0204), 0x206, &$0)
+          $0[0x201] = 0x2E
+        }))
+    // Fields a 2.04 header does not have are not read.
+    #expect(old.entryPoints == [.linux32])
+    #expect(KernelReport(old).commandLineMax == 255 && KernelReport(old).loadAddress == 0x10_0000)
+  }
+
+  @Test("An ELF file's entry points, best first")
+  func elf() throws {
+    let scratch = try Scratch()
+    func entries(_ bytes: [UInt8]) throws -> [EntryPoint] { try KernelImage(try scratch.write(bytes)).entryPoints }
+    #expect(try entries(syntheticELF()) == [.linux64])
+    #expect(try entries(syntheticELF(pvh: 0x10_0100)) == [.linux64, .pvh])
+    #expect(try entries(syntheticELF(banner: false, pvh: 0x10_0100)) == [.pvh])
+    #expect(try entries(syntheticELF(is64Bit: false)) == [.linux32])
+    #expect(try entries(syntheticELF(is64Bit: false, banner: false, multiboot: true)) == [.multiboot])
+    let image = try KernelImage(try scratch.write(syntheticELF(entry: 0xFFFF_FFFF_8010_0020, pvh: 0x10_0100)))
+    let report = KernelReport(image)
+    #expect(image.version == "9.9 (me)")
+    #expect(report.entryAddress == 0x10_0020 && report.pvhEntryAddress == 0x10_0100)
+    #expect(report.loadAddress == 0x10_0000 && report.memoryByteCount == 0x2000)
+  }
+}

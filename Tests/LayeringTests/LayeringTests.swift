@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The house rules that the compiler does not enforce: who may import whom, where `unsafe` may stand, how a file begins,
+// and that the tour names every file.
+
+import Foundation
+import Testing
+
+@Suite("House rules") struct LayeringTests {
+  private static let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent()
+
+  /// What a module of ours may import of ours: the `dependencies:` of Package.swift, written down a second time so that
+  /// a change there is noticed here.
+  private static let law: [String: Set<String>] = [
+    "Host": ["CHost"],
+    "GuestMemory": ["Host"],
+    "X86": [],
+    "Translator": ["X86", "GuestMemory", "Host", "CHost"],
+    "Devices": ["GuestMemory", "Host"],
+    "Paravirt": ["X86", "GuestMemory", "Host", "Devices"],
+    "Lguest": ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices"],
+    "LguestCommand": ["Lguest"],
+  ]
+
+  /// Modules of others. Foundation is nowhere but in tests.
+  private static let foreign: Set<String> = [
+    "Glibc", "Synchronization", "SystemPackage", "Logging", "Collections", "DequeModule", "ArgumentParser",
+  ]
+
+  /// Where pointers may be handled; everything else is built from what these offer.
+  private static let unsafePlaces: [String] = [
+    "Host/", "GuestMemory/", "Translator/", "Devices/", "LguestCommand/System.swift", "LguestCommand/Terminal.swift",
+    "LguestCommand/CrashHandler.swift",
+  ]
+
+  private struct Source {
+    let path: String
+    let text: String
+    var module: String { String(path.prefix { $0 != "/" }) }
+    var lines: [Substring] { text.split(separator: "\n", omittingEmptySubsequences: false) }
+  }
+
+  private static func sources(_ extensions: Set<String>) throws -> [Source] {
+    let folder = root.appending(path: "Sources")
+    let files = try #require(FileManager.default.enumerator(at: folder, includingPropertiesForKeys: nil))
+    return try files.compactMap { $0 as? URL }.filter { extensions.contains($0.pathExtension) }.map { file in
+      Source(
+        path: String(file.path.dropFirst(folder.path.count + 1)), text: try String(contentsOf: file, encoding: .utf8))
+    }.sorted { $0.path < $1.path }
+  }
+
+  @Test("imports follow the layers") func imports() throws {
+    let pattern = /^\s*(?:@\w+\s+)*(?:public |package |internal |private |fileprivate )?import (?:\w+ )?(\w+)/
+    for source in try LayeringTests.sources(["swift"]) {
+      let allowed = try #require(LayeringTests.law[source.module], "no law for \(source.module)")
+      for line in source.lines {
+        guard let name = line.firstMatch(of: pattern)?.1 else { continue }
+        let isAllowed = allowed.contains(String(name)) || LayeringTests.foreign.contains(String(name))
+        #expect(isAllowed, "\(source.path) imports \(name)")
+        if name == "ArgumentParser" { #expect(source.module == "LguestCommand", "\(source.path)") }
+      }
+    }
+  }
+
+  @Test("the manifest's dependencies are the law") func manifest() throws {
+    let manifest = try String(contentsOf: LayeringTests.root.appending(path: "Package.swift"), encoding: .utf8)
+    for match in manifest.matches(of: /layer\("(\w+)", \[([^\]]*)\]\)/) {
+      let names = match.2.matches(of: /"(\w+)"/).map { String($0.1) }
+      #expect(LayeringTests.law[String(match.1)] == Set(names), "\(match.1)")
+    }
+  }
+
+  @Test("pointers stay where they may be handled") func unsafePlaces() throws {
+    let word = /\bunsafe\b|\bUnsafe\w*Pointer\b|\bunsafeBitCast\b/
+    for source in try LayeringTests.sources(["swift"]) {
+      if LayeringTests.unsafePlaces.contains(where: { source.path.hasPrefix($0) }) { continue }
+      for line in source.lines {
+        let code = line.prefix(upTo: line.firstRange(of: "//")?.lowerBound ?? line.endIndex)
+        #expect(code.firstMatch(of: word) == nil, "\(source.path): \(line)")
+      }
+    }
+  }
+
+  @Test("every file begins with its licence and a paragraph") func heads() throws {
+    for source in try LayeringTests.sources(["swift", "c", "h", "S"]) {
+      let lines = source.lines
+      #expect(lines.first == "// SPDX-License-Identifier: Apache-2.0", "\(source.path)")
+      let second = lines.count > 1 ? String(lines[1]) : ""
+      #expect(second.hasPrefix("// ") && second.count > 20, "\(source.path) does not say what it is")
+    }
+  }
+
+  @Test("the tour names every source file, and nothing that is not there") func tour() throws {
+    let tour = try String(contentsOf: LayeringTests.root.appending(path: "docs/tour.md"), encoding: .utf8)
+    let named = tour.matches(of: /`([A-Za-z0-9]+\/[A-Za-z0-9_+\/.-]+\.(?:swift|c|h|S))`/).map { String($0.1) }
+    let present = Set(try LayeringTests.sources(["swift", "c", "h", "S"]).map(\.path))
+    #expect(present.subtracting(named).sorted() == [])
+    #expect(Set(named).subtracting(present).sorted() == [])
+    #expect(Set(named).count == named.count, "a file is named twice")
+  }
+
+  @Test("every script begins with its licence and is executable") func scripts() throws {
+    let folder = LayeringTests.root.appending(path: "scripts")
+    for name in try FileManager.default.contentsOfDirectory(atPath: folder.path) {
+      let path = folder.appending(path: name).path
+      let text = try String(contentsOfFile: path, encoding: .utf8)
+      #expect(text.prefix(200).contains("# SPDX-License-Identifier: Apache-2.0"), "\(name)")
+      if text.hasPrefix("#!") { #expect(FileManager.default.isExecutableFile(atPath: path), "\(name)") }
+      if text.hasPrefix("#!/usr/bin/env bash") { #expect(text.contains("\nset -euo pipefail\n"), "\(name)") }
+    }
+  }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Drives the built executable as a person or a script would: arguments in, streams and status out, a limit on every run.
+
+import Foundation
+import Testing
+
+/// What a run of the executable left.
+struct Finished: Sendable {
+  var status: Int32
+  var output: String
+  var errors: String
+  var seconds: Double
+
+  var errorLines: [Substring] { errors.split(separator: "\n") }
+
+  /// The guest's line `fact NAME VALUE`.
+  func fact(_ name: String) -> String? {
+    for line in output.replacing("\r", with: "").split(separator: "\n") where line.hasPrefix("fact \(name) ") {
+      return String(line.dropFirst("fact \(name) ".count))
+    }
+    return nil
+  }
+}
+
+/// The executable, the kernels and where failures leave their consoles, from the environment that scripts/test sets.
+enum Guest {
+  private static func variable(_ name: String) -> String? { ProcessInfo.processInfo.environment[name] }
+
+  static var executable: String {
+    variable("LGUEST_TEST_EXECUTABLE")
+      ?? Bundle.main.bundleURL.deletingLastPathComponent().appending(path: "lguest").path
+  }
+  static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
+  static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
+  static var initrd: String? { variable("LGUEST_TEST_INITRD") }
+  static var commit: String? { variable("LGUEST_TEST_COMMIT") }
+  static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }
+  static var hasExecutable: Bool { FileManager.default.isExecutableFile(atPath: executable) }
+  static var canBoot: Bool { hasExecutable && kernel != nil && initrd != nil }
+
+  /// A process of the executable, with its output kept as it comes.
+  final class Running {
+    let process = Process()
+    private let directory: URL
+    private let started = Date()
+    private let name: String
+
+    /// - Parameter limit: Seconds after which the process is killed and the test fails.
+    init(_ arguments: [String], input: String? = nil, limit: Double = 30, name: String) throws {
+      self.name = name
+      directory = FileManager.default.temporaryDirectory.appending(path: "lguest-test-\(UUID().uuidString)")
+      try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
+      let files = ["in", "out", "err"].map { directory.appending(path: $0) }
+      try Data((input ?? "").utf8).write(to: files[0])
+      try Data().write(to: files[1])
+      try Data().write(to: files[2])
+      process.executableURL = URL(filePath: Guest.executable)
+      process.arguments = arguments
+      process.standardInput = try FileHandle(forReadingFrom: files[0])
+      process.standardOutput = try FileHandle(forWritingTo: files[1])
+      process.standardError = try FileHandle(forWritingTo: files[2])
+      try process.run()
+      let process = process
+      DispatchQueue.global().asyncAfter(deadline: .now() + limit) {
+        if process.isRunning { kill(process.processIdentifier, SIGKILL) }
+      }
+    }
+
+    private func text(_ name: String) -> String {
+      String(decoding: (try? Data(contentsOf: directory.appending(path: name))) ?? Data(), as: UTF8.self)
+    }
+
+    /// Waits until the guest has written something, at most `seconds`.
+    func waitForOutput(_ text: String, seconds: Double) -> Bool {
+      let deadline = Date() + seconds
+      while Date() < deadline {
+        if self.text("out").contains(text) { return true }
+        if !process.isRunning { return self.text("out").contains(text) }
+        Thread.sleep(forTimeInterval: 0.05)
+      }
+      return false
+    }
+
+    func send(_ signal: Int32) { kill(process.processIdentifier, signal) }
+
+    /// Waits for the end and cleans up. The console is kept when `expected` is not the status.
+    func finish(expecting expected: Int32) -> Finished {
+      process.waitUntilExit()
+      let result = Finished(
+        status: process.terminationReason == .exit ? process.terminationStatus : 1000 + process.terminationStatus,
+        output: text("out"), errors: text("err"), seconds: Date().timeIntervalSince(started))
+      if result.status != expected, let logs = Guest.variable("LGUEST_TEST_LOGS") {
+        let log =
+          "lguest \(process.arguments?.joined(separator: " ") ?? "")\nstatus \(result.status), expected \(expected), "
+          + "\(result.seconds) s\n--- stderr\n\(result.errors)\n--- console\n\(result.output)"
+        try? log.write(toFile: "\(logs)/\(name)-\(process.processIdentifier).log", atomically: true, encoding: .utf8)
+      }
+      try? FileManager.default.removeItem(at: directory)
+      return result
+    }
+  }
+
+  /// Runs the executable to its end and checks the status.
+  @discardableResult
+  static func run(
+    _ arguments: [String], input: String? = nil, limit: Double = 30, expecting expected: Int32, name: String = #function
+  ) throws -> Finished {
+    let plain = name.filter { $0.isLetter || $0.isNumber }
+    let result = try Running(arguments, input: input, limit: limit, name: plain).finish(expecting: expected)
+    #expect(result.status == expected, "\(arguments.joined(separator: " ")): \(result.errors)")
+    return result
+  }
+
+  /// Arguments of a console run of a kernel with the test initramfs.
+  static func boot(_ kernel: String?, _ action: String, _ more: String...) throws -> [String] {
+    ["run", "--kernel", try #require(kernel), "--initrd", try #require(initrd), "--append", "lguest.do=\(action)"]
+      + more
+  }
+
+  /// The object a run wrote with `--json`.
+  static func json(_ path: String) throws -> [String: Any] {
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    let object = try JSONSerialization.jsonObject(with: Data(contentsOf: URL(filePath: path)))
+    return try #require(object as? [String: Any])
+  }
+
+  static func temporaryPath() -> String {
+    FileManager.default.temporaryDirectory.appending(path: "lguest-\(UUID().uuidString)").path
+  }
+}
+
+/// Everything that drives the executable, one at a time: guests are timed and CPUs are few.
+@Suite("System", .serialized) struct SystemTests {}

@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# Debian packages without touching the machine's own apt: lists, cache, sources and status are private to our cache
+# directory. Sourced after common.sh.
+
+: "${cache:?}" # common.sh was sourced
+suite=bookworm # the release with the 6.1 kernels
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+mirror=${LGUEST_DEBIAN_MIRROR:-http://deb.debian.org}
+
+# private_apt COMMAND...: runs an apt tool on the private state.
+private_apt() {
+  local state=$cache/apt
+  if [[ ! -f $state/apt.conf ]]; then
+    [[ -r $keyring ]] || die "no $keyring; install the package debian-archive-keyring"
+    mkdir -p "$state"/{state/lists/partial,cache/archives/partial}
+    : >"$state/status"
+    cat >"$state/sources.list" <<LIST
+deb [arch=amd64 signed-by=$keyring] $mirror/debian $suite main
+deb [arch=amd64 signed-by=$keyring] $mirror/debian $suite-updates main
+deb [arch=amd64 signed-by=$keyring] $mirror/debian-security $suite-security main
+LIST
+    # The machine's own settings are left out, hooks above all; how it reaches the network is kept.
+    {
+      apt-config dump Acquire
+      cat <<CONF
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Etc::sourcelist "$state/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State "$state/state";
+Dir::State::status "$state/status";
+Dir::Cache "$state/cache";
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; };
+APT::Sandbox::User "";
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Debug::NoLocking "true";
+CONF
+    } >"$state/apt.conf.new"
+    mv "$state/apt.conf.new" "$state/apt.conf"
+  fi
+  APT_CONFIG=$state/apt.conf "$@"
+}
+
+# update_lists: fetches the package lists, at most once an hour.
+update_lists() {
+  local stamp=$cache/apt/updated
+  if [[ -n $(find "$stamp" -mmin -60 2>/dev/null) ]]; then return; fi
+  say "fetching Debian's package lists"
+  private_apt apt-get -q=2 update >&2 || die "cannot reach Debian's packages at $mirror; check the network or set LGUEST_DEBIAN_MIRROR"
+  touch "$stamp"
+}
+
+# real_package NAME: what a metapackage depends on, or NAME itself.
+real_package() {
+  local dependency
+  dependency=$(private_apt apt-cache depends --important "$1" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)$/\1/p' | head -n 1)
+  printf '%s\n' "${dependency:-$1}"
+}
+
+# unpack_package NAME DIRECTORY: downloads a package and unpacks it there; prints its version.
+unpack_package() {
+  local name=$1 directory=$2 work version
+  work=$(mktemp -d "$cache/download.XXXXXX")
+  (cd "$work" && private_apt apt-get -q=2 download "$name" >&2) || {
+    rm -rf "$work"
+    die "Debian has no package '$name' for amd64 in $suite, or it cannot be fetched"
+  }
+  version=$(dpkg-deb -f "$work"/*.deb Version)
+  dpkg-deb -x "$work"/*.deb "$directory"
+  rm -rf "$work"
+  printf '%s\n' "$version"
+}
