@@ -27,7 +27,18 @@ import X86
   var cases = 0
   private var runs = 0
 
-  nonisolated(unsafe) static let shared = Result { try Bench() }
+  private nonisolated(unsafe) static let shared = Result { try Bench() }
+
+  /// Runs a test with the machines, on a thread that can take signals.
+  static func use(_ body: (Bench) throws -> Void) throws {
+    // SAFETY: the suite is serialized.
+    let bench = try unsafe shared.get()
+    var failure: (any Error)?
+    try HostCPU.withPreparedThread {
+      do { try body(bench) } catch { failure = error }
+    }
+    if let failure { throw failure }
+  }
 
   static let handlers = Arena.system + 0x2000
   static let stackTop = Arena.system + 0x8000

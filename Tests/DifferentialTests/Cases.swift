@@ -49,7 +49,7 @@ extension Generator {
     let bytes = encoding.bytes
     guard bytes.count <= 15 else { return nil }
     let padded = bytes + [UInt8](repeating: 0xF4, count: 16)
-    guard case .complete(let i) = decoder.decode(padded.span.bytes as RawSpan, code: .code64),
+    guard case .complete(let i) = decoder.decode(padded.span, code: .code64),
       Int(i.length) == bytes.count
     else { return nil }
     return i

@@ -95,9 +95,9 @@ extension Bench {
 }
 
 extension DifferentialTests {
-  @Test func rows() throws {
-    let bench = try Bench.shared.get()
-    try HostCPU.prepareThread()
+  @Test func rows() throws { try Bench.use(rows) }
+
+  private func rows(_ bench: Bench) throws {
     print("seed \(Effort.seed)")
     let table = OpcodeTable.shared
     var failures = Failures()
