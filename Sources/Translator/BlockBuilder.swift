@@ -38,6 +38,8 @@ struct FaultSite {
   var offset: UInt16
   /// The flags are in the page, not in EFLAGS.
   var flagsSaved: Bool
+  /// RAX and RDX are in `scratch[0]` and `scratch[1]`.
+  var restoresScratch: Bool
 }
 
 @safe struct BlockBuilder: ~Copyable {
@@ -185,10 +187,11 @@ struct FaultSite {
   }
 
   /// Notes that the host instruction about to be emitted may raise an exception.
-  mutating func mayFault() {
+  mutating func mayFault(restoresScratch: Bool = false) {
     if faultCount < BlockBuilder.maximumFaults {
       unsafe faults[faultCount] = FaultSite(
-        address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags)
+        address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags,
+        restoresScratch: restoresScratch)
       faultCount &+= 1
     }
   }

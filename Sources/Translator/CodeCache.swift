@@ -63,6 +63,7 @@ struct CachedFault {
   var address: UInt32
   var offset: UInt16
   var flagsSaved: Bool
+  var restoresScratch: Bool
 }
 
 /// What the cache has done, for `--stats`.
@@ -257,7 +258,8 @@ struct CodeCacheCounters {
     for number in 0..<emitted.faultCount {
       let site = unsafe translator.faults[number]
       unsafe faults[faultCount + number] = CachedFault(
-        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset, flagsSaved: site.flagsSaved)
+        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset, flagsSaved: site.flagsSaved,
+        restoresScratch: site.restoresScratch)
     }
     faultCount += emitted.faultCount
     let page = Int(physical >> 12)

@@ -170,6 +170,32 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     long(Int32(bitPattern: value))
   }
 
+  mutating func storeImmediate64(_ target: HostMemory, _ value: Int32) {
+    rex(w: true, reg: 0, memory: target)
+    byte(0xC7)
+    modRM(reg: 0, memory: target)
+    long(value)
+  }
+
+  mutating func test32(_ target: HostRegister, immediate value: Int32) {
+    rex(w: false, reg: 0, rm: target)
+    byte(0xF7)
+    modRM(reg: 0, rm: target)
+    long(value)
+  }
+
+  mutating func test(_ first: HostRegister, _ second: HostRegister) {
+    rex(w: true, reg: second, rm: first)
+    byte(0x85)
+    modRM(reg: second, rm: first)
+  }
+
+  mutating func not(_ target: HostRegister) {
+    rex(w: true, reg: 0, rm: target)
+    byte(0xF7)
+    modRM(reg: 2, rm: target)
+  }
+
   /// The shortest move of a constant.
   mutating func mov(_ target: HostRegister, immediate value: UInt64) {
     if value <= 0xFFFF_FFFF {

@@ -31,7 +31,9 @@ extension TranslatedCPU {
         UnsafeRawPointer($0), count: fetched.count, code: BlockTranslator.codeSize(page[\.mode]))
     }
     switch result {
-    case .complete(let instruction): return executeSlowly(instruction)
+    case .complete(var instruction):
+      instruction.row = translation.cache.translator.substitute(instruction.row)
+      return executeSlowly(instruction)
     case .needsMore: fault(fetched.end ?? .generalProtection())
     case .tooLong: fault(.generalProtection())
     }

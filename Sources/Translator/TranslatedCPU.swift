@@ -292,6 +292,10 @@ public import X86
       return .failed("host trap \(trap) at an unexpected place in translated code (guest RIP near \(hex(page[\.page_va])))")
     }
     if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
+    if fault.restoresScratch {
+      page[register: GPR.rax] = page[\.scratch].0
+      page[register: GPR.rdx] = page[\.scratch].1
+    }
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
     self.fault(TranslatedCPU.guestFault(hostTrap: trap))
     return nil
