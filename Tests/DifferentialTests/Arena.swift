@@ -143,6 +143,17 @@ struct Window {
     }
   }
 
+  /// Makes one byte of the guest's memory equal to the native one.
+  func synchronize(byte linear: UInt64) {
+    guard let kind = kind(linear), kind != .absent else { return }
+    let value = unsafe native(linear).load(as: UInt8.self)
+    if kind == .device {
+      deviceBytes[physical(linear)!] = value
+    } else {
+      unsafe guest(linear).storeBytes(of: value, as: UInt8.self)
+    }
+  }
+
   /// The first difference between the views of one page.
   func difference(page: UInt64) -> String? {
     guard let kind = kind(page), kind != .absent, let frame = physical[page] else { return nil }

@@ -14,6 +14,8 @@ extension Generator {
     case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins, .outs,
       .pushSegment, .popSegment, .movSegment:
       false
+    // 0F 0D with a register is #UD on AMD and NOP on Intel.
+    case .nop: row.attribute != .notIn64 && !(row.byte == 0x0D && row.form == .register)
     default: row.attribute != .notIn64 && row.attribute != .privileged
     }
   }
@@ -66,13 +68,19 @@ extension Generator {
     default: break
     }
     let low = i.addressSize == 4 || i.isRIPRelative || i.base == 0xFF && i.index == 0xFF
-    let simple = c.row.rule == .jumpIndirect || c.row.rule == .callIndirect
-    let target = place(size, alignment: alignment, low: low, faults: !simple)
+    // Swift executes these itself, and sees no devices.
+    let rule = c.row.rule
+    let isBranch = rule == .jumpIndirect || rule == .callIndirect
+    let device = !isBranch && rule != .push && rule != .pop
+    var target = place(size, alignment: alignment, low: low, faults: !isBranch, device: device)
+    // AMD splits ten bytes so that the second part wraps at 4 GiB.
+    if traits.fixedSize == 10 && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
     var avoiding: Set<UInt8> = []
     if c.row.rule == .bitMemory { avoiding = [i.reg] }
     guard aim(&encoding, i, at: target, code: c.code, avoiding: avoiding) else { return false }
     c.target = target
     c.size = size
+    if c.size > 64 { c.touched.append(target &+ UInt64(size)) }
     c.touched.append(target)
     return true
   }
@@ -224,11 +232,11 @@ extension Generator {
       try? bench.arena.store(copy, at: source)
     }
     c.touched += [source, target, source &+ UInt64(bytes), target &+ UInt64(bytes)]
-    if c.row.rule == .scas, isReadable(target, 8), random.chance(60) {
+    if c.row.rule == .scas, isReadable(target &+ start, 8), random.chance(60) {
       bench[0] = unsafe bench.arena.native(target + start).loadUnaligned(as: UInt64.self)
     }
     if i.segment >= 4 {
-      let base = narrow ? source &- (random.next() >> 34) : source &- (random.next() >> 20)
+      let base = source &- random.next() >> 36
       if base < 1 << 47 {
         if i.segment == 4 { unsafe bench.input.pointee.fs_base = base } else { unsafe bench.input.pointee.gs_base = base }
         source = source &- base

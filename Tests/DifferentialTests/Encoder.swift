@@ -88,7 +88,7 @@ extension Random {
       switch row.prefix {
       case .any:
         // 66 on branches means different things to Intel and AMD.
-        if chance(25), !branches, row.rule != .ret { operandSize16 = true }
+        if chance(25), !branches, row.rule != .ret, row.rule != .jumpIndirect, row.rule != .callIndirect { operandSize16 = true }
       case .none: break
       case .p66: operandSize16 = true
       case .pF3, .pF2: if chance(15), row.map != .one || row.byte != 0x90 { operandSize16 = true }

@@ -82,7 +82,7 @@ struct Placement {
   // MARK: Placement
 
   /// An address for an operand of `size` bytes. `low`: below 4 GiB.
-  mutating func place(_ size: Int, alignment: Int, low: Bool, faults: Bool = true) -> UInt64 {
+  mutating func place(_ size: Int, alignment: Int, low: Bool, faults: Bool = true, device: Bool = false) -> UInt64 {
     let size = UInt64(max(size, 1))
     let window = low || random.chance(60) ? Arena.low : Arena.high
     func page(_ number: Int) -> UInt64 { window.base + UInt64(number) << 12 }
@@ -103,14 +103,16 @@ struct Placement {
       if size == 1 { return page(3) }
       return page(random.pick([3, 4, 5, 6, 7, 11])) - 1 - UInt64(random.below(Int(size - 1)))
     case 15, 16: return page(5) + UInt64(random.below(4096 - Int(size))) & ~align
-    case 17: return page(12) + UInt64(random.below(4096 - Int(size))) & ~align & ~7
+    case 17:
+      guard device else { return page(3) - size }
+      return page(12) + UInt64(random.below(4096 - Int(size))) & ~align & ~7
     case 18:
       // Unaligned on a device, or across 4 GiB.
       if size > 1 && random.chance(50) && alignment == 1 { return 0x1_0000_0000 - 1 - UInt64(random.below(Int(size - 1))) }
-      return page(12) + UInt64(random.below(4096 - Int(size))) & ~align
+      return page(device ? 12 : 1) + UInt64(random.below(4096 - Int(size))) & ~align
     default:
       // Not canonical, or misaligned.
-      if !low && random.chance(50) { return 0x0000_8000_0000_0000 &+ random.next() >> 18 }
+      if !low && random.chance(50) { return (0x0000_8000_0000_0000 &+ random.next() >> 18) & ~align }
       return page(0) + UInt64(random.below(4096 - Int(size)))
     }
   }

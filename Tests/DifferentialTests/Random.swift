@@ -71,6 +71,15 @@ enum Effort {
   static let isLong = unsafe getenv("LGUEST_TEST_LONG") != nil
   static let factor = isLong ? 40 : 1
 
+  /// LGUEST_TEST_TRACE=1 prints every case before it runs: the last one is the one that crashed.
+  static let traces = unsafe getenv("LGUEST_TEST_TRACE") != nil
+
+  static func trace(_ text: @autoclosure () -> String) {
+    guard traces else { return }
+    print(text())
+    fflush(nil)
+  }
+
   /// The seed of this run, printed by every test.
   static let seed: UInt64 = {
     if let text = unsafe getenv("LGUEST_TEST_SEED"), let value = UInt64(unsafe String(cString: text)) { return value }
