@@ -313,7 +313,8 @@ chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info)
   if (!representable(cpu, linear)) return failed;
   if (!chost_access_page(cpu, linear, user, false, &first)) return failed;
   if (!chost_access_page(cpu, next, user, false, &second)) return failed;
-  uint8_t *bounce = chost_env(cpu) + CHOST_BOUNCE;
+  // As misaligned as the operand is, so that an instruction that minds raises #GP.
+  uint8_t *bounce = chost_env(cpu) + CHOST_BOUNCE + (linear & 63);
   copy_bytes(bounce, (const void *)(linear + first), room);
   copy_bytes(bounce + room, (const void *)(next + second), size - room);
   return (chost_fill_result){(uint64_t)bounce - linear, 0};
