@@ -125,7 +125,7 @@ static void handle(int signal, siginfo_t *info, void *context) {
   cpu->fault_pc = pc;
   cpu->fault_trap = (uint32_t)registers[REG_TRAPNO];
   cpu->fault_code = (uint32_t)registers[REG_ERR];
-  // Which flags are current, EFLAGS' or the page's, is in the fault table: the exit must keep both.
+  // EFLAGS are captured at the exit; whether they or the page's copy are the guest's, the block knows.
   cpu->exit_info = (uint32_t)CHOST_EXIT_FAULT << CHOST_INFO_REASON_SHIFT | CHOST_INFO_FLAGS_SAVED;
   // The floating-point state of the context is the guest's, sticky exception flags included: untouched.
   registers[REG_EFL] &= ~(greg_t)(EFLAGS_TF | EFLAGS_DF | EFLAGS_AC);

@@ -266,7 +266,7 @@ struct CodeCacheCounters {
     block.nextInPage = unsafe pages[page] &- 1
     unsafe blocks[blockCount] = block
     unsafe pages[page] = index &+ 1
-    if secondPage != Block.noPage { straddlers += 1 }
+    if secondPage != Block.noPage { straddlers[secondPage, default: []].append(index) }
     blockCount += 1
     hotUsed += (emitted.hotCount + 15) & ~15
     coldUsed += emitted.coldCount
@@ -279,8 +279,9 @@ struct CodeCacheCounters {
     return index
   }
 
-  /// Live blocks that continue on a second page.
-  private var straddlers = 0
+  /// Live blocks that continue on a second page, by that page's guest-physical address. The page before it in RAM need
+  /// not be the one before it in any address space.
+  private var straddlers: [UInt64: [Int32]] = [:]
 
   /// Adds the time a translation took, in TSC ticks.
   func count(ticks: UInt64) { counters.ticks &+= ticks }
@@ -372,31 +373,22 @@ struct CodeCacheCounters {
       }
       index = next
     }
-    // Blocks of other pages that end in this one: there are few; look through the previous page in RAM only would
-    // miss virtual neighbours, so they are found by their second page.
-    if straddlers > 0 && chunks & 1 != 0 { any = discardStraddlers(into: page << 12) || any }
-    if unsafe pages[Int(page)] == 0 && !hasStraddler(into: page << 12) {
+    // Blocks of other pages that end in this one.
+    if chunks & 1 != 0 && discardStraddlers(into: page << 12) { any = true }
+    if unsafe pages[Int(page)] == 0 && straddlers[page << 12] == nil {
       let flags = unsafe memory.pageFlags[Int(page)]
       unsafe memory.pageFlags[Int(page)] = flags & ~UInt8(CHOST_PAGE_CODE)
     }
     return any
   }
 
-  private func hasStraddler(into page: UInt64) -> Bool {
-    guard straddlers > 0 else { return false }
-    for index in 0..<blockCount where unsafe blocks[index].isLive && blocks[index].secondPage == page { return true }
-    return false
-  }
-
   private func discardStraddlers(into page: UInt64) -> Bool {
-    var any = false
-    for index in 0..<blockCount where unsafe blocks[index].isLive && blocks[index].secondPage == page {
-      let number = Int32(truncatingIfNeeded: index)
+    guard let numbers = straddlers[page] else { return false }
+    for number in numbers {
       removeFromPageList(number)
       forget(number)
-      any = true
     }
-    return any
+    return true
   }
 
   private func removeFromPageList(_ number: Int32) {
@@ -422,7 +414,8 @@ struct CodeCacheCounters {
     while unsafe blocks[Int(index)].incoming >= 0 { unlink(edge: unsafe blocks[Int(index)].incoming) }
     for edge in block.firstEdge..<block.firstEdge + block.edgeCount { unlink(edge: edge) }
     if block.straddles {
-      straddlers -= 1
+      straddlers[block.secondPage]?.removeAll { $0 == index }
+      if straddlers[block.secondPage]?.isEmpty == true { straddlers[block.secondPage] = nil }
     } else {
       unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
     }
@@ -446,7 +439,7 @@ struct CodeCacheCounters {
     blockCount = 0
     edgeCount = 0
     faultCount = 0
-    straddlers = 0
+    straddlers.removeAll()
     generation &+= 1
     counters.flushes &+= 1
   }

@@ -45,7 +45,8 @@ extension TranslatedCPU {
     let row = table[instruction.row]
     let wasStepping = page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0
     do throws(Fault) {
-      if translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
+      // What has no row may have an opcode that means something elsewhere: 06 in 64-bit mode.
+      if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
         try checkFPU(row.rule, waits: TranslatedCPU.waits(instruction))
         if try prepare(instruction, row) { return continueSlow() }

@@ -119,6 +119,8 @@ extension BlockBuilder {
   mutating func string(_ kind: Int) -> Bool {
     let i = instruction
     guard isInline(segment: 0), i.addressSize != 2, isLong || i.segment < 4 else { return false }
+    // Single-stepping traps after every element (SDM volume 3, 17.3.1.4): Swift executes one at a time.
+    if has(Int(CHOST_MODE_STEP)) && i.repeatPrefix != 0 { return false }
     let compares = kind == Int(CHOST_STRING_SCAS) || kind == Int(CHOST_STRING_CMPS)
     if compares { flagsAreLive = true }
     clobberFlags()
