@@ -172,7 +172,7 @@ enum DecodedBlock {
       dependencies |= BlockTranslator.chunks(position, Int(i.length))
       let row = table[i.row]
       live |= row.flags.reads(condition: i.opcode) & unknown
-      unknown &= ~row.flags.writes
+      unknown &= ~BlockTranslator.overwrites(row, i)
       if unknown == 0 || live == BlockTranslator.allFlags { return live }
       switch row.rule {
       case .jump:
@@ -185,6 +185,11 @@ enum DecodedBlock {
       }
     }
     return live | unknown
+  }
+
+  /// Flags that the instruction overwrites whatever happens: SCAS and CMPS repeated no times overwrite none.
+  private static func overwrites(_ row: Opcode, _ instruction: Instruction) -> UInt8 {
+    (row.rule == .scas || row.rule == .cmps) && instruction.isRepeated ? 0 : row.flags.writes
   }
 
   /// The chunks that `count` bytes at `offset` touch.
@@ -254,7 +259,7 @@ enum DecodedBlock {
       if leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
       } else {
-        live = live & ~row.flags.writes | row.flags.reads(condition: self[index].instruction.opcode)
+        live = live & ~BlockTranslator.overwrites(row, self[index].instruction) | row.flags.reads(condition: self[index].instruction.opcode)
       }
       unsafe buffer[index].liveBefore = live
     }

@@ -54,7 +54,7 @@ struct Edge {
   var stub: UInt32 = 0
   /// Offset of the target in the guest page.
   var targetOffset: UInt16 = 0
-  var isBackward = false
+  var kind = EdgeKind.forward
 }
 
 /// A recorded host instruction that may fault.
@@ -250,7 +250,7 @@ struct CodeCacheCounters {
       let site = emitted.edges[number]
       unsafe edges[edgeCount + number] = Edge(
         block: index, target: -1, nextIncoming: -1, end: UInt32(truncatingIfNeeded: site.end &- codeStart),
-        stub: UInt32(truncatingIfNeeded: site.stub &- codeStart), targetOffset: site.target, isBackward: site.isBackward)
+        stub: UInt32(truncatingIfNeeded: site.stub &- codeStart), targetOffset: site.target, kind: site.kind)
     }
     edgeCount += emitted.edgeCount
     block.firstFault = Int32(truncatingIfNeeded: faultCount)
@@ -293,7 +293,12 @@ struct CodeCacheCounters {
     let edge = self.edge(index)
     let block = self[target]
     guard edge.target < 0, !block.straddles, block.isLive, edge.block >= 0, self[edge.block].isLive else { return }
-    let entry = UInt64(block.hot) + UInt64(edge.isBackward ? block.pollOffset : block.plainOffset)
+    let entry: UInt64 =
+      switch edge.kind {
+      case .forward: UInt64(block.hot) + UInt64(block.plainOffset)
+      case .backward: UInt64(block.hot) + UInt64(block.pollOffset)
+      case .afterCall: UInt64(block.hot)
+      }
     patch(edge.end, to: entry)
     unsafe edges[Int(index)].target = target
     unsafe edges[Int(index)].nextIncoming = block.incoming

@@ -347,6 +347,17 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     relative(to: target)
   }
 
+  mutating func call(through memory: HostMemory) {
+    rex(w: false, reg: 2, memory: memory)
+    byte(0xFF)
+    modRM(reg: 2, memory: memory)
+  }
+
+  mutating func push(_ source: HostRegister) {
+    rex(w: false, reg: 0, rm: source)
+    byte(0x50 | source & 7)
+  }
+
   mutating func jump(through memory: HostMemory) {
     rex(w: false, reg: 4, memory: memory)
     byte(0xFF)

@@ -15,6 +15,7 @@ public import X86
   let page: VCPUPage
   let processor: Processor
   private let region: Mapping
+  private let shadowStacks: ShadowStacks
   private let interruptRequest = Atomic<Bool>(false)
   /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
   public private(set) var hasMetUserCode = false
@@ -27,13 +28,14 @@ public import X86
   var slow: SlowAccess?
 
   /// Full exits by CHOST_EXIT reason.
-  var exitCounts = InlineArray<8, UInt64>(repeating: 0)
-  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step"]
+  var exitCounts = InlineArray<16, UInt64>(repeating: 0)
+  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return"]
 
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
     self.number = number
     region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + 4095) & ~4095)
+    shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
     let state = ProcessorState(cpuid: cpuid)
     processor = Processor(page: page, state: state)
@@ -50,6 +52,7 @@ public import X86
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
     unsafe chost_reset_tables(page.pointer)
+    shadowStacks.install(in: page)
     state.codeObserver = self
     self.state = CPUState()
     page[\.tsc_offset] = translation.options.tscOffset
@@ -242,16 +245,16 @@ public import X86
 
   private func handleExit() -> VCPUExit? {
     let info = page[\.exit_info]
-    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 7
+    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 15
     exitCounts[reason] &+= 1
     switch reason {
-    case Int(CHOST_EXIT_LOOKUP): setIP(linear: page[\.linear])
+    case Int(CHOST_EXIT_LOOKUP), Int(CHOST_EXIT_RETURN): setIP(linear: page[\.linear])
     case Int(CHOST_EXIT_FAULT): return hostFault()
     default: setIP(linear: page[\.page_va] &+ UInt64(info & UInt32(CHOST_INFO_OFFSET)))
     }
     switch reason {
     case Int(CHOST_EXIT_MEMORY), Int(CHOST_EXIT_INSTRUCTION): return executeSlowly()
-    case Int(CHOST_EXIT_LINK): link(page[\.exit_data])
+    case Int(CHOST_EXIT_LINK), Int(CHOST_EXIT_RETURN): link(page[\.exit_data])
     case Int(CHOST_EXIT_STEP): stepped()
     default: break
     }

@@ -144,6 +144,7 @@ enum Slot {
   static let systemFlags: Int32 = 32
   static let scratch0: Int32 = 40
   static let scratch1: Int32 = 48
+  static let linear: Int32 = 80
   static let exitInfo: Int32 = 88
   static let exitData: Int32 = 92
   static let exitStub: Int32 = 104
@@ -157,4 +158,6 @@ enum Slot {
   static let stringStub: Int32 = 688
   static let lightStub: Int32 = 696
   static let stringOperation: Int32 = 704
+  /// Of the supervisor's stack; the user's follows.
+  static let shadowTop: Int32 = 728
 }

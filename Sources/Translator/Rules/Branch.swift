@@ -53,13 +53,18 @@ extension BlockBuilder {
 
   /// Goes to the linear address in T0. The page's flags are current.
   mutating func jumpThroughCache() {
+    probeJumpCache(missing: stubs.jumpMiss) { code, target in code.jump(through: target) }
+  }
+
+  /// Looks the linear address in T0 up; `go` emits the transfer to what was found.
+  private mutating func probeJumpCache(missing: UInt64, go: (inout CodeEmitter, HostMemory) -> Void) {
     let user: Int32 = privilege == 3 ? 2 &* 8 &* Int32(CHOST_JUMP_ENTRIES) : 0
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     hot.mov32(t1, t0)
     hot.alu(.and, t1, immediate: Int32(CHOST_JUMP_ENTRIES) &- 1, w: false)
     hot.alu(.cmp, t0, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TAGS) &+ user))
-    hot.jump(if: CodeEmitter.notEqual, to: stubs.jumpMiss)
-    hot.jump(through: HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
+    hot.jump(if: CodeEmitter.notEqual, to: missing)
+    go(&hot, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
   }
 
   /// JMP rel.
@@ -76,7 +81,7 @@ extension BlockBuilder {
     let condition = instruction.opcode & 15
     let target = relativeTarget
     if isLinkable(target) {
-      edge(to: Int32(truncatingIfNeeded: target), condition: condition)
+      edge(to: Int32(truncatingIfNeeded: target), by: .branch(condition))
     } else {
       let over = cold.address
       hot.jump(if: condition, to: over)
@@ -115,14 +120,50 @@ extension BlockBuilder {
     guard hasInlineBranches, hasInlineStack, !truncatesIP else { return false }
     clobberFlags()
     pushReturnAddress()
-    go(to: relativeTarget, liveAtTarget: liveAtTarget)
+    let target = relativeTarget
+    if isLinkable(target) {
+      if liveAtTarget != 0 { needHostFlags(scratch: RegisterMap.t1) }
+      hot.push(RegisterMap.t2)
+      edge(to: Int32(truncatingIfNeeded: target), by: .call)
+      afterCall()
+    } else {
+      needPageFlags()
+      hot.load(RegisterMap.t0, .env(Slot.pageAddress))
+      addToT0(target)
+      callThroughCache()
+    }
     return true
   }
 
+  /// Pushes the guest's return address on its stack; it stays in T2.
   private mutating func pushReturnAddress() {
     hot.load(RegisterMap.t2, .env(Slot.pageAddress))
     hot.lea(RegisterMap.t2, HostMemory(RegisterMap.t2, nextOffset))
+    if !isLong { hot.mov32(RegisterMap.t2, RegisterMap.t2) }
     pushT2(size: isLong ? 8 : 4)
+  }
+
+  /// Calls the linear address in T0, the return address in T2. The page's flags are current.
+  private mutating func callThroughCache() {
+    hot.push(RegisterMap.t2)
+    let miss = cold.address
+    probeJumpCache(missing: miss) { code, target in code.call(through: target) }
+    cold.call(stubs.jumpMiss)
+    cold.jump(to: hot.address)
+    afterCall()
+  }
+
+  /// What a matching RET comes back to: T0 = the return address, flags in the page.
+  private mutating func afterCall() {
+    let sp: HostRegister = 4
+    hot.lea(sp, HostMemory(sp, 8))
+    hostFlags = false
+    pageFlags = true
+    if isLinkable(Int64(nextOffset)) {
+      edge(to: nextOffset, afterCall: true)
+    } else {
+      jumpThroughCache()
+    }
   }
 
   /// Loads an indirect target into `scratch`.
@@ -165,7 +206,7 @@ extension BlockBuilder {
     hot.store(.env(Slot.scratch1), RegisterMap.t0)
     pushReturnAddress()
     hot.load(RegisterMap.t0, .env(Slot.scratch1))
-    jumpThroughCache()
+    callThroughCache()
     return true
   }
 
@@ -177,7 +218,19 @@ extension BlockBuilder {
     let size: Int32 = isLong ? 8 : 4
     loadTop(RegisterMap.t0, size: size)
     release(size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF))
+    // The frame on the shadow stack: host address, guest address.
+    let sp: HostRegister = 4
+    hot.alu(.cmp, RegisterMap.t0, HostMemory(sp, 8))
+    hot.jump(if: CodeEmitter.notEqual, to: cold.address)
+    hot.byte(0xC3)
+    // Another frame than the caller's: drop it, unless the stack is empty.
+    cold.alu(.cmp, sp, .env(Slot.shadowTop &+ (privilege == 3 ? 8 : 0)))
+    cold.byte(0x73)  // JAE over LEA RSP,[RSP+16]
+    cold.byte(5)
+    cold.lea(sp, HostMemory(sp, 16))
+    swap(&hot, &cold)
     jumpThroughCache()
+    swap(&hot, &cold)
     return true
   }
 }
