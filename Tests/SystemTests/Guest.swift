@@ -15,7 +15,8 @@ struct Finished: Sendable {
 
   /// The guest's line `fact NAME VALUE`.
   func fact(_ name: String) -> String? {
-    for line in output.replacing("\r", with: "").split(separator: "\n") where line.hasPrefix("fact \(name) ") {
+    // A serial line ends in CR LF, which is one Character.
+    for line in output.split(whereSeparator: \.isNewline) where line.hasPrefix("fact \(name) ") {
       return String(line.dropFirst("fact \(name) ".count))
     }
     return nil
