@@ -62,8 +62,20 @@ extension TranslatedCPU {
       fault(error)
       return nil
     }
-    if wasStepping { processor.state.pendingDebug |= DR6.step }
+    if wasStepping && !(entersHandler(instruction, row) && page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) == 0) {
+      processor.state.pendingDebug |= DR6.step
+    }
     return nil
+  }
+
+  /// SYSCALL and INT: the single-step trap goes by the TF they leave, not by the one they found (SDM volume 3, 17.3.1.4).
+  private func entersHandler(_ instruction: Instruction, _ row: Opcode) -> Bool {
+    if row.rule == .syscall { return true }
+    guard row.map == .one else { return false }
+    switch instruction.opcode {
+    case 0xCC, 0xCD, 0xCE, 0xF1: return true
+    default: return false
+    }
   }
 
   /// Instructions that the host executes on a copy of their operand.
