@@ -109,7 +109,8 @@ static void handle(int signal, siginfo_t *info, void *context) {
   cpu->fault_pc = pc;
   cpu->fault_trap = (uint32_t)registers[REG_TRAPNO];
   cpu->fault_code = (uint32_t)registers[REG_ERR];
-  cpu->exit_info = (uint32_t)CHOST_EXIT_FAULT << CHOST_INFO_REASON_SHIFT; // the exit captures EFLAGS
+  // The flags may be in the page already, which Swift knows: the exit only captures EFLAGS beside them.
+  cpu->exit_info = (uint32_t)CHOST_EXIT_FAULT << CHOST_INFO_REASON_SHIFT | CHOST_INFO_FLAGS_SAVED;
   // The floating-point state of the context is the guest's, sticky exception flags included: untouched.
   registers[REG_EFL] &= ~(greg_t)(EFLAGS_TF | EFLAGS_DF | EFLAGS_AC);
   registers[REG_RIP] = (greg_t)cpu->exit_stub;

@@ -41,7 +41,7 @@ enum Thread {
       &thread, nil,
       { argument in
         if let argument = unsafe argument { unsafe Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run() }
-        return unsafe nil
+        return nil
       }, body)
     precondition(error == 0)
     pthread_detach(thread)
@@ -133,8 +133,9 @@ enum Thread {
     }
     for _ in 0..<8 {
       let page = random.next() % 512
-      let flags = [7, 5, 3, 1, 0, 0x8000_0000_0000_0007, 0x1F7, 0x87][Int(random.next() % 8)]
-      guest.poke((random.next() % 8 == 0 ? random.next() % 2048 : page) << 12 | UInt64(flags), at: KernelGuest.table + page * 8)
+      let choices: [UInt64] = [7, 5, 3, 1, 0, 0x8000_0000_0000_0007, 0x1F7, 0x87]
+      let flags = choices[Int(random.next() % 8)]
+      guest.poke((random.next() % 8 == 0 ? random.next() % 2048 : page) << 12 | flags, at: KernelGuest.table + page * 8)
     }
   }
 

@@ -41,7 +41,7 @@ struct Delivered: Equatable {
   private(set) var initial = CPUState()
   private let signalStack: UnsafeMutableRawPointer
 
-  static let cpuid = CPUIDTable([
+  static let cpuid = Translator.CPUIDTable([
     .init(leaf: 0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
     .init(leaf: 1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3 | 1 << 17), edx: 0x178B_FBFF),
     .init(leaf: 7, subleaf: 0, eax: 0, ebx: 0x0010_00A9, ecx: 4, edx: 0),
@@ -63,7 +63,7 @@ struct Delivered: Equatable {
   }
 
   deinit {
-    unsafe _ = chost_prepare_thread(nil, 0)
+    _ = chost_prepare_thread(nil, 0)
     unsafe signalStack.deallocate()
   }
 

@@ -75,9 +75,10 @@ typedef struct chost_cpu {
   uint64_t stub_tlb_miss, stub_jump_miss, stub_string, stub_light; // host addresses; trampolines in the code cache jump through them
   uint64_t string_operation;  // argument of stub_string
   uint32_t uses_xsave;        // the full exit saves vector state with XSAVE (else FXSAVE)
-  uint32_t pad0;
+  uint32_t no_light;          // the light helpers of system.c decline everything: for comparing against
   // Counters, for --stats; counted by the light helpers.
   uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
+  uint64_t code_chunks;       // host address of a word per guest page: bit c, 64-byte chunk c may hold code
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.

@@ -62,6 +62,27 @@ extension BlockBuilder {
     hot.jump(through: HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
   }
 
+  /// The same for a target that the guest computed: a non-canonical one is #GP at this instruction, which Swift
+  /// raises after the stack pointer has been moved back by `moved`.
+  private mutating func jumpToComputed(moved: Int32 = 0) {
+    guard isLong else { return jumpThroughCache() }
+    let user: Int32 = privilege == 3 ? 2 &* 8 &* Int32(CHOST_JUMP_ENTRIES) : 0
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1, sp = RegisterMap.stackPointer
+    hot.mov32(t1, t0)
+    hot.alu(.and, t1, immediate: Int32(CHOST_JUMP_ENTRIES) &- 1, w: false)
+    hot.alu(.cmp, t0, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TAGS) &+ user))
+    hot.jump(if: CodeEmitter.notEqual, to: cold.address)
+    hot.jump(through: HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
+    cold.mov(t1, t0)
+    cold.shiftLeft(t1, 16, w: true)
+    cold.shiftRightArithmetic(t1, 16)
+    cold.alu(.cmp, t1, t0)
+    cold.jump(if: CodeEmitter.equal, to: stubs.jumpMiss)
+    if moved != 0 { cold.lea(sp, HostMemory(sp, 0 &- moved)) }
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true))
+    cold.jump(to: stubs.exit)
+  }
+
   /// JMP rel.
   mutating func jump(liveAtTarget: UInt8) -> Bool {
     guard hasInlineBranches, !truncatesIP else { return false }
@@ -149,7 +170,7 @@ extension BlockBuilder {
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
-    jumpThroughCache()
+    jumpToComputed()
     return true
   }
 
@@ -165,7 +186,7 @@ extension BlockBuilder {
     hot.store(.env(Slot.scratch1), RegisterMap.t0)
     pushReturnAddress()
     hot.load(RegisterMap.t0, .env(Slot.scratch1))
-    jumpThroughCache()
+    jumpToComputed(moved: isLong ? -8 : -4)
     return true
   }
 
@@ -176,8 +197,9 @@ extension BlockBuilder {
     hostFlags = false
     let size: Int32 = isLong ? 8 : 4
     loadTop(RegisterMap.t0, size: size)
-    release(size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF))
-    jumpThroughCache()
+    let count = size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF)
+    release(count)
+    jumpToComputed(moved: count)
     return true
   }
 }
