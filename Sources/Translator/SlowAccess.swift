@@ -59,6 +59,8 @@ extension TranslatedCPU {
         switch outcome {
         case .done: return nil
         case .shutdown: return .shutdown
+        // A stepped HLT traps instead of waiting.
+        case .exit(.halt) where processor.state.pendingDebug != 0: return nil
         case .exit(let exit): return exit
         }
       }

@@ -185,12 +185,13 @@ public import X86
 
   private func translate(_ linear: UInt64) throws(Fault) -> UInt64 {
     let started = chost_read_tsc()
+    // First: forgetting everything also forgets which pages hold code.
+    makeRoom()
     let physical = try codePage(linear)
     let translation = translation
     let mode = page[\.mode]
     if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
-    makeRoom()
     let offset = Int(linear & 4095)
     let base = unsafe UnsafePointer<UInt8>(
       bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
