@@ -43,7 +43,7 @@
         add     eax, edx
         mov     r9, rsp
         lea     rsp, [rip + 7f + 3]
-        pushw   0x11
+        .byte   0x66, 0x6a, 0x11
         mov     rsp, r9
 7:      mov     ebp, 1
         add     eax, ebp
