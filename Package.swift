@@ -66,6 +66,8 @@ let package = Package(
     tests("CHostTests", ["CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices"]),
+    .target(name: "CNative", path: "Tests/CNative", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
+    tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
     tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )

@@ -337,7 +337,7 @@ chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info)
   if (!representable(cpu, linear)) return failed;
   if (!chost_access_page(cpu, linear, user, false, &first)) return failed;
   if (!chost_access_page(cpu, next, user, false, &second)) return failed;
-  // As misaligned as the operand: instructions that insist on alignment fault.
+  // As misaligned as the operand is, so that an instruction that minds raises #GP.
   uint8_t *bounce = chost_env(cpu) + CHOST_BOUNCE + (linear & 63);
   copy_bytes(bounce, (const void *)(linear + first), room);
   copy_bytes(bounce + room, (const void *)(next + second), size - room);
@@ -363,13 +363,20 @@ INLINE void jump_insert(chost_cpu *cpu, unsigned privilege, uint64_t linear, uin
   tags[index + CHOST_JUMP_ENTRIES] = target;
   set_bit(p->jump_filled[privilege], index);
   if (global) set_bit(p->jump_global[privilege], index);
-  else clear_bit(p->jump_global[privilege], index);
+  else clear_bit(p->jump_global[privilege], index), p->shadow_nonglobal[privilege] = 1;
   p->jump_summary[privilege] |= 1ull << (index >> 6);
   set_bit(p->jump_pages[privilege], hash_bit(linear >> 12, PAGES_BITS_LOG2));
 }
 
+// Frames of a shadow stack lead to code by linear address, as jump cache entries do, and die with them.
+INLINE void shadow_reset(chost_cpu *cpu, unsigned privilege) { cpu->shadow[privilege] = cpu->shadow_top[privilege]; }
+
 static void jump_flush(chost_cpu *cpu, unsigned privilege, bool keep_global) {
   chost_private *p = private_of(cpu);
+  if (!keep_global || p->shadow_nonglobal[privilege]) {
+    p->shadow_nonglobal[privilege] = 0;
+    shadow_reset(cpu, privilege);
+  }
   if (!p->jump_summary[privilege]) return;
   uint64_t *tags = jump_tags(cpu, privilege), left = 0;
   for (uint64_t words = p->jump_summary[privilege]; words; words &= words - 1) {
@@ -614,6 +621,9 @@ static void fetch_drop(chost_cpu *cpu, unsigned privilege, uint64_t linear, unsi
 
 // Also global translations (SDM 4.10.4.1).
 void chost_flush_page(chost_cpu *cpu, uint64_t linear) {
+  // Which pages the frames are in is not known; losing them costs a few mispredicted returns.
+  shadow_reset(cpu, 0);
+  shadow_reset(cpu, 1);
   chost_private *p = private_of(cpu);
   cpu->count_tlb_flush++;
   if (!(cpu->efer & EFER_LMA)) linear = (uint32_t)linear;

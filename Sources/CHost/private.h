@@ -44,6 +44,7 @@ typedef struct chost_private {
   uint64_t jump_pages[2][1 << (PAGES_BITS_LOG2 - 6)];  // pages with a jump cache entry
   uint32_t large_used[2];
   uint32_t giant_used;
+  uint32_t shadow_nonglobal[2]; // code of pages that are not global has run: its frames die with MOV CR3
   uint32_t jump_mode[2]; // the mode word that the jump cache's targets were translated for
 } chost_private;
 

@@ -35,8 +35,12 @@ enum System {
 
   static func isTerminal(_ file: FileDescriptor) -> Bool { isatty(file.rawValue) == 1 }
 
-  /// Whether this process may change the terminal without being stopped for it.
-  static func isForeground(_ file: FileDescriptor) -> Bool { tcgetpgrp(file.rawValue) == getpgrp() }
+  /// Whether this process may change the terminal without being stopped for it: it is in the foreground, or the terminal
+  /// is not the one that controls it.
+  static func isForeground(_ file: FileDescriptor) -> Bool {
+    let group = tcgetpgrp(file.rawValue)
+    return group == -1 || group == getpgrp()
+  }
 
   /// Writes everything, waiting as long as it takes; gives up silently when nobody reads.
   static func write(_ text: String, to file: FileDescriptor) {

@@ -40,6 +40,8 @@ enum DecodedBlock {
   /// One byte per row: non-zero if the CPU model does not have the row's feature.
   private let missing: UnsafeMutablePointer<Bool>
   private let traits: UnsafeMutablePointer<RowTraits>
+  /// The row that stands for each row: TZCNT and LZCNT are BSF and BSR on a CPU without them.
+  private let substitutes: UnsafeMutablePointer<UInt16>
   private let buffer: UnsafeMutablePointer<BlockInstruction>
   let faults: UnsafeMutablePointer<FaultSite>
   /// Sixteen bytes that stand for guest code where there is none to look at.
@@ -64,6 +66,18 @@ enum DecodedBlock {
       unsafe (missing + number).initialize(to: !supports(row.feature))
       unsafe (traits + number).initialize(to: RowTraits(row))
     }
+    unsafe substitutes = .allocate(capacity: rows)
+    for number in 0..<rows {
+      let row = table[UInt16(truncatingIfNeeded: number)]
+      var stand = number
+      if row.map == .x0F && row.prefix == .pF3 && (row.byte == 0xBC || row.byte == 0xBD), !supports(row.feature) {
+        stand = (0..<rows).first {
+          let other = table[UInt16(truncatingIfNeeded: $0)]
+          return other.map == .x0F && other.byte == row.byte && other.prefix != .pF3 && other.form == .modRM
+        } ?? number
+      }
+      unsafe (substitutes + number).initialize(to: UInt16(truncatingIfNeeded: stand))
+    }
     unsafe buffer = .allocate(capacity: BlockTranslator.maximumInstructions)
     unsafe buffer.initialize(repeating: BlockInstruction(), count: BlockTranslator.maximumInstructions)
     unsafe faults = .allocate(capacity: BlockBuilder.maximumFaults)
@@ -75,11 +89,13 @@ enum DecodedBlock {
   deinit {
     unsafe missing.deallocate()
     unsafe traits.deallocate()
+    unsafe substitutes.deallocate()
     unsafe buffer.deallocate()
     unsafe faults.deallocate()
     unsafe scratchBytes.deallocate()
   }
 
+  func substitute(_ row: UInt16) -> UInt16 { unsafe substitutes[Int(row)] }
   func isMissing(_ row: UInt16) -> Bool { unsafe missing[Int(row)] }
   func traits(of row: UInt16) -> RowTraits { unsafe traits[Int(row)] }
   subscript(index: Int) -> BlockInstruction { unsafe buffer[index] }
@@ -127,6 +143,7 @@ enum DecodedBlock {
 
   private func store(_ index: Int, _ instruction: Instruction, _ offset: Int) {
     unsafe buffer[index].instruction = instruction
+    unsafe buffer[index].instruction.row = substitute(instruction.row)
     unsafe buffer[index].offset = Int32(truncatingIfNeeded: offset)
   }
 
@@ -160,7 +177,7 @@ enum DecodedBlock {
       peek = peek.isEmpty ? position..<end : min(peek.lowerBound, position)..<max(peek.upperBound, end)
       let row = table[i.row]
       live |= row.flags.reads(condition: i.opcode) & unknown
-      unknown &= ~row.flags.writes
+      unknown &= ~BlockTranslator.overwrites(row, i)
       if unknown == 0 || live == BlockTranslator.allFlags { return live }
       switch row.rule {
       case .jump:
@@ -173,6 +190,11 @@ enum DecodedBlock {
       }
     }
     return live | unknown
+  }
+
+  /// Flags that the instruction overwrites whatever happens: SCAS and CMPS repeated no times overwrite none.
+  private static func overwrites(_ row: Opcode, _ instruction: Instruction) -> UInt8 {
+    (row.rule == .scas || row.rule == .cmps) && instruction.isRepeated ? 0 : row.flags.writes
   }
 
   /// The chunks that `count` bytes at `offset` touch.
@@ -245,7 +267,7 @@ enum DecodedBlock {
       if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
       } else {
-        live = live & ~row.flags.writes | row.flags.reads(condition: self[index].instruction.opcode)
+        live = live & ~BlockTranslator.overwrites(row, self[index].instruction) | row.flags.reads(condition: self[index].instruction.opcode)
       }
       unsafe buffer[index].liveBefore = live
     }
@@ -337,6 +359,8 @@ enum DecodedBlock {
     case .rdtsc: return b.rdtsc()
     case .swapgs: return b.swapgs()
     case .rdfsbase: return b.rdfsbase()
+    case .wrfsbase: return b.wrfsbase()
+    case .saveState, .restoreState: return b.stateImage()
     case .syscall: return step ? false : b.syscall()
     case .sysret: return step ? false : b.sysret()
     case .popFlags: return step ? false : b.popFlags()

@@ -71,7 +71,7 @@ struct Edge {
   var stub: UInt32 = 0
   /// Offset of the target in the guest page.
   var targetOffset: UInt16 = 0
-  var isBackward = false
+  var kind = EdgeKind.forward
 }
 
 /// A recorded host instruction that may fault.
@@ -80,6 +80,7 @@ struct CachedFault {
   var address: UInt32
   var offset: UInt16
   var flagsSaved: Bool
+  var restoresScratch: Bool
 }
 
 /// What the cache has done, for `--stats`.
@@ -280,7 +281,7 @@ struct CodeCacheCounters {
       let site = emitted.edges[number]
       unsafe edges[edgeCount + number] = Edge(
         block: index, target: -1, nextIncoming: -1, end: UInt32(truncatingIfNeeded: site.end &- codeStart),
-        stub: UInt32(truncatingIfNeeded: site.stub &- codeStart), targetOffset: site.target, isBackward: site.isBackward)
+        stub: UInt32(truncatingIfNeeded: site.stub &- codeStart), targetOffset: site.target, kind: site.kind)
     }
     edgeCount += emitted.edgeCount
     block.firstFault = Int32(truncatingIfNeeded: faultCount)
@@ -288,7 +289,8 @@ struct CodeCacheCounters {
     for number in 0..<emitted.faultCount {
       let site = unsafe translator.faults[number]
       unsafe faults[faultCount + number] = CachedFault(
-        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset, flagsSaved: site.flagsSaved)
+        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset, flagsSaved: site.flagsSaved,
+        restoresScratch: site.restoresScratch)
     }
     faultCount += emitted.faultCount
     let page = Int(physical >> 12)
@@ -297,7 +299,7 @@ struct CodeCacheCounters {
     unsafe pages[page] = index &+ 1
     unsafe chunks[page] |= block.chunks
     if secondPage != Block.noPage {
-      straddlers.append(index)
+      straddlers[secondPage, default: []].append(index)
       unsafe chunks[Int(secondPage >> 12)] |= 1
     }
     blockCount += 1
@@ -312,8 +314,9 @@ struct CodeCacheCounters {
     return index
   }
 
-  /// Live blocks that continue on a second page.
-  private var straddlers: [Int32] = []
+  /// Live blocks that continue on a second page, by that page's guest-physical address. The page before it in RAM need
+  /// not be the one before it in any address space.
+  private var straddlers: [UInt64: [Int32]] = [:]
 
   /// Adds the time a translation took, in TSC ticks.
   func count(ticks: UInt64) { counters.ticks &+= ticks }
@@ -325,7 +328,12 @@ struct CodeCacheCounters {
     let edge = self.edge(index)
     let block = self[target]
     guard edge.target < 0, !block.straddles, block.isLive, edge.block >= 0, self[edge.block].isLive else { return }
-    let entry = UInt64(block.hot) + UInt64(edge.isBackward ? block.pollOffset : block.plainOffset)
+    let entry: UInt64 =
+      switch edge.kind {
+      case .forward: UInt64(block.hot) + UInt64(block.plainOffset)
+      case .backward: UInt64(block.hot) + UInt64(block.pollOffset)
+      case .afterCall: UInt64(block.hot)
+      }
     patch(edge.end, to: entry)
     unsafe edges[Int(index)].target = target
     unsafe edges[Int(index)].nextIncoming = block.incoming
@@ -405,8 +413,8 @@ struct CodeCacheCounters {
       }
       index = next
     }
-    // Blocks of other pages that end in this one: few, and whose first page only the page tables know.
-    for number in straddlers where unsafe blocks[Int(number)].secondPage == page << 12 {
+    // Blocks of other pages that end in this one.
+    for number in straddlers[page << 12] ?? [] {
       let block = unsafe blocks[Int(number)]
       if bytes.lowerBound < Int(block.offset) + Int(block.length) - 4096 {
         removeFromPageList(number)
@@ -447,7 +455,8 @@ struct CodeCacheCounters {
     while unsafe blocks[Int(index)].incoming >= 0 { unlink(edge: unsafe blocks[Int(index)].incoming) }
     for edge in block.firstEdge..<block.firstEdge + block.edgeCount { unlink(edge: edge) }
     if block.straddles {
-      straddlers.removeAll { $0 == index }
+      straddlers[block.secondPage]?.removeAll { $0 == index }
+      if straddlers[block.secondPage]?.isEmpty == true { straddlers[block.secondPage] = nil }
     } else {
       unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
     }
@@ -472,7 +481,7 @@ struct CodeCacheCounters {
     blockCount = 0
     edgeCount = 0
     faultCount = 0
-    straddlers = []
+    straddlers.removeAll()
     generation &+= 1
     counters.flushes &+= 1
   }

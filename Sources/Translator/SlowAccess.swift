@@ -31,7 +31,9 @@ extension TranslatedCPU {
         UnsafeRawPointer($0), count: fetched.count, code: BlockTranslator.codeSize(page[\.mode]))
     }
     switch result {
-    case .complete(let instruction): return executeSlowly(instruction)
+    case .complete(var instruction):
+      instruction.row = translation.cache.translator.substitute(instruction.row)
+      return executeSlowly(instruction)
     case .needsMore: fault(fetched.end ?? .generalProtection())
     case .tooLong: fault(.generalProtection())
     }
@@ -44,9 +46,11 @@ extension TranslatedCPU {
     let wasStepping = isStepping
     let held = processor.state.pendingDebug
     do throws(Fault) {
+      // What has no row may have an opcode that means something elsewhere: 06 in 64-bit mode.
       if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
-        try checkFPU(row.rule, translation.cache.translator.traits(of: instruction.row).memorySize)
+        let size = translation.cache.translator.traits(of: instruction.row).memorySize
+        try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
         if try prepare(instruction, row) { return continueSlow() }
         processor.advance(instruction)
         if wasStepping { processor.state.pendingDebug |= DR6.step }
@@ -95,15 +99,19 @@ extension TranslatedCPU {
   }
 
   /// #UD and #NM of the floating-point and vector state (SDM volume 3, 2.5 and table 13-1).
-  private func checkFPU(_ rule: Rule, _ size: MemorySize) throws(Fault) {
+  ///
+  /// A pending x87 exception comes before those of the memory operand.
+  private func checkFPU(_ rule: Rule, _ size: MemorySize, waits: Bool) throws(Fault) {
     func has(_ bit: Int) -> Bool { page[\.mode] & UInt32(bit) != 0 }
     switch rule {
     case .x87, .saveState, .restoreState:
       if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
+      if rule == .x87 && waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:
       if has(Int(CHOST_MODE_EM)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
+      if hasPendingX87Exception { throw .floatingPoint }
     case .sse:
       if has(Int(CHOST_MODE_EM)) || !has(Int(CHOST_MODE_OSFXSR)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
@@ -114,6 +122,22 @@ extension TranslatedCPU {
       if has(Int(CHOST_MODE_MP)) && has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
     default: break
     }
+  }
+
+  /// FCW in the saved image.
+  private var controlWord: UInt16 {
+    unsafe UnsafeRawPointer(page.pointer).load(fromByteOffset: Int(CHOST_ENV) + Int(CHOST_FPU), as: UInt16.self)
+  }
+
+  /// FSW.ES in the saved image.
+  private var hasPendingX87Exception: Bool {
+    unsafe UnsafeRawPointer(page.pointer).load(fromByteOffset: Int(CHOST_ENV) + Int(CHOST_FPU) + 2, as: UInt16.self)
+      & 0x80 != 0
+  }
+
+  /// Whether an x87 instruction with a memory operand checks for pending exceptions: all but FNSTCW and FNSTSW.
+  private static func waits(_ instruction: Instruction) -> Bool {
+    instruction.modRM >> 3 & 7 != 7 || instruction.opcode != 0xD9 && instruction.opcode != 0xDD
   }
 
   // MARK: Operands
@@ -151,8 +175,11 @@ extension TranslatedCPU {
     let span = try processor.span(
       linear, count: size, write: writes, as: processor.authority, stack: operand.segment == .ss)
     // State images are merged with what is there (XSAVE leaves parts alone).
+    // An x87 store whose exception is not masked leaves memory alone: so does writing back what was there.
+    let mayNotStore = row.rule == .x87 && writes && controlWord & 0x3F != 0x3F
     slow = SlowAccess(
-      phase: .read, instruction: instruction, row: row, span: span, reads: traits.memoryReads || isState, writes: writes)
+      phase: .read, instruction: instruction, row: row, span: span,
+      reads: traits.memoryReads || isState || mayNotStore, writes: writes)
     return true
   }
 

@@ -15,6 +15,7 @@ public import X86
   let page: VCPUPage
   let processor: Processor
   private let region: Mapping
+  private let shadowStacks: ShadowStacks
   private let interruptRequest = Atomic<Bool>(false)
   /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
   public private(set) var hasMetUserCode = false
@@ -31,13 +32,14 @@ public import X86
   private let codeChanged = Atomic<Bool>(false)
 
   /// Full exits by CHOST_EXIT reason.
-  var exitCounts = InlineArray<8, UInt64>(repeating: 0)
-  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step"]
+  var exitCounts = InlineArray<16, UInt64>(repeating: 0)
+  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return"]
 
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
     self.number = number
     region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + 4095) & ~4095)
+    shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
     let state = ProcessorState(cpuid: cpuid)
     processor = Processor(page: page, state: state)
@@ -56,6 +58,7 @@ public import X86
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
     unsafe chost_reset_tables(page.pointer)
+    shadowStacks.install(in: page)
     state.codeObserver = self
     self.state = CPUState()
     page[\.tsc_offset] = translation.options.tscOffset
@@ -268,16 +271,16 @@ public import X86
 
   private func handleExit() -> VCPUExit? {
     let info = page[\.exit_info]
-    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 7
+    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 15
     exitCounts[reason] &+= 1
     switch reason {
-    case Int(CHOST_EXIT_LOOKUP): setIP(linear: page[\.linear])
+    case Int(CHOST_EXIT_LOOKUP), Int(CHOST_EXIT_RETURN): setIP(linear: page[\.linear])
     case Int(CHOST_EXIT_FAULT): return hostFault()
     default: setIP(linear: page[\.page_va] &+ UInt64(info & UInt32(CHOST_INFO_OFFSET)))
     }
     switch reason {
     case Int(CHOST_EXIT_MEMORY), Int(CHOST_EXIT_INSTRUCTION): return executeSlowly()
-    case Int(CHOST_EXIT_LINK): link(page[\.exit_data])
+    case Int(CHOST_EXIT_LINK), Int(CHOST_EXIT_RETURN): link(page[\.exit_data])
     case Int(CHOST_EXIT_STEP): stepped()
     default: break
     }
@@ -298,6 +301,7 @@ public import X86
     let edge = cache.edge(index)
     guard edge.block >= 0 else { return }
     let block = cache[edge.block]
+    guard block.isLive else { return }
     let physical = block.page | UInt64(edge.targetOffset)
     let generation = cache.generation
     var target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
@@ -319,6 +323,10 @@ public import X86
         "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))")
     }
     if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
+    if fault.restoresScratch {
+      page[register: GPR.rax] = page[\.scratch].0
+      page[register: GPR.rdx] = page[\.scratch].1
+    }
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
     self.fault(TranslatedCPU.guestFault(hostTrap: trap))
     return nil

@@ -21,6 +21,8 @@ extension SystemTests {
       #expect(result.fact("complaints") == "0")
       #expect(result.fact("mitigations") == "0")
       #expect(result.errors.contains("lguest: hypercalls"))
+      // The memory-type registers are as firmware leaves them, so that the kernel uses its page-attribute table.
+      #expect(result.output.contains("x86/PAT: Configuration [0-7]: WB  WC") && !result.output.contains("MTRRs disabled"))
       let object = try Guest.json(json)
       #expect(object["cause"] as? String == "poweroff")
       let times = object["times"] as? [String: Any]

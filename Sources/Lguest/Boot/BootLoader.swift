@@ -81,17 +81,14 @@ public enum BootLoader {
   private static func load(
     _ header: SetupHeader, _ file: HostFile, _ entry: EntryPoint, into memory: GuestMemory
   ) throws(BootError) -> LoadedKernel {
+    // A kernel unpacks itself no lower than it prefers to be, wherever it was put.
     let needed = max(header.initByteCount, UInt64(header.kernelByteCount))
-    // Where it prefers to be; in a small guest as low as it can be, if it can be moved at all.
-    var candidates = [header.preferredAddress]
-    if header.isRelocatable {
-      candidates.append((BootLayout.kernelFloor + header.alignment - 1) & ~(header.alignment - 1))
-    }
-    guard let address = candidates.first(where: { memory.contains(GuestPhysical($0), count: Int(needed)) }) else {
+    let address = header.preferredAddress
+    guard memory.contains(GuestPhysical(address), count: Int(needed)) else {
       throw BootError(
         .memory,
-        "\(file) needs \(describe(byteCount: needed)) at 0x\(String(candidates.min()!, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
-        remedy: "give it more than \(describe(byteCount: candidates.min()! + needed))")
+        "\(file) needs \(describe(byteCount: needed)) at 0x\(String(address, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
+        remedy: "give it at least \(describe(byteCount: address + needed))")
     }
     do throws(HostError) {
       try memory.read(

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What firmware leaves in a CPU before it starts a kernel, beyond what the boot protocols ask for: the memory types of
+// a PC. Without them Linux takes the registers for broken and leaves the page-attribute table alone.
+
+import GuestMemory
+import Translator
+import X86
+
+enum Firmware {
+  private static let uncacheable: UInt64 = 0, writeProtected: UInt64 = 5, writeBack: UInt64 = 6
+
+  /// Sets the memory-type range registers: write-back by default, the hole below 4 GiB and the display's 128 KiB
+  /// uncached, ROM write-protected (SDM volume 3, 11.11).
+  static func setMemoryTypes(_ cpu: TranslatedCPU) {
+    let physicalMask = UInt64(1) << UInt64(CPUModel.physicalAddressBits) - 1
+    let holeByteCount = GuestMemory.highStart - GuestMemory.lowLimit
+    let isValid: UInt64 = 1 << 11, fixedEnabled: UInt64 = 1 << 10, enabled: UInt64 = 1 << 11
+    var settings: [(UInt32, UInt64)] = [
+      (0x250, everywhere(writeBack)), (0x258, everywhere(writeBack)), (0x259, everywhere(uncacheable)),
+    ]
+    for index in UInt32(0x268)...0x26F { settings.append((index, everywhere(writeProtected))) }
+    settings += [
+      (0x200, GuestMemory.lowLimit | uncacheable), (0x201, physicalMask & ~(holeByteCount - 1) | isValid),
+      (0x2FF, writeBack | fixedEnabled | enabled),
+    ]
+    for (index, value) in settings {
+      let isAccepted = cpu.write(register: index, value)
+      assert(isAccepted, "memory type register 0x\(String(index, radix: 16))")
+    }
+  }
+
+  /// A fixed-range register's eight fields, all of one type.
+  private static func everywhere(_ type: UInt64) -> UInt64 { type &* 0x0101_0101_0101_0101 }
+}
