@@ -66,18 +66,28 @@ extension TranslatedCPU {
   func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
     let table = translation.cache.translator.table
     let row = table[instruction.row]
-    let wasStepping = page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0
+    let wasStepping = isStepping
+    let held = processor.state.pendingDebug
     do throws(Fault) {
       // What has no row may have an opcode that means something elsewhere: 06 in 64-bit mode.
       if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
-        try checkFPU(row.rule, waits: TranslatedCPU.waits(instruction))
+        let size = translation.cache.translator.traits(of: instruction.row).memorySize
+        try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
         if try prepare(instruction, row) { return continueSlow() }
         processor.advance(instruction)
+        if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else {
-        switch try processor.execute(instruction, row: row) {
-        case .done: break
+        let outcome = try executeWithDevices(instruction, row)
+        if isRestarting {
+          if case .exit(let exit) = outcome { return exit }
+        }
+        finishStep(instruction, row, wasStepping: wasStepping, held: held)
+        switch outcome {
+        case .done: return nil
         case .shutdown: return .shutdown
+        // A stepped HLT traps instead of waiting.
+        case .exit(.halt) where processor.state.pendingDebug != 0: return nil
         case .exit(let exit): return exit
         }
         // Transfers complete too; IRET alone loads RF.
@@ -87,20 +97,22 @@ extension TranslatedCPU {
       fault(error)
       return nil
     }
-    if wasStepping && !(entersHandler(instruction, row) && page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) == 0) {
-      processor.state.pendingDebug |= DR6.step
-    }
     return nil
   }
 
-  /// SYSCALL and INT: the single-step trap goes by the TF they leave, not by the one they found (SDM volume 3, 17.3.1.4).
-  private func entersHandler(_ instruction: Instruction, _ row: Opcode) -> Bool {
-    if row.rule == .syscall { return true }
-    guard row.map == .one else { return false }
-    switch instruction.opcode {
-    case 0xCC, 0xCD, 0xCE, 0xF1: return true
-    default: return false
+  private var isStepping: Bool { page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0 }
+
+  /// The single-step trap of an instruction that Swift executed: by TF before it, but SYSCALL and SYSRET obey the TF that
+  /// they load, and software interrupts, which clear TF, do not trap. `held`: traps that MOV SS delayed.
+  private func finishStep(_ instruction: Instruction, _ row: Opcode, wasStepping: Bool, held: UInt64) {
+    let traps: Bool
+    switch row.rule {
+    case .syscall, .sysret: traps = isStepping
+    default:
+      let isInterrupt = row.map == .one && [0xCC, 0xCD, 0xCE, 0xF1].contains(instruction.opcode)
+      traps = wasStepping && (!isInterrupt || isStepping)
     }
+    processor.state.pendingDebug |= held | (traps ? DR6.step : 0)
   }
 
   /// Instructions that the host executes on a copy of their operand.
@@ -114,10 +126,11 @@ extension TranslatedCPU {
   /// #UD and #NM of the floating-point and vector state (SDM volume 3, 2.5 and table 13-1).
   ///
   /// A pending x87 exception comes before those of the memory operand.
-  private func checkFPU(_ rule: Rule, waits: Bool) throws(Fault) {
+  private func checkFPU(_ rule: Rule, _ size: MemorySize, waits: Bool) throws(Fault) {
     func has(_ bit: Int) -> Bool { page[\.mode] & UInt32(bit) != 0 }
     switch rule {
     case .x87, .saveState, .restoreState:
+      if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
       if rule == .x87 && waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:
@@ -211,6 +224,7 @@ extension TranslatedCPU {
     }
     if access.writes, let exit = move(&access, write: true) { return exit }
     slow = nil
+    if isStepping { processor.state.pendingDebug |= DR6.step }
     processor.advance(access.instruction)
     if access.isStepped { processor.state.pendingDebug |= DR6.step }
     return nil

@@ -7,6 +7,7 @@ import CHost
 import CNative
 import GuestMemory
 import Host
+import Synchronization
 import X86
 
 @testable import Translator
@@ -74,7 +75,7 @@ import X86
     s.cr0 = 0x8001_0033
     s.cr3 = arena.root
     s.cr4 = 0x5_0620  // PAE OSFXSR OSXMMEXCPT FSGSBASE OSXSAVE
-    s.efer = 0x500
+    s.efer = 0xD00
     s.xcr0 = 7
     s.gdtr = DescriptorTable(base: Arena.system + 0x1000, limit: 0x3F)
     s.idtr = DescriptorTable(base: Arena.system, limit: 0x1FF)
@@ -160,6 +161,11 @@ import X86
     runs += 1
     // Now and then from cold tables.
     if runs % 8 == 0 { unsafe chost_flush_all(page.pointer) }
+    // Discarding is slow when thousands of blocks have gone by.
+    if runs % 512 == 0 {
+      translation.lock.withLock { _ in translation.cache.flush() }
+      unsafe chost_flush_all(page.pointer)
+    }
     deviceAccesses.removeAll(keepingCapacity: true)
     loop: while true {
       let exit = cpu.run()

@@ -16,7 +16,7 @@ extension Generator {
       false
     // 0F 0D with a register is #UD on AMD and NOP on Intel.
     case .nop: row.attribute != .notIn64 && !(row.byte == 0x0D && row.form == .register)
-    default: row.attribute != .notIn64 && row.attribute != .privileged
+    default: row.attribute != .notIn64 && row.attribute != .privileged && row.feature != .avxvnni
     }
   }
 
@@ -88,7 +88,7 @@ extension Generator {
   /// The case's bytes at `address` are RAM on both sides that tests may write.
   func isWritable(_ address: UInt64, _ count: Int) -> Bool {
     for end in [address, address &+ UInt64(count) &- 1] {
-      guard let kind = bench.arena.kind(end), kind == .ram || kind == .code else { return false }
+      guard bench.arena.kind(end) == .ram else { return false }
     }
     return true
   }
@@ -196,7 +196,7 @@ extension Generator {
 
   private mutating func tuneCopy(_ c: inout Case) {
     let i = c.instruction
-    if c.row.flags == .divide {
+    if c.row.flags == .divide, ![0, 2].contains(i.base), ![0, 2].contains(i.index) {
       if random.chance(75) { bench[2] = random.chance(50) ? 0 : UInt64(random.below(3)) }
       if random.chance(40) { bench[0] >>= UInt64(random.below(60)) }
     }
