@@ -34,6 +34,8 @@ enum Guest {
   static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
+  static var userSpace: String? { variable("LGUEST_TEST_USERSPACE") }
+  static var fullUserSpace: String? { variable("LGUEST_TEST_USERSPACE_FULL") }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }
   static var hasExecutable: Bool { FileManager.default.isExecutableFile(atPath: executable) }

@@ -79,4 +79,41 @@ import X86
     #expect(try count(guest, 1) == 0)
     #expect(guest.cpu.state.rip == 0x20001)
   }
+
+  @Test("a stepped instruction on the slow path traps") func steppedSlowAccess() throws {
+    // mov eax,[0x4ffe]; mov [0x10100],eax (a store into a page of code); hlt
+    let guest = try guest(
+      [0x8B, 0x04, 0x25, 0xFE, 0x4F, 0, 0, 0x89, 0x04, 0x25, 0, 1, 1, 0, 0xF4], flags: 0x102)
+    #expect(guest.cpu.run() == .halt)
+    #expect(try count(guest, 1) == 2)
+  }
+
+  @Test("data breakpoints are traps, instruction breakpoints faults") func breakpoints() throws {
+    // mov [0x40000],eax; push rax; mov ecx,[0x40002]; nop; nop; hlt
+    let code: [UInt8] = [0x89, 0x04, 0x25, 0, 0, 4, 0, 0x50, 0x8B, 0x0C, 0x25, 2, 0, 4, 0, 0x90, 0x90, 0xF4]
+    // DR0: writes of four bytes at 0x40000; DR1: reads and writes of a byte at 0x40003; both hit by the store, DR1 by the load.
+    func hits(_ dr7: UInt64) throws -> UInt32 {
+      let guest = try guest(code)
+      var state = guest.cpu.state
+      state.dr0 = 0x40000
+      state.dr1 = 0x40003
+      state.dr2 = 0x80000 - 8
+      state.dr3 = 0x1000F
+      state.dr7 = dr7
+      guest.cpu.state = state
+      if dr7 & 0xC0 != 0 {
+        // The handler of a fault returns to the instruction: RF in the image it returns to.
+        try guest.memory.copy(
+          from: [0xFF, 0x04, 0x25, 4, 0, 3, 0, 0x80, 0x4C, 0x24, 0x12, 1, 0x48, 0xCF], to: GuestPhysical(0x9020))
+      }
+      #expect(guest.cpu.run() == .halt)
+      return try count(guest, 1)
+    }
+    #expect(try hits(0x400) == 0)
+    #expect(try hits(0x400 | 1 | 0xD << 16) == 1)
+    #expect(try hits(0x400 | 4 | 3 << 20) == 2)
+    #expect(try hits(0x400 | 5 | 0xD << 16 | 3 << 20) == 2)
+    #expect(try hits(0x400 | 0x10 | 9 << 24) == 1)
+    #expect(try hits(0x400 | 0x40) == 1)
+  }
 }
