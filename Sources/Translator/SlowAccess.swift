@@ -17,8 +17,6 @@ struct SlowAccess {
   let span: LinearSpan
   let reads: Bool
   let writes: Bool
-  /// TF was set before the instruction.
-  let isStepped: Bool
   /// Bytes of the operand already moved in this phase.
   var position = 0
 }
@@ -26,28 +24,6 @@ struct SlowAccess {
 extension TranslatedCPU {
   /// Executes the instruction at RIP in Swift. Returns an exit for the machine, if one is needed.
   func executeSlowly() -> VCPUExit? {
-    switch fetchInstruction() {
-    case .success(let instruction): return executeSlowly(instruction)
-    case .failure(let error): fault(error)
-    }
-    return nil
-  }
-
-  /// The instruction at RIP if it accesses memory, so that data breakpoints have to be compared with its operands:
-  /// Swift executes it.
-  func watchedInstruction() -> Instruction? {
-    guard case .success(let instruction) = fetchInstruction() else { return nil }
-    let rule = translation.cache.translator.table[instruction.row].rule
-    switch rule {
-    case .push, .pop, .pushFlags, .popFlags, .leave, .call, .callIndirect, .ret, .movs, .stos, .lods, .scas, .cmps, .moffs,
-      .xlat:
-      return instruction
-    case .jumpIndirect, .movSegment: return instruction.isMemory ? instruction : nil
-    default: return instruction.isMemory && runsNatively(rule, instruction) ? instruction : nil
-    }
-  }
-
-  private func fetchInstruction() -> Result<Instruction, Fault> {
     let fetched = processor.fetch(at: page[\.rip])
     var bytes = (fetched.low, fetched.high)
     let result = unsafe withUnsafePointer(to: &bytes) {
@@ -57,13 +33,14 @@ extension TranslatedCPU {
     switch result {
     case .complete(var instruction):
       instruction.row = translation.cache.translator.substitute(instruction.row)
-      return .success(instruction)
-    case .needsMore: return .failure(fetched.end ?? .generalProtection())
-    case .tooLong: return .failure(.generalProtection())
+      return executeSlowly(instruction)
+    case .needsMore: fault(fetched.end ?? .generalProtection())
+    case .tooLong: fault(.generalProtection())
     }
+    return nil
   }
 
-  func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
+  private func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
     let table = translation.cache.translator.table
     let row = table[instruction.row]
     let wasStepping = isStepping
@@ -90,8 +67,6 @@ extension TranslatedCPU {
         case .exit(.halt) where processor.state.pendingDebug != 0: return nil
         case .exit(let exit): return exit
         }
-        // Transfers complete too; IRET alone loads RF.
-        if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
       }
     } catch {
       fault(error)
@@ -204,8 +179,7 @@ extension TranslatedCPU {
     let mayNotStore = row.rule == .x87 && writes && controlWord & 0x3F != 0x3F
     slow = SlowAccess(
       phase: .read, instruction: instruction, row: row, span: span,
-      reads: traits.memoryReads || isState || mayNotStore, writes: writes,
-      isStepped: page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0)
+      reads: traits.memoryReads || isState || mayNotStore, writes: writes)
     return true
   }
 
@@ -226,7 +200,6 @@ extension TranslatedCPU {
     slow = nil
     if isStepping { processor.state.pendingDebug |= DR6.step }
     processor.advance(access.instruction)
-    if access.isStepped { processor.state.pendingDebug |= DR6.step }
     return nil
   }
 
