@@ -35,7 +35,7 @@
         pop     bx
         hlt
 2:      mov     cx, cs
-        retf
+        .byte   0xcb            // RETF of 16 bits
         END     real_far
 
 // INT 21 through the vector table at 0; the handler at 1000:1f adds.

@@ -27,6 +27,13 @@ import X86
     [try KernelGuest { $0.exactFlags = true }, try KernelGuest { $0.lightPaths = false; $0.exactFlags = true }]
   }
 
+  /// The state without what the host decides: which components it tracks as in use, and MXCSR_MASK.
+  private func comparable(_ guest: KernelGuest) -> CPUState {
+    var state = guest.cpu.state
+    for index in [28, 29, 30, 31, 512] { state.xsave[index] = 0 }
+    return state
+  }
+
   private func check(_ guests: [KernelGuest], _ item: FaultCase) {
     for guest in guests {
       var item = item
@@ -37,7 +44,7 @@ import X86
       }
       item.check(on: guest)
     }
-    #expect(guests[0].cpu.state == guests[1].cpu.state, "\(item.testDescription): light and full differ")
+    #expect(comparable(guests[0]) == comparable(guests[1]), "\(item.testDescription): light and full differ")
     let frames = guests.map { guest in
       (0..<12).map { guest.peek(UInt64.self, at: (guest.cpu[register: 4] & 0xF_FFF8) + UInt64($0) * 8) }
     }
@@ -119,7 +126,7 @@ import X86
         #expect(frame?.vector == 14 && frame?.error == code && frame?.rip == Self.page, "\(entry) \(user)")
         #expect(guest.cpu.state.cr2 == Self.page)
       }
-      #expect(guests[0].cpu.state == guests[1].cpu.state)
+      #expect(comparable(guests[0]) == comparable(guests[1]))
     }
     for guest in guests {
       guest.setPage(Self.page, Self.page | 7)
@@ -177,7 +184,7 @@ import X86
         #expect(guest.cpu.state.cr2 == cr2, "\(name)")
         for (number, value) in after { #expect(guest.cpu[register: number] == value, "\(name) r\(number)") }
       }
-      #expect(guests[0].cpu.state == guests[1].cpu.state, "\(name)")
+      #expect(comparable(guests[0]) == comparable(guests[1]), "\(name)")
     }
     let data = KernelGuest.data
     stop("rep_movsb", [1: 100, 6: end - 10, 7: data], [1: 90, 6: end, 7: data + 10], write: false)

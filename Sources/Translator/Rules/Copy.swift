@@ -163,7 +163,7 @@ extension BlockBuilder {
   /// The host may raise an exception in the guest's place.
   private var mayRaise: Bool {
     switch row.rule {
-    case .x87, .mmx, .sse, .avx, .cmpxchgWide, .restoreState: true
+    case .x87, .wait, .mmx, .sse, .avx, .cmpxchgWide, .restoreState: true
     default: row.attribute == .mayFault || row.attribute == .aligned
     }
   }
