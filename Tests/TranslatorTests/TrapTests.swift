@@ -47,17 +47,17 @@ import X86
   }
 
   @Test("a stepped REP MOVSB traps after every element") func steppedString() throws {
-    // mov ecx,5; mov esi,0x10000; mov edi,0x40000; rep movsb; hlt
+    // mov ecx,5; mov esi,0x10000; mov edi,0x40000; rep movsb; ud2 (a stepped HLT does not wait)
     let guest = try guest(
-      [0xB9, 5, 0, 0, 0, 0xBE, 0, 0, 1, 0, 0xBF, 0, 0, 4, 0, 0xF3, 0xA4, 0xF4], flags: 0x102)
+      [0xB9, 5, 0, 0, 0, 0xBE, 0, 0, 1, 0, 0xBF, 0, 0, 4, 0, 0xF3, 0xA4, 0x0F, 0x0B], flags: 0x102)
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 1) == 8)
     #expect(guest.cpu[register: 7] == 0x40005)
   }
 
   @Test("INT clears TF: no trap in its handler") func steppedInterrupt() throws {
-    // nop; int3; int 0x80; nop; hlt
-    let guest = try guest([0x90, 0xCC, 0xCD, 0x80, 0x90, 0xF4], flags: 0x102)
+    // nop; int3; int 0x80; nop; ud2
+    let guest = try guest([0x90, 0xCC, 0xCD, 0x80, 0x90, 0x0F, 0x0B], flags: 0x102)
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 3) == 1)
     #expect(try count(guest, 0x80) == 1)
@@ -81,9 +81,9 @@ import X86
   }
 
   @Test("a stepped instruction on the slow path traps") func steppedSlowAccess() throws {
-    // mov eax,[0x4ffe]; mov [0x10100],eax (a store into a page of code); hlt
+    // mov eax,[0x4ffe]; mov [0x10100],eax (a store into a page of code); ud2
     let guest = try guest(
-      [0x8B, 0x04, 0x25, 0xFE, 0x4F, 0, 0, 0x89, 0x04, 0x25, 0, 1, 1, 0, 0xF4], flags: 0x102)
+      [0x8B, 0x04, 0x25, 0xFE, 0x4F, 0, 0, 0x89, 0x04, 0x25, 0, 1, 1, 0, 0x0F, 0x0B], flags: 0x102)
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 1) == 2)
   }
