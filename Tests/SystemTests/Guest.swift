@@ -33,6 +33,8 @@ enum Guest {
   static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
+  /// Where scripts/build-guests put the small guests of Guests/.
+  static var guests: String? { variable("LGUEST_TEST_GUESTS") }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }
   static var hasExecutable: Bool { FileManager.default.isExecutableFile(atPath: executable) }
