@@ -59,12 +59,15 @@ let package = Package(
     tests("SystemTests", []),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
-    tests("TranslatorTests", ["Translator", "X86", "GuestMemory", "Host", "CHost"]),
+    .target(name: "GuestCode", path: "Tests/GuestCode"),
+    tests("TranslatorTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "GuestCode"]),
     tests("X86ModelTests", ["X86"]),
     tests("ParavirtTests", ["Paravirt", "X86"]),
     tests("CHostTests", ["CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices"]),
+    .target(name: "CNative", path: "Tests/CNative", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
+    tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
     tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]
 )

@@ -8,17 +8,19 @@ suite=bookworm # the release with the 6.1 kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 mirror=${LGUEST_DEBIAN_MIRROR:-http://deb.debian.org}
 
-# private_apt COMMAND...: runs an apt tool on the private state.
+# private_apt COMMAND...: runs an apt tool on the private state of $architecture (amd64 unless set).
 private_apt() {
+  local architecture=${architecture:-amd64}
   local state=$cache/apt
+  [[ $architecture == amd64 ]] || state+=-$architecture
   if [[ ! -f $state/apt.conf ]]; then
     [[ -r $keyring ]] || die "no $keyring; install the package debian-archive-keyring"
     mkdir -p "$state"/{state/lists/partial,cache/archives/partial}
     : >"$state/status"
     cat >"$state/sources.list" <<LIST
-deb [arch=amd64 signed-by=$keyring] $mirror/debian $suite main
-deb [arch=amd64 signed-by=$keyring] $mirror/debian $suite-updates main
-deb [arch=amd64 signed-by=$keyring] $mirror/debian-security $suite-security main
+deb [arch=$architecture signed-by=$keyring] $mirror/debian $suite main
+deb [arch=$architecture signed-by=$keyring] $mirror/debian $suite-updates main
+deb [arch=$architecture signed-by=$keyring] $mirror/debian-security $suite-security main
 LIST
     # The machine's own settings are left out, hooks above all; how it reaches the network is kept.
     {
@@ -33,8 +35,8 @@ Dir::Etc::sourceparts "/dev/null";
 Dir::State "$state/state";
 Dir::State::status "$state/status";
 Dir::Cache "$state/cache";
-APT::Architecture "amd64";
-APT::Architectures { "amd64"; };
+APT::Architecture "$architecture";
+APT::Architectures { "$architecture"; };
 APT::Sandbox::User "";
 APT::Install-Recommends "false";
 Acquire::Languages "none";
@@ -50,6 +52,7 @@ CONF
 # update_lists: fetches the package lists, at most once an hour.
 update_lists() {
   local stamp=$cache/apt/updated
+  [[ ${architecture:-amd64} == amd64 ]] || stamp=$cache/apt-$architecture/updated
   if [[ -n $(find "$stamp" -mmin -60 2>/dev/null) ]]; then return; fi
   say "fetching Debian's package lists"
   private_apt apt-get -q=2 update >&2 || die "cannot reach Debian's packages at $mirror; check the network or set LGUEST_DEBIAN_MIRROR"
@@ -69,7 +72,7 @@ unpack_package() {
   work=$(mktemp -d "$cache/download.XXXXXX")
   (cd "$work" && private_apt apt-get -q=2 download "$name" >&2) || {
     rm -rf "$work"
-    die "Debian has no package '$name' for amd64 in $suite, or it cannot be fetched"
+    die "Debian has no package '$name' for ${architecture:-amd64} in $suite, or it cannot be fetched"
   }
   version=$(dpkg-deb -f "$work"/*.deb Version)
   dpkg-deb -x "$work"/*.deb "$directory"

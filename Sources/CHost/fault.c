@@ -13,7 +13,7 @@
 #include "chost.h"
 
 // Vectors, in Linux's REG_TRAPNO.
-enum { TRAP_DE = 0, TRAP_UD = 6, TRAP_GP = 13, TRAP_MF = 16, TRAP_AC = 17, TRAP_XM = 19 };
+enum { TRAP_DE = 0, TRAP_UD = 6, TRAP_GP = 13, TRAP_PF = 14, TRAP_MF = 16, TRAP_AC = 17, TRAP_XM = 19 };
 enum { EFLAGS_TF = 1 << 8, EFLAGS_DF = 1 << 10, EFLAGS_AC = 1 << 18 };
 
 // Read by signal handlers while other threads register: a slot is claimed by its start, and live while its end
@@ -90,11 +90,23 @@ static void pass_on(int signal, siginfo_t *info, void *context) {
   if (sent) raise(signal);
 }
 
+// Deep recursion has filled a shadow stack: it starts again from its top, and the returns that lose their frames
+// go through the jump cache. The push that faulted is executed again.
+static bool wrap_shadow_stack(chost_cpu *cpu, uint64_t address, greg_t *registers) {
+  for (unsigned i = 0; i < 2; i++) {
+    if (address >= cpu->shadow_bottom[i] || address < cpu->shadow_bottom[i] - CHOST_SHADOW_GUARD) continue;
+    registers[REG_RSP] = (greg_t)cpu->shadow_top[i];
+    return true;
+  }
+  return false;
+}
+
 static void handle(int signal, siginfo_t *info, void *context) {
   greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
   const uint64_t pc = (uint64_t)registers[REG_RIP], env = (uint64_t)registers[REG_R11];
   // A signal that was sent leaves the trap number of an earlier exception.
-  const bool raised = info->si_code > 0 && is_guest_exception(signal, (uint64_t)registers[REG_TRAPNO]);
+  const bool page_fault = info->si_code > 0 && signal == SIGSEGV && registers[REG_TRAPNO] == TRAP_PF;
+  const bool raised = page_fault || (info->si_code > 0 && is_guest_exception(signal, (uint64_t)registers[REG_TRAPNO]));
   // ENV is this engine's as long as translated code runs; what it points to must agree.
   const bool plausible = env >> 47 == 0 && env >= 65536 && (env - CHOST_ENV) % 64 == 0;
   if (!raised || !is_code(pc) || !plausible) {
@@ -106,10 +118,15 @@ static void handle(int signal, siginfo_t *info, void *context) {
     pass_on(signal, info, context);
     return;
   }
+  if (page_fault) {
+    if (!wrap_shadow_stack(cpu, (uint64_t)info->si_addr, registers)) pass_on(signal, info, context);
+    return;
+  }
   cpu->fault_pc = pc;
   cpu->fault_trap = (uint32_t)registers[REG_TRAPNO];
   cpu->fault_code = (uint32_t)registers[REG_ERR];
-  cpu->exit_info = (uint32_t)CHOST_EXIT_FAULT << CHOST_INFO_REASON_SHIFT; // the exit captures EFLAGS
+  // EFLAGS are captured at the exit; whether they or the page's copy are the guest's, the block knows.
+  cpu->exit_info = (uint32_t)CHOST_EXIT_FAULT << CHOST_INFO_REASON_SHIFT | CHOST_INFO_FLAGS_SAVED;
   // The floating-point state of the context is the guest's, sticky exception flags included: untouched.
   registers[REG_EFL] &= ~(greg_t)(EFLAGS_TF | EFLAGS_DF | EFLAGS_AC);
   registers[REG_RIP] = (greg_t)cpu->exit_stub;

@@ -5,6 +5,7 @@
 
 #define GPR(n) ((n) * 8 - 128)
 #define OFF_FLAGS 0
+#define OFF_MODE 36
 #define OFF_LINEAR 80
 #define OFF_EXIT_INFO 88
 #define OFF_HOST_RSP 96
@@ -15,8 +16,11 @@
 #define OFF_STUB_STRING 688
 #define OFF_STUB_LIGHT 696
 #define OFF_STRING_OPERATION 704
-#define OFF_USES_XSAVE 712
-#define OFF_FPU 235392
+#define OFF_SHADOW 712
+#define OFF_STUB_RETURN 760
+#define OFF_STUB_UNDERFLOW 768
+#define OFF_USES_XSAVE 776
+#define OFF_FPU 432000
 
 #define EXIT_LOOKUP_INFO 0x02008000    // CHOST_EXIT_LOOKUP, flags saved
 #define EXIT_ATTENTION_REASON 0x04000000

@@ -44,6 +44,7 @@ typedef struct chost_private {
   uint64_t jump_pages[2][1 << (PAGES_BITS_LOG2 - 6)];  // pages with a jump cache entry
   uint32_t large_used[2];
   uint32_t giant_used;
+  uint32_t shadow_nonglobal[2]; // code of pages that are not global has run: its frames die with MOV CR3
   uint32_t jump_mode[2]; // the mode word that the jump cache's targets were translated for
 } chost_private;
 
@@ -83,6 +84,9 @@ INLINE void zero_words(uint64_t *to, uint64_t count) {
 // Makes one guest page accessible and remembers it in the software TLB: linear + *addend is the host address.
 // False when translated code may not touch the page directly: fault, device, code page.
 bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t *addend);
+
+// The same for `count` bytes of the page: stores that share no 64-byte chunk with code are served on code pages too.
+bool chost_resolve_bytes(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend);
 
 // Empties the jump cache of the current privilege if it was filled under another mode word.
 void chost_match_jump_mode(chost_cpu *cpu);

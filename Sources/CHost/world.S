@@ -7,7 +7,7 @@
 //   R12                             guest RSP
 //   R11                             ENV, CHOST_ENV bytes into the vCPU page
 //   R13 R14 R15                     T2, T1, T0: scratch
-//   RSP                             the host's stack, 16-byte aligned
+//   RSP                             the shadow stack of return addresses, 16-byte aligned
 //
 // Guest R9, R10, R11, R14, R15 live in the page.
 #include "layout.h"
@@ -37,6 +37,33 @@
         mov     r10, [r11 + GPR(13)]
 .endm
 
+// RAX = 0 in supervisor mode, 1 in user mode: the number of the shadow stack in use.
+.macro SHADOW_NUMBER
+        mov     eax, [r11 + OFF_MODE]
+        and     eax, 3
+        cmp     eax, 3
+        sete    al
+        movzx   eax, al
+.endm
+
+// Helpers run on the host's stack, the frame of chost_enter below them. Destroys RAX.
+.macro TO_HOST_STACK
+        SHADOW_NUMBER
+        mov     [r11 + OFF_SHADOW + rax * 8], rsp
+        mov     rsp, [r11 + OFF_HOST_RSP]
+        push    r11
+        push    r11
+.endm
+
+// The helper may have changed the mode, and emptied a shadow stack. Its result moves to T1.
+.macro TO_SHADOW_STACK
+        pop     r11
+        pop     r11
+        mov     r14, rax
+        SHADOW_NUMBER
+        mov     rsp, [r11 + OFF_SHADOW + rax * 8]
+.endm
+
 // void chost_enter(chost_cpu *cpu, uint64_t host_pc)
         .globl  chost_enter
         .type   chost_enter, @function
@@ -62,6 +89,8 @@ chost_enter:
         mov     r12, [r11 + GPR(4)]
         mov     rbp, [r11 + GPR(5)]
         mov     r15, [r11 + OFF_LINEAR]         // T0: the linear address being entered
+        SHADOW_NUMBER
+        mov     rsp, [r11 + OFF_SHADOW + rax * 8]
         RESTORE_CALLER_SAVED
         jmp     r14
         .size   chost_enter, . - chost_enter
@@ -98,6 +127,8 @@ chost_stub_exit:
 2:      fxsave64 [r11 + OFF_FPU]
 3:      cld
         fninit
+        SHADOW_NUMBER
+        mov     [r11 + OFF_SHADOW + rax * 8], rsp
         mov     rsp, [r11 + OFF_HOST_RSP]
         mov     dword ptr [rsp], 0x1f80
         ldmxcsr [rsp]
@@ -115,27 +146,27 @@ chost_stub_exit:
 // leaves. Reached by CALL; flags are dead or saved.
         .type   stub_tlb_miss, @function
 stub_tlb_miss:
+        pop     qword ptr [r11 + OFF_STUB_RETURN]
         SAVE_CALLER_SAVED
         mov     [r11 + OFF_EXIT_INFO], r14d
+        TO_HOST_STACK
         lea     rdi, [r11 - 128]
         mov     rsi, r15
         mov     edx, r14d
-        push    r11
         call    chost_tlb_fill
-        pop     r11
         test    rdx, rdx
         jnz     1f
-        mov     r14, rax
+        TO_SHADOW_STACK
         RESTORE_CALLER_SAVED
+        push    qword ptr [r11 + OFF_STUB_RETURN]
         ret
-1:      mov     [r11 + OFF_LINEAR], r15         // refused: perhaps a page fault that can be delivered at once
+1:      mov     r11, [rsp]                      // refused: perhaps a page fault that can be delivered at once
+        mov     [r11 + OFF_LINEAR], r15
         mov     [r11 + GPR(4)], r12
         lea     rdi, [r11 - 128]
         mov     rsi, r15
         mov     edx, [r11 + OFF_EXIT_INFO]
-        push    r11
         call    chost_light_page_fault
-        pop     r11
         jmp     continue_light
         .size   stub_tlb_miss, . - stub_tlb_miss
 
@@ -143,14 +174,11 @@ stub_tlb_miss:
         .type   stub_jump_miss, @function
 stub_jump_miss:
         SAVE_CALLER_SAVED
+        TO_HOST_STACK
         lea     rdi, [r11 - 128]
         mov     rsi, r15
-        push    r11
-        push    r11
         call    chost_lookup
-        pop     r11
-        pop     r11
-        mov     r14, rax
+        TO_SHADOW_STACK
         RESTORE_CALLER_SAVED
         test    r14, r14
         jz      1f
@@ -160,24 +188,32 @@ stub_jump_miss:
         jmp     chost_stub_exit
         .size   stub_jump_miss, . - stub_jump_miss
 
+// Where the frame at the top of an empty shadow stack returns to: only a guest return address that is not canonical
+// matches it. RSP has moved by the address that was popped.
+        .type   stub_underflow, @function
+stub_underflow:
+        lea     rsp, [rsp - 8]
+        jmp     stub_jump_miss
+        .size   stub_underflow, . - stub_underflow
+
 // A string instruction: string_operation says which, T1 = exit information word (CHOST_EXIT_MEMORY). Reached by
 // CALL; flags are saved, and current in the page afterwards.
         .type   stub_string, @function
 stub_string:
+        pop     qword ptr [r11 + OFF_STUB_RETURN]
         SAVE_CALLER_SAVED
         mov     [r11 + OFF_EXIT_INFO], r14d
+        TO_HOST_STACK
         lea     rdi, [r11 - 128]
         mov     esi, [r11 + OFF_STRING_OPERATION]
-        push    r11
         call    chost_string
-        pop     r11
-        mov     r14d, eax
+        TO_SHADOW_STACK
         RESTORE_CALLER_SAVED
         test    r14d, r14d
         jnz     1f
+        push    qword ptr [r11 + OFF_STUB_RETURN]
         ret
-1:      add     rsp, 8
-        cmp     r14d, 1
+1:      cmp     r14d, 1
         je      chost_stub_exit
         and     dword ptr [r11 + OFF_EXIT_INFO], 0xffffff
         or      dword ptr [r11 + OFF_EXIT_INFO], EXIT_ATTENTION_REASON
@@ -188,17 +224,17 @@ stub_string:
 // instruction's length as size). Reached by CALL; flags are saved, and current in the page afterwards.
         .type   stub_light, @function
 stub_light:
+        pop     qword ptr [r11 + OFF_STUB_RETURN]
         SAVE_CALLER_SAVED
         mov     [r11 + GPR(4)], r12
         mov     [r11 + OFF_EXIT_INFO], r14d
+        TO_HOST_STACK
         lea     rdi, [r11 - 128]
         mov     esi, r14d
         lea     r14, [rip + light_table]
-        push    r11
         call    [r14 + r15 * 8]
-        pop     r11
 continue_light:
-        mov     r14, rax
+        TO_SHADOW_STACK
         RESTORE_CALLER_SAVED
         mov     r12, [r11 + GPR(4)]
         cmp     r14, 2
@@ -206,13 +242,12 @@ continue_light:
         je      2f
         test    r14, r14
         jz      3f
+        push    qword ptr [r11 + OFF_STUB_RETURN]
         ret
-1:      add     rsp, 8
-        mov     r15, [r11 + OFF_LINEAR]
+1:      mov     r15, [r11 + OFF_LINEAR]
         jmp     r14
 2:      mov     dword ptr [r11 + OFF_EXIT_INFO], EXIT_LOOKUP_INFO
-3:      add     rsp, 8
-        jmp     chost_stub_exit
+3:      jmp     chost_stub_exit
         .size   stub_light, . - stub_light
 
         .section .data.rel.ro, "aw"
@@ -236,6 +271,8 @@ chost_set_stubs:
         mov     [rdi + OFF_STUB_STRING + 128], rax
         lea     rax, [rip + stub_light]
         mov     [rdi + OFF_STUB_LIGHT + 128], rax
+        lea     rax, [rip + stub_underflow]
+        mov     [rdi + OFF_STUB_UNDERFLOW + 128], rax
         ret
         .size   chost_set_stubs, . - chost_set_stubs
 

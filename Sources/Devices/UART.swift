@@ -30,6 +30,10 @@ public final class UART: Device, DeadlineSource {
     static let dataReady: UInt8 = 1 << 0, overrun: UInt8 = 1 << 1, transmitterIdle: UInt8 = 0x60
   }
   private static let loopback: UInt8 = 1 << 4
+  /// OUT2, which on a PC connects the chip's interrupt to the bus.
+  private static let interruptGate: UInt8 = 1 << 3
+  /// A driver that only sends looks at the line status once or twice a byte; one that looks so often waits for input.
+  private static let listeningPolls: UInt8 = 16
   private static let divisorLatch: UInt8 = 1 << 7
   /// CTS, DSR and DCD: somebody is always listening.
   private static let connected: UInt8 = 0xB0
@@ -50,6 +54,19 @@ public final class UART: Device, DeadlineSource {
     var overran = false
     var transmitterInterrupt = false
     var isAsserting = false
+    /// How many of the received bytes the guest has been told of, and so may discard unread.
+    var shown = 0
+    /// Reads of the line status since the last byte was sent, at most `listeningPolls`.
+    var polls: UInt8 = 0
+
+    var isListening: Bool {
+      guard modemControl & UART.loopback == 0 else { return false }
+      return polls >= UART.listeningPolls
+        || (interruptEnable & InterruptEnable.received != 0 && modemControl & UART.interruptGate != 0)
+    }
+
+    /// The guest looks at what has arrived: at most 16 bytes are in the FIFO, the rest is still on the wire.
+    mutating func show() { shown = min(received.count, 16) }
 
     var hasFIFO: Bool { fifoControl & 1 != 0 }
     /// 1, 4, 8 or 14 bytes.
@@ -94,7 +111,7 @@ public final class UART: Device, DeadlineSource {
   ///   - line: IRQ 4 for COM1; a level.
   ///   - send: Takes a batch of output, 1...256 bytes, in order; never called twice at a time. If it blocks, so
   ///     does the guest.
-  ///   - hasRoom: Called when the guest has made room after `receiveCapacity` was 0.
+  ///   - hasRoom: Called when the guest has made room after `receiveCapacity` was 0, or begins to listen.
   ///   - rearm: Called when a batch begins to wait.
   public init(
     clock: Clock, line: InterruptLine, send: @escaping @Sendable ([UInt8]) -> Void,
@@ -111,6 +128,10 @@ public final class UART: Device, DeadlineSource {
 
   /// How many bytes `receive` would take now. At 0, stop reading the host's input until `hasRoom` is called.
   public var receiveCapacity: Int { state.withLock { Self.receiveLimit - $0.received.count } }
+
+  /// Whether the guest waits for input, by interrupt or by polling. What arrives before is lost when its driver
+  /// initialises the port, so a patient host holds it back until `hasRoom` is called.
+  public var isListening: Bool { state.withLock { $0.isListening } }
 
   /// Gives the guest input, and returns how many bytes there was room for.
   @discardableResult
@@ -168,9 +189,11 @@ public final class UART: Device, DeadlineSource {
     guard let register = ReadRegister(rawValue: offset) else { return .max }
     let (byte, madeRoom) = state.withLock { state in
       let wasFull = state.received.count >= Self.receiveLimit
+      let wasListening = state.isListening
       let byte = read(register, &state)
       drive(&state)
-      return (byte, wasFull && state.received.count < Self.receiveLimit)
+      let hasRoomAgain = wasFull && state.received.count < Self.receiveLimit
+      return (byte, hasRoomAgain || (!wasListening && state.isListening))
     }
     if madeRoom { hasRoom() }
     return UInt64(byte)
@@ -181,11 +204,13 @@ public final class UART: Device, DeadlineSource {
     switch register {
     case .receiveBuffer:
       if isDivisor { return UInt8(truncatingIfNeeded: state.divisor) }
+      if state.shown > 0 { state.shown -= 1 }
       return state.received.isEmpty ? 0 : state.received.removeFirst()
     case .interruptEnable:
       return isDivisor ? UInt8(truncatingIfNeeded: state.divisor >> 8) : state.interruptEnable
     case .interruptIdentification:
       let interrupt = state.interrupt
+      if interrupt == .received || interrupt == .receiveTimeout { state.show() }
       // Reading it is what answers the transmitter's interrupt.
       if interrupt == .transmitterEmpty { state.transmitterInterrupt = false }
       return interrupt.rawValue | (state.hasFIFO ? 0xC0 : 0)
@@ -193,6 +218,8 @@ public final class UART: Device, DeadlineSource {
     case .modemControl: return state.modemControl
     case .lineStatus:
       defer { state.overran = false }
+      state.show()
+      if state.polls < Self.listeningPolls { state.polls += 1 }
       return state.lineStatus
     case .modemStatus:
       defer { state.modemDeltas = 0 }
@@ -204,12 +231,14 @@ public final class UART: Device, DeadlineSource {
   public func write(offset: UInt64, size: UInt8, value: UInt64) {
     guard let register = WriteRegister(rawValue: offset) else { return }
     let byte = UInt8(truncatingIfNeeded: value)
-    let sent = state.withLock { state in
+    let (sent, beganToListen) = state.withLock { state in
+      let wasListening = state.isListening
       let sent = write(register, byte, &state)
       drive(&state)
-      return sent
+      return (sent, !wasListening && state.isListening)
     }
     if sent { transmit(byte) }
+    if beganToListen { hasRoom() }
   }
 
   /// Returns whether the byte goes out on the wire.
@@ -220,10 +249,12 @@ public final class UART: Device, DeadlineSource {
     case .interruptEnable where isDivisor: state.divisor = state.divisor & 0x00FF | UInt16(byte) << 8
     case .transmitHolding:
       state.transmitterInterrupt = true
+      state.polls = 0
       guard state.modemControl & Self.loopback != 0 else { return true }
       // The receiver is its own sender here, and only here can it overrun.
       if state.received.count < (state.hasFIFO ? 16 : 1) {
         state.received.append(byte)
+        state.show()
       } else {
         state.overran = true
       }
@@ -234,8 +265,9 @@ public final class UART: Device, DeadlineSource {
       if byte & ~old & InterruptEnable.transmitterEmpty != 0 { state.transmitterInterrupt = true }
     case .fifoControl:
       if (byte ^ state.fifoControl) & 1 != 0 || byte & 2 != 0 {
-        // Input of the host that the guest has not seen is not in the FIFO yet: only the FIFO's share is lost.
-        state.received.removeFirst(min(16, state.received.count))
+        // Input that the guest has not been told of has not arrived yet.
+        state.received.removeFirst(min(state.shown, state.received.count))
+        state.shown = 0
       }
       state.fifoControl = byte & 0xC9
     case .lineControl: state.lineControl = byte

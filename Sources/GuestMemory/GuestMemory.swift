@@ -38,7 +38,7 @@ import Synchronization
 
   private let region: Mapping
   private let flagRegion: Mapping
-  let codeWriteHandler = Mutex<(@Sendable (_ address: UInt64, _ count: Int) -> Void)?>(nil)
+  let codeWriteHandler = Mutex<CodeWriteHandler?>(nil)
 
   /// Makes zeroed, sparse RAM: host memory is taken page by page as the guest touches it.
   ///

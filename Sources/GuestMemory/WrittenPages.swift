@@ -14,13 +14,18 @@ public struct PageFlags: OptionSet, Sendable {
   public static let dirty = PageFlags(rawValue: 2)
 }
 
+/// A function in a box: a bare one, read out of a generic container and put back, gains a wrapper each time.
+struct CodeWriteHandler: Sendable {
+  let call: @Sendable (_ address: UInt64, _ count: Int) -> Void
+}
+
 extension GuestMemory {
   /// Registers who is told of stores to pages that hold translated code; replaces the one before.
   ///
   /// Called after the store, on the storing thread, once per touched page with the CODE flag, with the
   /// guest-physical address and the number of bytes written in that page. It may call back into this object.
   public func setCodeWriteHandler(_ handler: (@Sendable (_ address: UInt64, _ count: Int) -> Void)?) {
-    codeWriteHandler.withLock { $0 = handler }
+    codeWriteHandler.withLock { $0 = handler.map { CodeWriteHandler(call: $0) } }
   }
 
   /// Pages of RAM have a flag byte; other addresses have none.
@@ -52,7 +57,7 @@ extension GuestMemory {
       if before & PageFlags.code.rawValue != 0 {
         // Called outside the lock, so that the handler may store.
         let handler = codeWriteHandler.withLock { $0 }
-        handler?(start, Int(end &- start) + 1)
+        handler?.call(start, Int(end &- start) + 1)
       }
       if end == last { return }
       start = end &+ 1

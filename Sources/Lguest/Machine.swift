@@ -18,10 +18,8 @@ final class Machine: Sendable {
   let cpu: TranslatedCPU
   let counter: TimestampCounter
   let clock: KVMClock
-  let controller: InterruptController
-  let ports: Bus
-  let devices: Bus
-  let uart: UART
+  let platform: Platform
+  let apic: LocalAPIC
   let console: SerialConsole
   let timers: Timers
   let doorbell: Doorbell
@@ -29,7 +27,7 @@ final class Machine: Sendable {
   let logger: Logger?
 
   /// The deadline sources, by place.
-  private enum Source: Int { case localAPIC, pit, rtc }
+  enum Source: Int { case localAPIC, pit, rtc }
 
   /// Builds a machine and loads the kernel.
   init(_ configuration: VirtualMachine.Configuration, input: ConsoleInput) throws(ConfigurationError) {
@@ -49,8 +47,9 @@ final class Machine: Sendable {
     let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
     state.tscOffset = time.timestampOffset
     clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
+    let options = try Machine.options(model, counter, time, configuration.inspection)
     do throws(HostError) {
-      translation = try Translation(memory: memory, options: Machine.options(model, counter, time))
+      translation = try Translation(memory: memory, options: options)
       cpu = try translation.makeCPU(0)
     } catch { throw ConfigurationError(error) }
     cpu.state = state
@@ -63,53 +62,32 @@ final class Machine: Sendable {
     console = SerialConsole(output: configuration.consoleOutput, input: input)
 
     let deviceClock = Machine.clock(cpu, counter)
-    let pic = PIC()
-    let (doorbell, timers, console, power) = (doorbell, timers, console, power)
-    controller = InterruptController(
-      cpuCount: configuration.cpuCount, pic: pic, clock: { _ in deviceClock }, wake: { _ in doorbell.ring() },
-      rearm: { _ in timers.rearm(Source.localAPIC.rawValue) })
-    let ioapic = IOAPIC(controller: controller)
-    func line(_ irq: Int) -> InterruptLine { .isa(irq, pic: pic, ioapic: ioapic) }
-    let report: @Sendable (PowerEvent) -> Void = { power.press($0) }
-
-    let pit = PIT(clock: deviceClock, line: line(0)) { timers.rearm(Source.pit.rawValue) }
-    let rtc = RTC(
-      memoryBelow4G: memory.lowEnd, memoryAbove4G: memory.highEnd - GuestMemory.highStart, clock: deviceClock,
-      wallTime: Machine.wallTime, line: line(8)) { timers.rearm(Source.rtc.rawValue) }
-    uart = UART(
-      clock: deviceClock, line: line(4), send: { console.write($0) }, hasRoom: { console.fill() })
-    let keyboard = KeyboardController(report: report)
-    var map: [Bus.Mapping] = [
-      .init(base: 0x20, count: 2, device: pic),
-      .init(base: 0xA0, count: 2, device: pic, offset: 2),
-      .init(base: 0x4D0, count: 2, device: pic, offset: 4),
-      .init(base: 0x40, count: 4, device: pit),
-      .init(base: 0x61, count: 1, device: pit, offset: 4),
-      .init(base: 0x60, count: 1, device: keyboard),
-      .init(base: 0x64, count: 1, device: keyboard, offset: 4),
-      .init(base: 0x70, count: 2, device: rtc),
-      .init(base: 0x92, count: 1, device: SystemControlPortA(report: report)),
-      .init(base: Machine.serialPorts.lowerBound, count: UInt64(Machine.serialPorts.count), device: uart),
-      .init(base: 0xCF9, count: 1, device: ResetControl(report: report)),
-      .init(
-        base: UInt64(Machine.tables.powerManagementBase), count: PowerManagement.portCount,
-        device: PowerManagement(clock: deviceClock, report: report), widestAccess: 4),
-    ]
-    if configuration.debugExit {
-      map.append(.init(base: 0xF4, count: 4, device: DebugExit(report: report), widestAccess: 4))
+    let (doorbell, timers, console, power, logger) = (doorbell, timers, console, power, logger)
+    var parts = PlatformConfiguration(
+      cpuCount: configuration.cpuCount, memoryBelow4G: memory.lowEnd,
+      memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: [deviceClock], wallTime: Machine.wallTime,
+      serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { _ in doorbell.ring() })
+    parts.hasDebugExit = configuration.debugExit
+    parts.serialHasRoom = { console.fill() }
+    parts.rearmCPU = { _ in timers.rearm(Source.localAPIC.rawValue) }
+    parts.rearm = {
+      timers.rearm(Source.pit.rawValue)
+      timers.rearm(Source.rtc.rawValue)
     }
-    let logger = logger
-    ports = Bus(map) { port, size, isWrite in
-      logger?.debug("\(isWrite ? "write to" : "read of") \(Machine.portName(port)), \(size) bytes, where nothing answers")
+    parts.onUnclaimedPort = { port, size, isWrite in
+      let name = Machine.portName(port)
+      logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
-    devices = Bus([
-      .init(base: UInt64(Machine.tables.ioapicAddress), count: 0x1000, device: ioapic, widestAccess: 4)
-    ]) { address, size, isWrite in
+    parts.onUnclaimedMMIO = { address, size, isWrite in
       let name = Machine.addressName(address)
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
-    console.connect(uart)
-    do throws(HostError) { try timers.start([controller.localAPICs[0], pit, rtc]) } catch {
+    platform = Platform(parts)
+    apic = platform.interrupts.localAPICs[0]
+    // The serial port is no source: the vCPU's thread hands its output over after every byte.
+    let sources: [any DeadlineSource] = [apic, platform.pit, platform.rtc]
+    console.connect(platform.serial)
+    do throws(HostError) { try timers.start(sources) } catch {
       console.disconnect()
       throw ConfigurationError(error)
     }
@@ -124,9 +102,7 @@ final class Machine: Sendable {
   // MARK: Facts
 
   /// COM1.
-  static let serialPorts: Range<UInt64> = 0x3F8..<0x400
-  private static let tables = ACPIConfiguration(cpuCount: 1)
-  private static let tablesAddress: UInt64 = 0xE0000
+  static let serialPorts = PlatformAddress.serial..<PlatformAddress.serial + 8
 
   static func portName(_ port: UInt64) -> String { "port 0x" + String(port, radix: 16) }
   static func addressName(_ address: UInt64) -> String { "address 0x" + String(address, radix: 16) }
@@ -159,8 +135,8 @@ final class Machine: Sendable {
   }
 
   private static func options(
-    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime
-  ) -> TranslationOptions {
+    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime, _ inspection: EngineInspection
+  ) throws(ConfigurationError) -> TranslationOptions {
     let table = model.cpuid(CPUIDConfiguration(timestampKilohertz: counter.kilohertz))
     let entries = table.entries.map { entry in
       Translator.CPUIDTable.Entry(
@@ -170,18 +146,25 @@ final class Machine: Sendable {
     var options = TranslationOptions(cpuid: [Translator.CPUIDTable(entries)]) { model.supports($0) }
     options.tscOffset = time.timestampOffset
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
+    options.exactFlags = inspection.exactFlags
+    options.singleInstruction = inspection.singleInstruction
+    if let path = inspection.trace {
+      let file = try TraceFile(path)
+      options.trace = { file.write($0 + "\n") }
+    }
     return options
   }
 
   private static func loadKernel(
     _ configuration: VirtualMachine.Configuration, into memory: GuestMemory
   ) throws(ConfigurationError) -> CPUState {
-    let built = ACPITables.build(tables, at: tablesAddress)
+    let tables = ACPITables.build(
+      ACPIConfiguration(cpuCount: configuration.cpuCount), at: PlatformAddress.acpiTables)
     do throws(BootError) {
       return try BootLoader.load(
         KernelImage(configuration.kernel), initrd: configuration.initrd.map { InitialRAMDisk($0) },
         commandLine: configuration.commandLine.text, into: memory,
-        acpi: BootLoader.ACPI(address: tablesAddress, bytes: built.bytes, rsdp: built.rsdpAddress),
+        acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
         entry: configuration.entry)
     } catch { throw ConfigurationError(error) }
   }

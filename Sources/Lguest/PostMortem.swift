@@ -39,8 +39,8 @@ extension Statistics {
       fullExits &+= times
       if name == "memory" || name == "instruction" { helperInstructions &+= times }
     }
-    for (port, times) in machine.ports.unclaimedByAddress { count(unknown: Machine.portName(port), times: times) }
-    for (address, times) in machine.devices.unclaimedByAddress {
+    for (port, times) in machine.platform.ports.unclaimedByAddress { count(unknown: Machine.portName(port), times: times) }
+    for (address, times) in machine.platform.mmio.unclaimedByAddress {
       count(unknown: Machine.addressName(address), times: times)
     }
   }

@@ -41,13 +41,13 @@ final class RunLoop {
     self.machine = machine
     self.userSpaceBegan = userSpaceBegan
     engine = machine.cpu
-    apic = machine.controller.localAPICs[0]
+    apic = machine.apic
     let memory = ParavirtMemory(memory: machine.memory)
     registers = KVMModelSpecificRegisters(
       features: .implemented, clock: machine.clock, memory: memory, isBootCPU: true)
     hypercalls = KVMHypercalls(
       features: .implemented, clock: machine.clock, memory: memory,
-      machine: ParavirtMachine(controller: machine.controller, doorbells: [machine.doorbell]))
+      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: [machine.doorbell]))
     taskPriority = machine.cpu.taskPriority
     firstTimestampOffset = machine.cpu.timestampOffset
     timestampOffset = firstTimestampOffset
@@ -94,7 +94,7 @@ final class RunLoop {
     statistics.count(Statistics.ExitReason(exit))
     switch exit {
     case .portRead(let port, let size):
-      engine.completeRead(machine.ports.read(UInt64(port), size: size))
+      engine.completeRead(machine.platform.ports.read(UInt64(port), size: size))
     case .portWrite(let port, let size, let value):
       return write(port: UInt64(port), size, UInt64(value))
     case .mmioRead(let address, let size):
@@ -121,10 +121,10 @@ final class RunLoop {
   }
 
   private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
-    machine.ports.write(port, size: size, value: value)
+    machine.platform.ports.write(port, size: size, value: value)
     if Machine.serialPorts.contains(port) {
       // At once and on this thread: whoever reads the console batches for himself, and may make the guest wait.
-      machine.uart.flush()
+      machine.platform.serial.flush()
       if machine.console.panicIsOver { return .panicked }
     }
     return machine.power.event.map(Outcome.power)
@@ -146,12 +146,12 @@ final class RunLoop {
   }
 
   private func read(_ address: UInt64, _ size: UInt8) -> UInt64 {
-    guard let offset = apicOffset(address) else { return machine.devices.read(address, size: size) }
+    guard let offset = apicOffset(address) else { return machine.platform.mmio.read(address, size: size) }
     return apic.read(offset: offset, size: size)
   }
 
   private func write(_ address: UInt64, _ size: UInt8, _ value: UInt64) {
-    guard let offset = apicOffset(address) else { return machine.devices.write(address, size: size, value: value) }
+    guard let offset = apicOffset(address) else { return machine.platform.mmio.write(address, size: size, value: value) }
     apic.write(offset: offset, size: size, value: value)
     if offset >> 4 == RunLoop.taskPriorityRegister { adoptTaskPriority() }
   }
@@ -202,7 +202,7 @@ final class RunLoop {
     if engine.timestampOffset != timestampOffset {
       timestampOffset = engine.timestampOffset
       registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
-      machine.timers.rearm(0)
+      machine.timers.rearm(Machine.Source.localAPIC.rawValue)
     }
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
   }

@@ -32,11 +32,11 @@ final class SerialConsole: Sendable {
     port.withLock { $0.uart = nil }
   }
 
-  /// Moves input to the port while there is room. Any thread; the lock keeps bytes in order.
+  /// Moves input to the port while the guest wants it and there is room. Any thread; the lock keeps bytes in order.
   func fill() {
     port.withLock { port in
       guard let uart = port.uart else { return }
-      while uart.receiveCapacity > 0, let byte = input.take() { uart.receive(CollectionOfOne(byte)) }
+      while uart.isListening, uart.receiveCapacity > 0, let byte = input.take() { uart.receive(CollectionOfOne(byte)) }
     }
   }
 

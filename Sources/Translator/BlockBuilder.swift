@@ -20,6 +20,16 @@ struct BlockInstruction {
   var liveAfter: UInt8 = 0
 }
 
+/// Which entry of its target an edge leads to.
+enum EdgeKind: UInt8 {
+  /// The plain entry.
+  case forward
+  /// The polling entry: every loop has such an edge.
+  case backward
+  /// From behind a call to the block that follows it: the indirect entry, T0 = linear address, flags in the page.
+  case afterCall
+}
+
 /// Where a direct edge's patchable jump is.
 struct EdgeSite {
   /// Executable address just after the rel32.
@@ -28,7 +38,7 @@ struct EdgeSite {
   var stub: UInt64
   /// Offset of the target in the page.
   var target: UInt16
-  var isBackward: Bool
+  var kind: EdgeKind
 }
 
 /// A host instruction that may raise an exception.
@@ -38,6 +48,8 @@ struct FaultSite {
   var offset: UInt16
   /// The flags are in the page, not in EFLAGS.
   var flagsSaved: Bool
+  /// RAX and RDX are in `scratch[0]` and `scratch[1]`.
+  var restoresScratch: Bool
 }
 
 @safe struct BlockBuilder: ~Copyable {
@@ -57,10 +69,12 @@ struct FaultSite {
   var current = BlockInstruction()
   var row: Opcode
   var traits: RowTraits
+  /// It ends the block.
+  var isLast = false
   /// Some flag may still be read at this point.
   var flagsAreLive = false
 
-  var edges = InlineArray<4, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, isBackward: false))
+  var edges = InlineArray<4, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward))
   var edgeCount = 0
   /// Recorded by the caller into the cache.
   var faults: UnsafeMutablePointer<FaultSite>
@@ -167,28 +181,43 @@ struct FaultSite {
     return address
   }
 
+  /// How an edge leaves.
+  enum Departure {
+    case jump, call
+    case branch(UInt8)
+  }
+
   /// A direct edge to `target` in this page. The jump that `emit` writes is patched once the target exists.
-  mutating func edge(to target: Int32, condition: UInt8? = nil) {
+  mutating func edge(to target: Int32, by departure: Departure = .jump, afterCall: Bool = false) {
     let stub = cold.address
+    if afterCall { cold.store(.env(Slot.linear), RegisterMap.t0) }
     cold.storeImmediate32(.env(Slot.exitData), firstEdge &+ UInt32(edgeCount))
-    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_LINK), offset: target, flagsSaved: !hostFlags))
+    let reason = afterCall ? Int(CHOST_EXIT_RETURN) : Int(CHOST_EXIT_LINK)
+    cold.storeImmediate32(.env(Slot.exitInfo), info(reason, offset: target, flagsSaved: afterCall || !hostFlags))
     cold.jump(to: stubs.exit)
     // The displacement is patched while other vCPUs may execute it: keep it inside an aligned word.
-    let opcodeBytes = condition == nil ? 1 : 2
-    while (hot.address &+ UInt64(opcodeBytes)) & 3 != 0 { hot.byte(0x90) }
-    if let condition { hot.jump(if: condition, to: stub) } else { hot.jump(to: stub) }
+    var opcodeBytes: UInt64 = 1
+    if case .branch = departure { opcodeBytes = 2 }
+    while (hot.address &+ opcodeBytes) & 3 != 0 { hot.byte(0x90) }
+    switch departure {
+    case .jump: hot.jump(to: stub)
+    case .call: hot.call(stub)
+    case .branch(let condition): hot.jump(if: condition, to: stub)
+    }
     if edgeCount < 4 {
       edges[edgeCount] = EdgeSite(
-        end: hot.address, stub: stub, target: UInt16(truncatingIfNeeded: target), isBackward: target <= current.offset)
+        end: hot.address, stub: stub, target: UInt16(truncatingIfNeeded: target),
+        kind: afterCall ? .afterCall : (target <= current.offset ? .backward : .forward))
       edgeCount &+= 1
     }
   }
 
   /// Notes that the host instruction about to be emitted may raise an exception.
-  mutating func mayFault() {
+  mutating func mayFault(restoresScratch: Bool = false) {
     if faultCount < BlockBuilder.maximumFaults {
       unsafe faults[faultCount] = FaultSite(
-        address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags)
+        address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags,
+        restoresScratch: restoresScratch)
       faultCount &+= 1
     }
   }

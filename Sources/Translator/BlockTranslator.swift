@@ -40,17 +40,24 @@ enum DecodedBlock {
   /// One byte per row: non-zero if the CPU model does not have the row's feature.
   private let missing: UnsafeMutablePointer<Bool>
   private let traits: UnsafeMutablePointer<RowTraits>
+  /// The row that stands for each row: TZCNT and LZCNT are BSF and BSR on a CPU without them.
+  private let substitutes: UnsafeMutablePointer<UInt16>
   private let buffer: UnsafeMutablePointer<BlockInstruction>
   let faults: UnsafeMutablePointer<FaultSite>
   /// Sixteen bytes that stand for guest code where there is none to look at.
   let scratchBytes: UnsafePointer<UInt8>
   /// One instruction a block, no direct edges: for comparing against.
   let singleInstruction: Bool
+  /// Every flag is live everywhere.
+  let exactFlags: Bool
 
-  init(table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false) {
+  init(
+    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false
+  ) {
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
+    self.exactFlags = exactFlags
     let rows = table.count
     unsafe missing = .allocate(capacity: rows)
     unsafe traits = .allocate(capacity: rows)
@@ -58,6 +65,18 @@ enum DecodedBlock {
       let row = table[UInt16(truncatingIfNeeded: number)]
       unsafe (missing + number).initialize(to: !supports(row.feature))
       unsafe (traits + number).initialize(to: RowTraits(row))
+    }
+    unsafe substitutes = .allocate(capacity: rows)
+    for number in 0..<rows {
+      let row = table[UInt16(truncatingIfNeeded: number)]
+      var stand = number
+      if row.map == .x0F && row.prefix == .pF3 && (row.byte == 0xBC || row.byte == 0xBD), !supports(row.feature) {
+        stand = (0..<rows).first {
+          let other = table[UInt16(truncatingIfNeeded: $0)]
+          return other.map == .x0F && other.byte == row.byte && other.prefix != .pF3 && other.form == .modRM
+        } ?? number
+      }
+      unsafe (substitutes + number).initialize(to: UInt16(truncatingIfNeeded: stand))
     }
     unsafe buffer = .allocate(capacity: BlockTranslator.maximumInstructions)
     unsafe buffer.initialize(repeating: BlockInstruction(), count: BlockTranslator.maximumInstructions)
@@ -70,11 +89,13 @@ enum DecodedBlock {
   deinit {
     unsafe missing.deallocate()
     unsafe traits.deallocate()
+    unsafe substitutes.deallocate()
     unsafe buffer.deallocate()
     unsafe faults.deallocate()
     unsafe scratchBytes.deallocate()
   }
 
+  func substitute(_ row: UInt16) -> UInt16 { unsafe substitutes[Int(row)] }
   func isMissing(_ row: UInt16) -> Bool { unsafe missing[Int(row)] }
   func traits(of row: UInt16) -> RowTraits { unsafe traits[Int(row)] }
   subscript(index: Int) -> BlockInstruction { unsafe buffer[index] }
@@ -122,6 +143,7 @@ enum DecodedBlock {
 
   private func store(_ index: Int, _ instruction: Instruction, _ offset: Int) {
     unsafe buffer[index].instruction = instruction
+    unsafe buffer[index].instruction.row = substitute(instruction.row)
     unsafe buffer[index].offset = Int32(truncatingIfNeeded: offset)
   }
 
@@ -138,10 +160,9 @@ enum DecodedBlock {
   /// Every flag.
   static let allFlags: UInt8 = ArithmeticFlags.all
 
-  /// Flags that code at `offset` of the page may read before writing them; the bytes looked at are added to
-  /// `dependencies` (a bit per 64-byte chunk of the page).
+  /// Flags that code at `offset` of the page may read before writing them; `peek` becomes the bytes looked at.
   private func liveFlags(
-    _ bytes: GuestCode, at offset: Int64, mode: UInt32, dependencies: inout UInt64
+    _ bytes: GuestCode, at offset: Int64, mode: UInt32, peek: inout Range<Int>
   ) -> UInt8 {
     guard offset >= 0 && offset < 4096 else { return BlockTranslator.allFlags }
     let code = BlockTranslator.codeSize(mode)
@@ -152,10 +173,11 @@ enum DecodedBlock {
       guard position < 4096,
         case .complete(let i) = unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code)
       else { return live | unknown }
-      dependencies |= BlockTranslator.chunks(position, Int(i.length))
+      let end = position + Int(i.length)
+      peek = peek.isEmpty ? position..<end : min(peek.lowerBound, position)..<max(peek.upperBound, end)
       let row = table[i.row]
       live |= row.flags.reads(condition: i.opcode) & unknown
-      unknown &= ~row.flags.writes
+      unknown &= ~BlockTranslator.overwrites(row, i)
       if unknown == 0 || live == BlockTranslator.allFlags { return live }
       switch row.rule {
       case .jump:
@@ -168,6 +190,11 @@ enum DecodedBlock {
       }
     }
     return live | unknown
+  }
+
+  /// Flags that the instruction overwrites whatever happens: SCAS and CMPS repeated no times overwrite none.
+  private static func overwrites(_ row: Opcode, _ instruction: Instruction) -> UInt8 {
+    (row.rule == .scas || row.rule == .cmps) && instruction.isRepeated ? 0 : row.flags.writes
   }
 
   /// The chunks that `count` bytes at `offset` touch.
@@ -189,9 +216,11 @@ enum DecodedBlock {
     var faultCount: Int
     var edges: InlineArray<4, EdgeSite>
     var edgeCount: Int
-    var dependencies: UInt64
     /// Guest bytes.
     var length: Int
+    /// Bytes of successors, looked at for the flags they read: at the branch's target and behind the block.
+    var targetPeek: Range<Int>
+    var nextPeek: Range<Int>
   }
 
   /// Emits the `count` decoded instructions.
@@ -202,7 +231,8 @@ enum DecodedBlock {
     let first = self[0]
     let last = self[count - 1]
     let end = Int(last.offset) + Int(last.instruction.length)
-    var dependencies = BlockTranslator.chunks(Int(first.offset), end - Int(first.offset))
+    var targetPeek = 0..<0
+    var nextPeek = 0..<0
 
     // What is live where the block ends.
     let lastRow = table[last.instruction.row]
@@ -210,16 +240,16 @@ enum DecodedBlock {
     var liveAtTarget = BlockTranslator.allFlags
     var liveAtNext = BlockTranslator.allFlags
     let straddles = unsafe bytes.straddling != nil
-    if !straddles && mode & UInt32(CHOST_MODE_STEP) == 0 {
+    if !straddles && !exactFlags && mode & UInt32(CHOST_MODE_STEP) == 0 {
       switch lastRow.rule {
       case .jump, .call:
-        liveAtTarget = liveFlags(bytes, at: target, mode: mode, dependencies: &dependencies)
+        liveAtTarget = liveFlags(bytes, at: target, mode: mode, peek: &targetPeek)
       case .jcc, .loop:
-        liveAtTarget = liveFlags(bytes, at: target, mode: mode, dependencies: &dependencies)
-        liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, dependencies: &dependencies)
+        liveAtTarget = liveFlags(bytes, at: target, mode: mode, peek: &targetPeek)
+        liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, peek: &nextPeek)
       default:
         if !endsBlock(lastRow.rule) {
-          liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, dependencies: &dependencies)
+          liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, peek: &nextPeek)
         }
       }
     }
@@ -234,10 +264,10 @@ enum DecodedBlock {
       index -= 1
       let row = table[self[index].instruction.row]
       unsafe buffer[index].liveAfter = live
-      if leavesForSwift(row, self[index].instruction, mode: mode) {
+      if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
       } else {
-        live = live & ~row.flags.writes | row.flags.reads(condition: self[index].instruction.opcode)
+        live = live & ~BlockTranslator.overwrites(row, self[index].instruction) | row.flags.reads(condition: self[index].instruction.opcode)
       }
       unsafe buffer[index].liveBefore = live
     }
@@ -253,6 +283,7 @@ enum DecodedBlock {
       builder.current = item
       builder.row = table[item.instruction.row]
       builder.traits = traits(of: item.instruction.row)
+      builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
@@ -265,7 +296,7 @@ enum DecodedBlock {
     return Emitted(
       pollOffset: entries.poll, plainOffset: entries.plain, needsFlags: needsFlags, hotCount: builder.hot.count,
       coldCount: builder.cold.count, faultCount: builder.faultCount, edges: builder.edges,
-      edgeCount: builder.edgeCount, dependencies: dependencies, length: end - Int(first.offset))
+      edgeCount: builder.edgeCount, length: end - Int(first.offset), targetPeek: targetPeek, nextPeek: nextPeek)
   }
 
   /// Ends a block after its last instruction.
@@ -325,9 +356,11 @@ enum DecodedBlock {
     case .sti: return b.sti()
     case .cld: return b.setDirection(false)
     case .std: return b.setDirection(true)
-    case .rdtsc: return b.rdtsc()
+    case .rdtsc, .rdtscp: return b.rdtsc()
     case .swapgs: return b.swapgs()
     case .rdfsbase: return b.rdfsbase()
+    case .wrfsbase: return b.wrfsbase()
+    case .saveState, .restoreState: return b.stateImage()
     case .syscall: return step ? false : b.syscall()
     case .sysret: return step ? false : b.sysret()
     case .popFlags: return step ? false : b.popFlags()

@@ -170,6 +170,32 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     long(Int32(bitPattern: value))
   }
 
+  mutating func storeImmediate64(_ target: HostMemory, _ value: Int32) {
+    rex(w: true, reg: 0, memory: target)
+    byte(0xC7)
+    modRM(reg: 0, memory: target)
+    long(value)
+  }
+
+  mutating func test32(_ target: HostRegister, immediate value: Int32) {
+    rex(w: false, reg: 0, rm: target)
+    byte(0xF7)
+    modRM(reg: 0, rm: target)
+    long(value)
+  }
+
+  mutating func test(_ first: HostRegister, _ second: HostRegister) {
+    rex(w: true, reg: second, rm: first)
+    byte(0x85)
+    modRM(reg: second, rm: first)
+  }
+
+  mutating func not(_ target: HostRegister) {
+    rex(w: true, reg: 0, rm: target)
+    byte(0xF7)
+    modRM(reg: 2, rm: target)
+  }
+
   /// The shortest move of a constant.
   mutating func mov(_ target: HostRegister, immediate value: UInt64) {
     if value <= 0xFFFF_FFFF {
@@ -319,6 +345,17 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   mutating func call(_ target: UInt64) {
     byte(0xE8)
     relative(to: target)
+  }
+
+  mutating func call(through memory: HostMemory) {
+    rex(w: false, reg: 2, memory: memory)
+    byte(0xFF)
+    modRM(reg: 2, memory: memory)
+  }
+
+  mutating func push(_ source: HostRegister) {
+    rex(w: false, reg: 0, rm: source)
+    byte(0x50 | source & 7)
   }
 
   mutating func jump(through memory: HostMemory) {

@@ -41,6 +41,8 @@ struct RowTraits {
     add(operands.1, reads: row.attribute != .secondWritten, writes: second)
     add(operands.2, reads: true, writes: false)
     add(operands.3, reads: true, writes: false)
+    // CBW and CWD name no operands.
+    if row.map == .one && (row.byte == 0x98 || row.byte == 0x99) { usesOperandSize = true }
   }
 
   private mutating func add(_ operand: Operand, reads: Bool, writes: Bool) {
@@ -103,8 +105,12 @@ struct RowTraits {
     case .Ms: memory(.descriptorTable, 0, reads, writes)
     case .Mfx: memory(.fxsave, 0, reads, writes)
     case .Mxsave: memory(.xsave, 0, reads, writes)
-    case .Mfsave: memory(.fsave, 0, reads, writes)
-    case .Mfenv: memory(.fenv, 0, reads, writes)
+    case .Mfsave:
+      memory(.fsave, 0, reads, writes)
+      usesOperandSize = true
+    case .Mfenv:
+      memory(.fenv, 0, reads, writes)
+      usesOperandSize = true
     case .rAX, .eAX, .rDX, .Iz, .Iv, .Ov: usesOperandSize = true
     default: break
     }

@@ -31,7 +31,9 @@ extension TranslatedCPU {
         UnsafeRawPointer($0), count: fetched.count, code: BlockTranslator.codeSize(page[\.mode]))
     }
     switch result {
-    case .complete(let instruction): return executeSlowly(instruction)
+    case .complete(var instruction):
+      instruction.row = translation.cache.translator.substitute(instruction.row)
+      return executeSlowly(instruction)
     case .needsMore: fault(fetched.end ?? .generalProtection())
     case .tooLong: fault(.generalProtection())
     }
@@ -41,17 +43,28 @@ extension TranslatedCPU {
   private func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
     let table = translation.cache.translator.table
     let row = table[instruction.row]
-    let wasStepping = page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0
+    let wasStepping = isStepping
+    let held = processor.state.pendingDebug
     do throws(Fault) {
-      if translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
+      // What has no row may have an opcode that means something elsewhere: 06 in 64-bit mode.
+      if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
-        try checkFPU(row.rule)
+        let size = translation.cache.translator.traits(of: instruction.row).memorySize
+        try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
         if try prepare(instruction, row) { return continueSlow() }
         processor.advance(instruction)
+        if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else {
-        switch try processor.execute(instruction, row: row) {
-        case .done: break
+        let outcome = try executeWithDevices(instruction, row)
+        if isRestarting {
+          if case .exit(let exit) = outcome { return exit }
+        }
+        finishStep(instruction, row, wasStepping: wasStepping, held: held)
+        switch outcome {
+        case .done: return nil
         case .shutdown: return .shutdown
+        // A stepped HLT traps instead of waiting.
+        case .exit(.halt) where processor.state.pendingDebug != 0: return nil
         case .exit(let exit): return exit
         }
       }
@@ -59,8 +72,22 @@ extension TranslatedCPU {
       fault(error)
       return nil
     }
-    if wasStepping { processor.state.pendingDebug |= DR6.step }
     return nil
+  }
+
+  private var isStepping: Bool { page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0 }
+
+  /// The single-step trap of an instruction that Swift executed: by TF before it, but SYSCALL and SYSRET obey the TF that
+  /// they load, and software interrupts, which clear TF, do not trap. `held`: traps that MOV SS delayed.
+  private func finishStep(_ instruction: Instruction, _ row: Opcode, wasStepping: Bool, held: UInt64) {
+    let traps: Bool
+    switch row.rule {
+    case .syscall, .sysret: traps = isStepping
+    default:
+      let isInterrupt = row.map == .one && [0xCC, 0xCD, 0xCE, 0xF1].contains(instruction.opcode)
+      traps = wasStepping && (!isInterrupt || isStepping)
+    }
+    processor.state.pendingDebug |= held | (traps ? DR6.step : 0)
   }
 
   /// Instructions that the host executes on a copy of their operand.
@@ -72,14 +99,19 @@ extension TranslatedCPU {
   }
 
   /// #UD and #NM of the floating-point and vector state (SDM volume 3, 2.5 and table 13-1).
-  private func checkFPU(_ rule: Rule) throws(Fault) {
+  ///
+  /// A pending x87 exception comes before those of the memory operand.
+  private func checkFPU(_ rule: Rule, _ size: MemorySize, waits: Bool) throws(Fault) {
     func has(_ bit: Int) -> Bool { page[\.mode] & UInt32(bit) != 0 }
     switch rule {
     case .x87, .saveState, .restoreState:
+      if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
+      if rule == .x87 && waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:
       if has(Int(CHOST_MODE_EM)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
+      if hasPendingX87Exception { throw .floatingPoint }
     case .sse:
       if has(Int(CHOST_MODE_EM)) || !has(Int(CHOST_MODE_OSFXSR)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
@@ -90,6 +122,22 @@ extension TranslatedCPU {
       if has(Int(CHOST_MODE_MP)) && has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
     default: break
     }
+  }
+
+  /// FCW in the saved image.
+  private var controlWord: UInt16 {
+    unsafe UnsafeRawPointer(page.pointer).load(fromByteOffset: Int(CHOST_ENV) + Int(CHOST_FPU), as: UInt16.self)
+  }
+
+  /// FSW.ES in the saved image.
+  private var hasPendingX87Exception: Bool {
+    unsafe UnsafeRawPointer(page.pointer).load(fromByteOffset: Int(CHOST_ENV) + Int(CHOST_FPU) + 2, as: UInt16.self)
+      & 0x80 != 0
+  }
+
+  /// Whether an x87 instruction with a memory operand checks for pending exceptions: all but FNSTCW and FNSTSW.
+  private static func waits(_ instruction: Instruction) -> Bool {
+    instruction.modRM >> 3 & 7 != 7 || instruction.opcode != 0xD9 && instruction.opcode != 0xDD
   }
 
   // MARK: Operands
@@ -127,8 +175,11 @@ extension TranslatedCPU {
     let span = try processor.span(
       linear, count: size, write: writes, as: processor.authority, stack: operand.segment == .ss)
     // State images are merged with what is there (XSAVE leaves parts alone).
+    // An x87 store whose exception is not masked leaves memory alone: so does writing back what was there.
+    let mayNotStore = row.rule == .x87 && writes && controlWord & 0x3F != 0x3F
     slow = SlowAccess(
-      phase: .read, instruction: instruction, row: row, span: span, reads: traits.memoryReads || isState, writes: writes)
+      phase: .read, instruction: instruction, row: row, span: span,
+      reads: traits.memoryReads || isState || mayNotStore, writes: writes)
     return true
   }
 
@@ -147,6 +198,7 @@ extension TranslatedCPU {
     }
     if access.writes, let exit = move(&access, write: true) { return exit }
     slow = nil
+    if isStepping { processor.state.pendingDebug |= DR6.step }
     processor.advance(access.instruction)
     return nil
   }

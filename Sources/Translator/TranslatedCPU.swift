@@ -15,6 +15,7 @@ public import X86
   let page: VCPUPage
   let processor: Processor
   private let region: Mapping
+  private let shadowStacks: ShadowStacks
   private let interruptRequest = Atomic<Bool>(false)
   /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
   public private(set) var hasMetUserCode = false
@@ -25,15 +26,20 @@ public import X86
   private var windowWanted = false
   /// An instruction whose operand is not RAM, half done.
   var slow: SlowAccess?
+  /// The instruction at RIP is executed again once a device has answered (DeviceAccess.swift).
+  var isRestarting = false
+  /// Another thread has changed code: jumps to it must be forgotten at the next boundary.
+  private let codeChanged = Atomic<Bool>(false)
 
   /// Full exits by CHOST_EXIT reason.
-  var exitCounts = InlineArray<8, UInt64>(repeating: 0)
-  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step"]
+  var exitCounts = InlineArray<16, UInt64>(repeating: 0)
+  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return"]
 
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
     self.number = number
     region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + 4095) & ~4095)
+    shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
     let state = ProcessorState(cpuid: cpuid)
     processor = Processor(page: page, state: state)
@@ -42,6 +48,8 @@ public import X86
     page[\.ram_low_end] = memory.lowEnd
     page[\.ram_high_end] = memory.highEnd
     unsafe page[\.page_flags] = UInt64(UInt(bitPattern: memory.pageFlags))
+    unsafe page[\.code_chunks] = UInt64(UInt(bitPattern: translation.cache.chunks))
+    page[\.no_light] = translation.options.lightPaths ? 0 : 1
     page[\.physical_mask] = 1 << UInt64(translation.options.physicalAddressBits) &- 1
     unsafe page[\.block_table] = UInt64(UInt(bitPattern: translation.cache.table))
     page[\.block_mask] = UInt64(CodeCache.tableSlots - 1)
@@ -50,6 +58,7 @@ public import X86
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
     unsafe chost_reset_tables(page.pointer)
+    shadowStacks.install(in: page)
     state.codeObserver = self
     self.state = CPUState()
     page[\.tsc_offset] = translation.options.tscOffset
@@ -59,6 +68,12 @@ public import X86
 
   public func run() -> VCPUExit {
     while true {
+      if let exit = pendingDeviceWrite() { return exit }
+      if isRestarting {
+        isRestarting = false
+        if let exit = executeSlowly() { return exit }
+        continue
+      }
       if slow != nil {
         if let exit = continueSlow() { return exit }
         continue
@@ -94,10 +109,12 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
+      if codeChanged.exchange(false, ordering: .sequentiallyConsistent) { dropJumpCache() }
       if interruptRequest.exchange(false, ordering: .sequentiallyConsistent) { return .kicked }
     }
     if exitRequested { return shutdown() }
-    if state.pendingDebug != 0 {
+    // A load of SS holds them back too: the handler could not rely on its stack.
+    if state.pendingDebug != 0 && state.interruptShadow != .movSS {
       let status = state.pendingDebug
       state.pendingDebug = 0
       if processor.debugTrap(status) == .shutdown { return .shutdown }
@@ -113,6 +130,11 @@ public import X86
     if windowWanted && canAcceptInterrupt { return .interruptWindow }
     // IRET has to come to Swift while it would end the blocking of NMIs.
     page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil || state.nmiBlocked ? 1 : 0
+    if processor.hasBreakpoints && state.interruptShadow != .movSS {
+      // Lower in priority than everything above, and a fault: RIP is the instruction's.
+      let hits = processor.instructionBreakpoint(at: linearIP)
+      if hits != 0 && processor.debugTrap(hits) == .shutdown { return .shutdown }
+    }
     return nil
   }
 
@@ -166,12 +188,13 @@ public import X86
 
   private func translate(_ linear: UInt64) throws(Fault) -> UInt64 {
     let started = chost_read_tsc()
+    // First: forgetting everything also forgets which pages hold code.
+    makeRoom()
     let physical = try codePage(linear)
     let translation = translation
     let mode = page[\.mode]
     if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
-    makeRoom()
     let offset = Int(linear & 4095)
     let base = unsafe UnsafePointer<UInt8>(
       bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
@@ -233,25 +256,31 @@ public import X86
     if flushed { translation.forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
   }
 
-  /// Blocks were discarded.
+  /// Blocks were discarded. Only on the vCPU's own thread.
   func dropJumpCache() { unsafe chost_flush_jump_cache(page.pointer) }
 
-  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }
+  /// The same from any thread: until the next poll, the vCPU may run what was there before, as a processor may.
+  func dropJumpCacheSoon() {
+    codeChanged.store(true, ordering: .sequentiallyConsistent)
+    unsafe chost_set_attention(page.pointer)
+  }
+
+  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count, by: self) }
 
   // MARK: Exits
 
   private func handleExit() -> VCPUExit? {
     let info = page[\.exit_info]
-    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 7
+    let reason = Int(info >> UInt32(CHOST_INFO_REASON_SHIFT)) & 15
     exitCounts[reason] &+= 1
     switch reason {
-    case Int(CHOST_EXIT_LOOKUP): setIP(linear: page[\.linear])
+    case Int(CHOST_EXIT_LOOKUP), Int(CHOST_EXIT_RETURN): setIP(linear: page[\.linear])
     case Int(CHOST_EXIT_FAULT): return hostFault()
     default: setIP(linear: page[\.page_va] &+ UInt64(info & UInt32(CHOST_INFO_OFFSET)))
     }
     switch reason {
     case Int(CHOST_EXIT_MEMORY), Int(CHOST_EXIT_INSTRUCTION): return executeSlowly()
-    case Int(CHOST_EXIT_LINK): link(page[\.exit_data])
+    case Int(CHOST_EXIT_LINK), Int(CHOST_EXIT_RETURN): link(page[\.exit_data])
     case Int(CHOST_EXIT_STEP): stepped()
     default: break
     }
@@ -272,6 +301,7 @@ public import X86
     let edge = cache.edge(index)
     guard edge.block >= 0 else { return }
     let block = cache[edge.block]
+    guard block.isLive else { return }
     let physical = block.page | UInt64(edge.targetOffset)
     let generation = cache.generation
     var target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
@@ -289,12 +319,24 @@ public import X86
     let address = page[\.fault_pc]
     let trap = page[\.fault_trap]
     guard let (_, fault) = translation.cache.faultingInstruction(at: address) else {
-      return .failed("host trap \(trap) at an unexpected place in translated code (guest RIP near \(hex(page[\.page_va])))")
+      return .failed(
+        "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))")
     }
     if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
+    if fault.restoresScratch {
+      page[register: GPR.rax] = page[\.scratch].0
+      page[register: GPR.rdx] = page[\.scratch].1
+    }
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
     self.fault(TranslatedCPU.guestFault(hostTrap: trap))
     return nil
+  }
+
+  /// The first bytes of an instruction in the code cache.
+  private func hostBytes(at address: UInt64) -> String {
+    guard address >= page[\.code_base], address < page[\.code_end] &- 16 else { return "outside" }
+    let bytes = unsafe UnsafeBufferPointer(start: UnsafePointer<UInt8>(bitPattern: UInt(address)), count: 12)
+    return unsafe bytes.map { String($0, radix: 16) }.joined(separator: " ")
   }
 
   /// What the guest sees of a host trap.
@@ -314,18 +356,22 @@ public import X86
   // MARK: CPUEngine
 
   public func completeRead(_ value: UInt64) {
-    if slow != nil {
+    if isRestarting {
+      processor.state.device.answer(value)
+    } else if slow != nil {
       completeSlowRead(value)
-      return
+    } else {
+      processor.state.device.begin()
+      do throws(Fault) { try processor.completeRead(value) } catch { fault(error) }
+      processor.state.device.finish()
     }
-    do throws(Fault) { try processor.completeRead(value) } catch { fault(error) }
   }
 
   public func completeWrite() { processor.completeWrite() }
 
   public func refuseMSR() { fault(processor.refuseMSR()) }
 
-  public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil }
+  public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil && !isRestarting }
 
   public func inject(interrupt vector: UInt8) { pendingInterrupt = vector }
   public func injectNMI() { pendingNMI = true }

@@ -144,6 +144,7 @@ enum Slot {
   static let systemFlags: Int32 = 32
   static let scratch0: Int32 = 40
   static let scratch1: Int32 = 48
+  static let linear: Int32 = 80
   static let exitInfo: Int32 = 88
   static let exitData: Int32 = 92
   static let exitStub: Int32 = 104
@@ -151,9 +152,13 @@ enum Slot {
   static let cr2: Int32 = 128 + 8 * 24 + 2 * 16 + 8
   static let cr3: Int32 = cr2 + 8
   static let kernelGSBase: Int32 = cr2 - 8 + 5 * 8 + 5 * 8
+  static let xcr0: Int32 = kernelGSBase + 8 + 3 * 8
+  static let tscAux: Int32 = xcr0 + 8
   static let tlbMissStub: Int32 = 672
   static let jumpMissStub: Int32 = 680
   static let stringStub: Int32 = 688
   static let lightStub: Int32 = 696
   static let stringOperation: Int32 = 704
+  /// Of the supervisor's stack; the user's follows.
+  static let shadowTop: Int32 = 728
 }

@@ -74,10 +74,16 @@ typedef struct chost_cpu {
   uint64_t captured_flags;    // EFLAGS at the last full exit, in the layout of `flags`
   uint64_t stub_tlb_miss, stub_jump_miss, stub_string, stub_light; // host addresses; trampolines in the code cache jump through them
   uint64_t string_operation;  // argument of stub_string
+  // The shadow stacks of return addresses, supervisor's and user's (ShadowStack.swift): where RSP was when it was left,
+  // its empty position, and its lowest usable address, below which lies a guard page.
+  uint64_t shadow[2], shadow_top[2], shadow_bottom[2];
+  uint64_t stub_return;       // where a light way out goes back to
+  uint64_t stub_underflow;    // host address that a return from an empty shadow stack would go to
   uint32_t uses_xsave;        // the full exit saves vector state with XSAVE (else FXSAVE)
-  uint32_t pad0;
+  uint32_t no_light;          // the light helpers of system.c decline everything: for comparing against
   // Counters, for --stats; counted by the light helpers.
   uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
+  uint64_t code_chunks;       // host address of a word per guest page: bit c, 64-byte chunk c may hold code
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
@@ -123,7 +129,10 @@ enum {
   CHOST_EXIT_INSTRUCTION, // the instruction at `rip` is executed by Swift
   CHOST_EXIT_FAULT,       // the host CPU raised an exception at `fault_pc`
   CHOST_EXIT_STEP,        // end of a one-instruction block
+  CHOST_EXIT_RETURN,      // edge `exit_data`, from a call to the block behind it at `linear`, is not linked yet
 };
+
+enum { CHOST_SHADOW_GUARD = 4096 };
 
 // Page flags.
 enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2 };
@@ -139,7 +148,7 @@ typedef struct chost_tlb_entry {
   uint64_t tag, addend;
 } chost_tlb_entry;
 
-enum { CHOST_TLB_ENTRIES = 1024, CHOST_JUMP_ENTRIES = 4096 };
+enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 4096 };
 
 // Offsets from ENV of the big tables behind the struct.
 enum {

@@ -53,13 +53,49 @@ extension BlockBuilder {
 
   /// Goes to the linear address in T0. The page's flags are current.
   mutating func jumpThroughCache() {
+    probeJumpCache(missing: stubs.jumpMiss) { code, target in code.jump(through: target) }
+  }
+
+  /// Looks the linear address in T0 up; `go` emits the transfer to what was found.
+  private mutating func probeJumpCache(missing: UInt64, go: (inout CodeEmitter, HostMemory) -> Void) {
     let user: Int32 = privilege == 3 ? 2 &* 8 &* Int32(CHOST_JUMP_ENTRIES) : 0
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     hot.mov32(t1, t0)
     hot.alu(.and, t1, immediate: Int32(CHOST_JUMP_ENTRIES) &- 1, w: false)
     hot.alu(.cmp, t0, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TAGS) &+ user))
-    hot.jump(if: CodeEmitter.notEqual, to: stubs.jumpMiss)
-    hot.jump(through: HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
+    hot.jump(if: CodeEmitter.notEqual, to: missing)
+    go(&hot, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
+  }
+
+  /// Where a transfer to a computed target that is not canonical goes: Swift raises #GP for this instruction, after
+  /// the guest's stack pointer has been moved back by `moved`, and the shadow stack by `dropped` bytes.
+  private mutating func coldRefusal(moved: Int32 = 0, dropped: Int32 = 0) -> UInt64 {
+    let address = cold.address
+    if dropped != 0 { cold.lea(4, HostMemory(4, dropped)) }
+    if moved != 0 { cold.lea(RegisterMap.stackPointer, HostMemory(RegisterMap.stackPointer, 0 &- moved)) }
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true))
+    cold.jump(to: stubs.exit)
+    return address
+  }
+
+  /// In the cold half: goes to `refusal` unless T0 is canonical.
+  private mutating func coldCheck(_ refusal: UInt64) {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    cold.mov(t1, t0)
+    cold.shiftLeft(t1, 16, w: true)
+    cold.shiftRightArithmetic(t1, 16)
+    cold.alu(.cmp, t1, t0)
+    cold.jump(if: CodeEmitter.notEqual, to: refusal)
+  }
+
+  /// Goes to a target in T0 that the guest computed.
+  private mutating func jumpToComputed() {
+    guard isLong else { return jumpThroughCache() }
+    let refusal = coldRefusal()
+    let miss = cold.address
+    coldCheck(refusal)
+    cold.jump(to: stubs.jumpMiss)
+    probeJumpCache(missing: miss) { code, target in code.jump(through: target) }
   }
 
   /// JMP rel.
@@ -76,7 +112,7 @@ extension BlockBuilder {
     let condition = instruction.opcode & 15
     let target = relativeTarget
     if isLinkable(target) {
-      edge(to: Int32(truncatingIfNeeded: target), condition: condition)
+      edge(to: Int32(truncatingIfNeeded: target), by: .branch(condition))
     } else {
       let over = cold.address
       hot.jump(if: condition, to: over)
@@ -115,14 +151,52 @@ extension BlockBuilder {
     guard hasInlineBranches, hasInlineStack, !truncatesIP else { return false }
     clobberFlags()
     pushReturnAddress()
-    go(to: relativeTarget, liveAtTarget: liveAtTarget)
+    let target = relativeTarget
+    if isLinkable(target) {
+      if liveAtTarget != 0 { needHostFlags(scratch: RegisterMap.t1) }
+      hot.push(RegisterMap.t2)
+      edge(to: Int32(truncatingIfNeeded: target), by: .call)
+      afterCall()
+    } else {
+      needPageFlags()
+      hot.load(RegisterMap.t0, .env(Slot.pageAddress))
+      addToT0(target)
+      callThroughCache()
+    }
     return true
   }
 
+  /// Pushes the guest's return address on its stack; it stays in T2.
   private mutating func pushReturnAddress() {
     hot.load(RegisterMap.t2, .env(Slot.pageAddress))
     hot.lea(RegisterMap.t2, HostMemory(RegisterMap.t2, nextOffset))
+    if !isLong { hot.mov32(RegisterMap.t2, RegisterMap.t2) }
     pushT2(size: isLong ? 8 : 4)
+  }
+
+  /// Calls the linear address in T0, the return address in T2. The page's flags are current.
+  private mutating func callThroughCache(isComputed: Bool = false) {
+    hot.push(RegisterMap.t2)
+    let refusal = isComputed && isLong ? coldRefusal(moved: -8, dropped: 8) : 0
+    let miss = cold.address
+    if refusal != 0 { coldCheck(refusal) }
+    probeJumpCache(missing: miss) { code, target in code.call(through: target) }
+    cold.call(stubs.jumpMiss)
+    cold.jump(to: hot.address)
+    afterCall()
+  }
+
+  /// What a matching RET comes back to: T0 = the return address, flags in the page.
+  private mutating func afterCall() {
+    let sp: HostRegister = 4
+    hot.lea(sp, HostMemory(sp, 8))
+    hostFlags = false
+    pageFlags = true
+    if isLinkable(Int64(nextOffset)) {
+      edge(to: nextOffset, afterCall: true)
+    } else {
+      jumpThroughCache()
+    }
   }
 
   /// Loads an indirect target into `scratch`.
@@ -149,7 +223,7 @@ extension BlockBuilder {
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
-    jumpThroughCache()
+    jumpToComputed()
     return true
   }
 
@@ -165,7 +239,7 @@ extension BlockBuilder {
     hot.store(.env(Slot.scratch1), RegisterMap.t0)
     pushReturnAddress()
     hot.load(RegisterMap.t0, .env(Slot.scratch1))
-    jumpThroughCache()
+    callThroughCache(isComputed: true)
     return true
   }
 
@@ -176,8 +250,23 @@ extension BlockBuilder {
     hostFlags = false
     let size: Int32 = isLong ? 8 : 4
     loadTop(RegisterMap.t0, size: size)
-    release(size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF))
+    let count = size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF)
+    release(count)
+    let bad = isLong ? coldRefusal(moved: count) : 0
+    // The frame on the shadow stack: host address, guest address.
+    let sp: HostRegister = 4
+    hot.alu(.cmp, RegisterMap.t0, HostMemory(sp, 8))
+    hot.jump(if: CodeEmitter.notEqual, to: cold.address)
+    hot.byte(0xC3)
+    // Another frame than the caller's: drop it, unless the stack is empty.
+    cold.alu(.cmp, sp, .env(Slot.shadowTop &+ (privilege == 3 ? 8 : 0)))
+    cold.byte(0x73)  // JAE over LEA RSP,[RSP+16]
+    cold.byte(5)
+    cold.lea(sp, HostMemory(sp, 16))
+    if isLong { coldCheck(bad) }
+    swap(&hot, &cold)
     jumpThroughCache()
+    swap(&hot, &cold)
     return true
   }
 }

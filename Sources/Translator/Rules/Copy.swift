@@ -39,10 +39,6 @@ extension BlockBuilder {
         emit(memory: memory)
       }
     } else {
-      if traits.rm.isByte && i.isHighByte(i.rm) || traits.reg.isByte && i.isHighByte(i.reg) {
-        // AH...BH beside a register that needs REX (MOVZX ESP, AH): not encodable.
-        if needsREX { return false }
-      }
       prepareFlags()
       emit(memory: nil)
     }
@@ -50,13 +46,12 @@ extension BlockBuilder {
     return true
   }
 
-  /// A register operand that only a REX prefix reaches on the host.
-  private var needsREX: Bool {
+  /// A byte source in AH...BH beside a register that only a REX prefix reaches on the host (MOVZX ESP, AH; CRC32):
+  /// not encodable. Without a REX prefix of the guest's that register is RSP.
+  private var highByteNeedsREX: Bool {
     let i = instruction
-    func high(_ use: FieldUse, _ number: UInt8) -> Bool {
-      use.isGeneral && !use.isByte && (RegisterMap.host(number) == RegisterMap.inMemory || RegisterMap.host(number) >= 8)
-    }
-    return high(traits.reg, i.reg) || high(traits.rm, i.rm)
+    return traits.rm.isByte && i.isHighByte(i.rm) && traits.reg.isGeneral && !traits.reg.isByte
+      && RegisterMap.host(i.reg) >= 8
   }
 
   /// How many scratch registers the instruction's register operands want.
@@ -130,8 +125,19 @@ extension BlockBuilder {
       }
     }
 
-    if mayRaise { mayFault() }
-    encode(fields, memory: memory)
+    if memory == nil && highByteNeedsREX {
+      // The byte passes through DIL.
+      hot.store(.env(Slot.scratch0), RegisterMap.rdi)
+      hot.byte(0x0F)  // MOVZX EDI, AH...BH
+      hot.byte(0xB6)
+      hot.modRM(reg: RegisterMap.rdi, rm: i.rm)
+      fields.rm = RegisterMap.rdi
+      encode(fields, memory: nil)
+      hot.load(RegisterMap.rdi, .env(Slot.scratch0))
+    } else {
+      if mayRaise { mayFault() }
+      encode(fields, memory: memory)
+    }
 
     if traits.reg.isGeneral && traits.reg.writes { writeBack(i.reg, fields.reg, isByte: traits.reg.isByte) }
     if memory == nil && traits.rm.isGeneral && traits.rm.writes { writeBack(i.rm, fields.rm, isByte: traits.rm.isByte) }
@@ -157,7 +163,7 @@ extension BlockBuilder {
   /// The host may raise an exception in the guest's place.
   private var mayRaise: Bool {
     switch row.rule {
-    case .x87, .mmx, .sse, .avx, .cmpxchgWide: true
+    case .x87, .wait, .mmx, .sse, .avx, .cmpxchgWide, .restoreState: true
     default: row.attribute == .mayFault || row.attribute == .aligned
     }
   }
@@ -169,7 +175,11 @@ extension BlockBuilder {
       encodeVEX(fields, memory: memory)
     } else {
       if i.hasLock { hot.byte(0xF0) }
-      if traits.usesOperandSize ? i.operandSize == 2 : (i.hasOperandSizePrefix && row.prefix != .any) { hot.byte(0x66) }
+      // 66 is a mandatory prefix, or means 16-bit operands, or nothing.
+      let wants66 =
+        row.prefix == .p66 || traits.usesOperandSize && i.operandSize == 2
+        || !traits.usesOperandSize && row.prefix != .any && i.hasOperandSizePrefix
+      if wants66 { hot.byte(0x66) }
       if i.repeatPrefix != 0 && row.prefix != .any { hot.byte(i.repeatPrefix) }
       var rex: UInt8 = i.rex & 8
       if i.hasModRM {
@@ -194,7 +204,9 @@ extension BlockBuilder {
         hot.byte(0x0F)
         hot.byte(0x3A)
       }
-      hot.byte(row.form == .plus ? i.opcode & 0xF8 | fields.plus & 7 : i.opcode)
+      // 82 is 80 in the modes that have it.
+      let opcode = row.map == .one && i.opcode == 0x82 ? 0x80 : i.opcode
+      hot.byte(row.form == .plus ? opcode & 0xF8 | fields.plus & 7 : opcode)
     }
     if i.hasModRM {
       if let memory {

@@ -8,9 +8,10 @@ import X86
 
 extension BlockBuilder {
   /// Whether this mode's memory operands in `segment` are served in line. Segments with a base or a limit to
-  /// check are left to Swift outside 64-bit mode.
+  /// check are left to Swift outside 64-bit mode, and so is everything while breakpoints are armed or every
+  /// element of a string traps.
   func isInline(segment: UInt8) -> Bool {
-    if has(Int(CHOST_MODE_ALIGN)) { return false }
+    if has(Int(CHOST_MODE_ALIGN)) || has(Int(CHOST_MODE_STEP)) { return false }
     return isLong || (!has(Int(CHOST_MODE_SEGMENTED)) && segment < 4)
   }
 
@@ -75,6 +76,20 @@ extension BlockBuilder {
   /// Computes the ModRM operand's linear address into T0. May use T2; destroys EFLAGS for FS and GS.
   mutating func linearAddress() {
     effectiveAddress()
+    addSegmentBase()
+  }
+
+  /// Wraps the offset in T0 to the address size. Keeps EFLAGS.
+  mutating func wrapAddress() {
+    switch instruction.addressSize {
+    case 4: hot.mov32(RegisterMap.t0, RegisterMap.t0)
+    case 2: hot.zeroExtend16(RegisterMap.t0, RegisterMap.t0)
+    default: break
+    }
+  }
+
+  /// Turns the offset in T0 into a linear address. Destroys EFLAGS for FS and GS.
+  mutating func addSegmentBase() {
     let segment = instruction.segment
     if segment >= 4 {
       hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(segment)))

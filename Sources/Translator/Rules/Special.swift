@@ -36,7 +36,7 @@ extension BlockBuilder {
     guard isInline(segment: i.segment) else { return false }
     clobberFlags()
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1, t2 = RegisterMap.t2
-    linearAddress()
+    effectiveAddress()
     let size = i.operandSize
     let source = value(of: i.reg, scratch: t2)
     switch size {
@@ -46,7 +46,8 @@ extension BlockBuilder {
     }
     hot.shiftRightArithmetic(t2, size == 8 ? 6 : (size == 4 ? 5 : 4))
     hot.lea(t0, HostMemory(t0, index: t2, scale: size == 8 ? 3 : (size == 4 ? 2 : 1)))
-    if i.addressSize == 4 && i.segment < 4 { hot.mov32(t0, t0) }
+    wrapAddress()
+    addSegmentBase()
     let memory = accessAtT0(size: Int(size), write: traits.memoryWrites)
     hot.lea(t0, memory)
     let bits = value(of: i.reg, scratch: t2)
@@ -118,6 +119,8 @@ extension BlockBuilder {
   mutating func string(_ kind: Int) -> Bool {
     let i = instruction
     guard isInline(segment: 0), i.addressSize != 2, isLong || i.segment < 4 else { return false }
+    // Single-stepping traps after every element (SDM volume 3, 17.3.1.4): Swift executes one at a time.
+    if has(Int(CHOST_MODE_STEP)) && i.repeatPrefix != 0 { return false }
     let compares = kind == Int(CHOST_STRING_SCAS) || kind == Int(CHOST_STRING_CMPS)
     if compares { flagsAreLive = true }
     clobberFlags()

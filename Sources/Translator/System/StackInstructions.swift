@@ -72,8 +72,8 @@ extension Processor {
       }
       try push(top, size: size, &frame)
     }
-    // RBP is written with the width of the stack, not of the operand.
-    setRegister(GPR.rbp, top, size: mask == .max ? 8 : mask == 0xFFFF ? 2 : 4)
+    // RBP is written with the width of the operand (measured: ENTER with 66 in 64-bit code changes BP).
+    setRegister(GPR.rbp, top, size: size)
     setStackPointer(final, mask: mask)
   }
 

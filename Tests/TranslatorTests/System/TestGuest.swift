@@ -37,7 +37,7 @@ final class TestGuest {
   var page: VCPUPage { processor.page }
   var state: ProcessorState { processor.state }
 
-  init(cpuid: CPUIDTable = TestGuest.model) {
+  init(cpuid: Translator.CPUIDTable = TestGuest.model) {
     unsafe ram = UnsafeMutableRawPointer.allocate(byteCount: Self.size, alignment: 4096)
     unsafe ram.initializeMemory(as: UInt8.self, repeating: 0, count: Self.size)
     unsafe flags = UnsafeMutablePointer<UInt8>.allocate(capacity: Self.size >> 12)
@@ -257,7 +257,7 @@ final class TestGuest {
   func register(_ number: UInt8) -> UInt64 { page[register: number] }
 
   /// A model like the one the machine uses.
-  static let model = CPUIDTable([
+  static let model = Translator.CPUIDTable([
     .init(leaf: 0, eax: 0xD, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
     .init(leaf: 1, eax: 0x106CA, ecx: 1 << 26 | 1 << 28 | 1 << 23, edx: 0x178B_FBFF),
     .init(leaf: 7, subleaf: 0, ebx: 1 | 1 << 7),

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every row of the opcode table, alone: the host CPU is the oracle.
+
+import CHost
+import CNative
+import GuestMemory
+import Host
+import Testing
+import X86
+
+@testable import Translator
+
+/// All differential tests: one after the other, for they share linear addresses and a signal handler.
+@Suite(.serialized, .enabled(if: cnative_can_run() != 0)) struct DifferentialTests {}
+
+/// Collects failures: the first few of each kind are shown.
+struct Failures {
+  private var shown: [String: Int] = [:]
+  private(set) var total = 0
+  private(set) var kinds: [String] = []
+
+  mutating func add(_ kind: String, _ text: @autoclosure () -> String) {
+    total += 1
+    let count = shown[kind, default: 0]
+    shown[kind] = count + 1
+    if count == 0 { kinds.append(kind) }
+    if count < 2 { print("FAIL \(kind): \(text())") }
+  }
+
+  func summary() -> String { kinds.map { "\($0) (\(shown[$0]!))" }.joined(separator: ", ") }
+}
+
+extension Bench {
+  /// Runs a case on both sides; nil if they agree.
+  func run(_ c: Case) throws -> String? {
+    try arena.store(c.bytes, at: c.code)
+    defer { try? arena.store([UInt8](repeating: 0xF4, count: c.bytes.count), at: c.code) }
+    try markCode(c)
+    Effort.trace(describe(c) + registersText)
+    runNative()
+    if let problem = runTranslated(privilege: c.privilege) {
+      _ = memoryDifference()
+      return problem
+    }
+    var tolerance = Tolerance()
+    if unsafe native.pointee.rip == c.code && native.pointee.vector != 13 || native.pointee.rip == c.code {
+      // A fault: flags that the instruction overwrites may be stale (rule 10).
+      tolerance.flags = Tolerance.rflags(c.row.flags.writesMaybe)
+    } else {
+      tolerance.flags = Tolerance.rflags(undefinedFlags(c))
+    }
+    if c.row.flags == .random { tolerance.registers = 1 << UInt16(c.instruction.rm) }
+    if c.size > 16 { tolerance.operandBytes = UInt64(c.size) }
+    // AMD translates SHA's operand before it minds the alignment; ENTER's order of stores is the processor's.
+    let rule = c.row.rule
+    tolerance.eitherOperand = rule == .cmps || rule == .movs || rule == .enter || c.row.feature == .sha
+    ignorePointers(c)
+    if let found = difference(tolerance, privilege: c.privilege) {
+      _ = memoryDifference()
+      return found
+    }
+    if let found = memoryDifference(around: c.touched) { return found }
+    cases += 1
+    return cases % 64 == 0 ? memoryDifference().map { "stray store: " + $0 } : nil
+  }
+
+  /// The processor stores its x87 instruction and operand pointers, or leaves memory alone; the engine stores zeroes.
+  private func ignorePointers(_ c: Case) {
+    guard c.row.rule == .saveState, let target = c.target, unsafe native.pointee.rip != c.code else { return }
+    let range: Range<UInt64> =
+      switch c.size {
+      case 14, 94: 6..<14
+      case 28, 108: 12..<28
+      default: 6..<24
+      }
+    for offset in range { arena.synchronize(byte: target + offset) }
+  }
+
+  /// If the case touches the page that should hold code, makes the translator see code there.
+  private func markCode(_ c: Case) throws {
+    for address in c.touched where arena.kind(address) == .code || arena.kind(address &+ UInt64(c.size)) == .code {
+      let page = arena.kind(address) == .code ? address & ~0xFFF : (address &+ UInt64(c.size)) & ~0xFFF
+      let frame = arena.physical(page)!
+      guard unsafe arena.memory.pageFlags[Int(frame >> 12)] & 1 == 0 else { return }
+      // HLT at its end, executed once.
+      try arena.store([0xF4], at: page + 0xFFF)
+      cpu.page[\.rip] = page + 0xFFF
+      cpu.page.rflags = 2
+      resetPrivilege()
+      _ = cpu.run()
+      return
+    }
+  }
+
+  /// Flags that the manual does not define for this case.
+  private func undefinedFlags(_ c: Case) -> UInt8 {
+    let effect = c.row.flags
+    let i = c.instruction
+    let size = c.row.operand1 == .Eb ? 1 : Int(i.operandSize)
+    switch effect {
+    case .shift, .rotate, .rotateCarry, .doubleShift:
+      let operand = [c.row.operand2, c.row.operand3].contains(.CL) ? self[1] : i.immediate
+      let count = Int(operand & (size == 8 ? 63 : 31))
+      if count == 0 { return 0 }
+      if effect == .doubleShift && count > size * 8 { return ArithmeticFlags.all }
+      var undefined = effect.undefined
+      if count == 1 { undefined &= ~ArithmeticFlags.of }
+      if effect == .shift && count >= size * 8 { undefined |= ArithmeticFlags.cf }
+      return undefined
+    default: return effect.undefined
+    }
+  }
+}
+
+extension DifferentialTests {
+  @Test func rows() throws { try Bench.use(rows) }
+
+  private func rows(_ bench: Bench) throws {
+    print("seed \(Effort.seed)")
+    let table = OpcodeTable.shared
+    var failures = Failures()
+    var cases = 0, rowsTested = 0, comparable = 0
+    for number in 1..<UInt16(table.count) {
+      let row = table[number]
+      guard Generator.isComparable(row) else { continue }
+      comparable += 1
+      var generator = Generator(bench, seed: Effort.seed &* 0x1_0001 &+ UInt64(number))
+      var done = 0, tries = 0
+      let wanted = 60 * Effort.factor
+      while done < wanted && tries < wanted * 8 {
+        tries += 1
+        guard let c = generator.makeCase(number) else { continue }
+        done += 1
+        if let problem = try bench.run(c) {
+          failures.add("\(row.name) \(row.map) \(hex(row.byte)) \(row.form)", "\(describe(c)): \(problem)")
+        }
+      }
+      cases += done
+      if done > 0 { rowsTested += 1 } else { print("row \(number) \(row.name): no case could be made") }
+    }
+    print("rows: \(rowsTested) of \(comparable) comparable (\(table.count - 1) in all), \(cases) cases, \(failures.total) failures")
+    #expect(failures.total == 0, "seed \(Effort.seed): \(failures.summary())")
+  }
+}
+
+extension Bench {
+  /// The input's registers, for people.
+  var registersText: String {
+    let state = unsafe input.pointee
+    let registers = (0..<16).map { " r\($0)=" + hex(self[$0]) }.joined()
+    return registers + " fs=\(hex(state.fs_base)) gs=\(hex(state.gs_base)) flags=\(hex(state.rflags))"
+  }
+}
+
+func describe(_ c: Case) -> String {
+  let bytes = c.bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+  let place = c.target.map { " operand \(hex($0))+\(c.size)" } ?? ""
+  return "\(bytes) at \(hex(c.code))\(place) CPL \(c.privilege)"
+}
