@@ -49,8 +49,13 @@ extension TranslatedCPU {
       if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
         try checkFPU(row.rule, waits: TranslatedCPU.waits(instruction))
+        // CVTPS2PI and its like write MMX registers.
+        if row.rule == .sse && row.operand1 == .Pq && hasPendingX87Exception { throw .floatingPoint }
         if try prepare(instruction, row) { return continueSlow() }
         processor.advance(instruction)
+      } else if row.rule == .gather || row.rule == .maskMove {
+        try checkFPU(row.operand1 == .Pq ? .mmx : (instruction.hasVEX ? .avx : .sse), waits: true)
+        try executeVectorMemory(instruction, row)
       } else {
         switch try processor.execute(instruction, row: row) {
         case .done: break
