@@ -132,7 +132,7 @@ static void straddling(void) {
 
 static void strings(void) {
   uint8_t *p = pages(16384, RWX), *source = pages(16384, RW);
-  for (uint32_t i = 0; i < 300; i++) {
+  for (uint32_t i = 0; i < 60; i++) {
     for (uint32_t j = 0; j < 16384 / 512; j++) write_code(source + j * 512, i * 1000 + j);
     void *to = p, *from = source;
     size_t count = 16384;

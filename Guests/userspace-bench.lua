@@ -47,7 +47,7 @@ if ok then
   for _ = 1, 100 do for i = 0, 999 do s = s + a[i] end end
   assert(s == 49950000)
   ffi.cdef "int getpid(void); double sqrt(double);"
-  local m = ffi.load("m")
+  local m = ffi.load("libm.so.6")
   local t = 0
   for i = 1, 100000 do t = t + m.sqrt(i) + ffi.C.getpid() * 0 end
   assert(math.abs(t - 21082008.973918) < 1e-3)

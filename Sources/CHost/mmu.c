@@ -270,7 +270,17 @@ INLINE void tlb_insert(chost_cpu *cpu, unsigned privilege, unsigned write, uint6
   else clear_bit(p->tlb_global[privilege][write], index);
 }
 
-bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t *addend) {
+// Whether `count` bytes share a 64-byte chunk with translated code.
+INLINE bool overlaps_code(const chost_cpu *cpu, uint64_t physical, uint64_t count) {
+  const uint64_t *chunks = (const uint64_t *)cpu->code_chunks;
+  if (!chunks || count == 0) return true;
+  unsigned first = physical >> 6 & 63, last = (physical + count - 1) >> 6 & 63;
+  uint64_t word = __atomic_load_n(&chunks[physical >> 12], __ATOMIC_ACQUIRE);
+  return word & (~0ull << first) & (~0ull >> (63 - last));
+}
+
+// `count`: bytes about to be accessed, all in one page; 0: the page as a whole.
+static bool resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend) {
   if (!representable(cpu, linear)) return false;
   leaf found;
   uint32_t access = (user ? CHOST_ACCESS_USER : 0) | (write ? CHOST_ACCESS_WRITE : 0);
@@ -278,8 +288,14 @@ bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint6
   uint64_t page = found.physical & PAGE_MASK;
   if (!in_ram(cpu, page, PAGE_SIZE)) return false;
   if (write) {
-    // A store to translated code is done by Swift, which discards the blocks it hits.
-    if (__atomic_load_n(page_flags(cpu, page), __ATOMIC_ACQUIRE) & CHOST_PAGE_CODE) return false;
+    if (__atomic_load_n(page_flags(cpu, page), __ATOMIC_ACQUIRE) & CHOST_PAGE_CODE) {
+      // A store to translated code is done by Swift, which discards the blocks it hits. One beside it is served, but
+      // leaves no entry: the next may hit.
+      if (overlaps_code(cpu, found.physical, count)) return false;
+      mark_dirty(cpu, page);
+      *addend = cpu->ram + page - (linear & PAGE_MASK);
+      return true;
+    }
     mark_dirty(cpu, page);
   }
   *addend = cpu->ram + page - (linear & PAGE_MASK);
@@ -293,6 +309,14 @@ bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint6
   return true;
 }
 
+bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t *addend) {
+  return resolve(cpu, linear, user, write, 0, addend);
+}
+
+bool chost_resolve_bytes(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend) {
+  return resolve(cpu, linear, user, write, count, addend);
+}
+
 chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info) {
   const chost_fill_result failed = {0, 1};
   bool user = info & CHOST_INFO_USER, write = info & CHOST_INFO_WRITE;
@@ -302,7 +326,7 @@ chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info)
   cpu->count_tlb_fill++;
   uint64_t room = PAGE_SIZE - (linear & (PAGE_SIZE - 1)), first, second;
   if (size <= room) {
-    if (!chost_resolve(cpu, linear, user, write, &first)) return failed;
+    if (!resolve(cpu, linear, user, write, size, &first)) return failed;
     return (chost_fill_result){first, 0};
   }
   // Across pages: a read is assembled in the bounce buffer. A write is not, because its effect must reach

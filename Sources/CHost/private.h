@@ -85,6 +85,9 @@ INLINE void zero_words(uint64_t *to, uint64_t count) {
 // False when translated code may not touch the page directly: fault, device, code page.
 bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t *addend);
 
+// The same for `count` bytes of the page: stores that share no 64-byte chunk with code are served on code pages too.
+bool chost_resolve_bytes(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend);
+
 // Empties the jump cache of the current privilege if it was filled under another mode word.
 void chost_match_jump_mode(chost_cpu *cpu);
 

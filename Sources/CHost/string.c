@@ -167,7 +167,10 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
     if (count == 0) return SLOW;
     // Both accesses are checked before either has an effect; the source faults first.
     if (reads && !chost_access_page(cpu, from, user, false, &from_addend)) return SLOW;
-    if (uses_destination && !chost_access_page(cpu, to, user, writes, &to_addend)) return SLOW;
+    if (uses_destination && !chost_access_page(cpu, to, user, writes, &to_addend)) {
+      const uint64_t bytes = count << size_log2, lowest = down ? to + (1u << size_log2) - bytes : to;
+      if (!writes || !chost_resolve_bytes(cpu, lowest, user, true, bytes, &to_addend)) return SLOW;
+    }
     uint8_t *host_from = (uint8_t *)(from + from_addend), *host_to = (uint8_t *)(to + to_addend);
 
     bool stopped = false;

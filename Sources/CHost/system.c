@@ -76,7 +76,7 @@ INLINE void set_segment(chost_segment *segment, uint16_t selector, uint64_t desc
 }
 
 uint64_t chost_light_syscall(chost_cpu *cpu, uint32_t info) {
-  if (!(cpu->efer & 1) || !(cpu->mode & CHOST_MODE_LONG) || (cpu->system_flags & FLAG_TF)) return CHOST_LIGHT_DECLINED;
+  if (cpu->no_light || !(cpu->efer & 1) || !(cpu->mode & CHOST_MODE_LONG) || (cpu->system_flags & FLAG_TF)) return CHOST_LIGHT_DECLINED;
   uint16_t selector = cpu->star >> 32 & 0xfffc;
   uint64_t flags = rflags(cpu);
   cpu->gpr[RCX] = next(cpu, info);
@@ -92,7 +92,7 @@ uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info) {
   (void)info;
   uint64_t target = cpu->gpr[RCX];
   if (!(cpu->efer & 1) || !(cpu->mode & CHOST_MODE_LONG) || (cpu->mode & CHOST_MODE_CPL) || !canonical(target) ||
-      (cpu->system_flags & FLAG_TF) || cpu->interrupt_waiting)
+      (cpu->system_flags & FLAG_TF) || (cpu->gpr[R11] & FLAG_TF) || cpu->interrupt_waiting || cpu->no_light)
     return CHOST_LIGHT_DECLINED;
   uint16_t base = cpu->star >> 48;
   set_rflags(cpu, cpu->gpr[R11] & 0x3c7fd7);
@@ -117,7 +117,7 @@ static bool keeps_data_segments(const chost_cpu *cpu) {
 uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
   (void)info;
   if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (cpu->system_flags & (FLAG_NT | FLAG_TF)) ||
-      cpu->interrupt_waiting)
+      cpu->interrupt_waiting || cpu->no_light)
     return CHOST_LIGHT_DECLINED;
   const uint8_t *frame = supervisor(cpu, cpu->gpr[RSP], 40, false);
   if (!frame) return CHOST_LIGHT_DECLINED;
@@ -151,7 +151,7 @@ uint64_t chost_light_popf(chost_cpu *cpu, uint32_t info) {
   (void)info;
   bool user = (cpu->mode & CHOST_MODE_CPL) == 3;
   uint64_t addend, rsp = cpu->gpr[RSP];
-  if (!(cpu->mode & CHOST_MODE_LONG) || !canonical(rsp) || (rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ||
+  if (cpu->no_light || !(cpu->mode & CHOST_MODE_LONG) || !canonical(rsp) || (rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ||
       !chost_access_page(cpu, rsp, user, false, &addend))
     return CHOST_LIGHT_DECLINED;
   uint64_t image = load64((const uint8_t *)(rsp + addend)), old = cpu->system_flags;
@@ -172,7 +172,7 @@ uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info) {
   uint64_t value = cpu->scratch[0];
   // With PCID (not offered) or reserved bits set, or PAE paging, Swift decides.
   if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (value & ~cpu->physical_mask) ||
-      (cpu->cr4 & 1 << 17))
+      (cpu->cr4 & 1 << 17) || cpu->no_light)
     return CHOST_LIGHT_DECLINED;
   cpu->cr3 = value;
   chost_flush_nonglobal(cpu);
@@ -182,7 +182,7 @@ uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info) {
 // INVLPG: the linear address is in scratch[0].
 uint64_t chost_light_invlpg(chost_cpu *cpu, uint32_t info) {
   (void)info;
-  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG) return CHOST_LIGHT_DECLINED;
+  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || cpu->no_light) return CHOST_LIGHT_DECLINED;
   if (canonical(cpu->scratch[0])) chost_flush_page(cpu, cpu->scratch[0]);
   return CHOST_LIGHT_CONTINUE;
 }
@@ -191,7 +191,8 @@ uint64_t chost_light_invlpg(chost_cpu *cpu, uint32_t info) {
 uint64_t chost_light_wrmsr(chost_cpu *cpu, uint32_t info) {
   (void)info;
   uint64_t value = cpu->gpr[RDX] << 32 | (cpu->gpr[RAX] & 0xffffffff);
-  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || !canonical(value)) return CHOST_LIGHT_DECLINED;
+  if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || !canonical(value) || cpu->no_light)
+    return CHOST_LIGHT_DECLINED;
   switch ((uint32_t)cpu->gpr[RCX]) {
   case 0xc0000100: cpu->segments[CHOST_FS].base = value; break;
   case 0xc0000101: cpu->segments[CHOST_GS].base = value; break;
@@ -246,7 +247,7 @@ static uint64_t deliver(chost_cpu *cpu, unsigned vector, uint32_t error, uint64_
 uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) {
   uint32_t size = info >> CHOST_INFO_SIZE_SHIFT & 0xff;
   // Large operands may owe #GP for their alignment first; crossing ones have two pages to fault on.
-  if (!(cpu->mode & CHOST_MODE_LONG) || size > 8 || size == 0 || (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size ||
+  if (cpu->no_light || !(cpu->mode & CHOST_MODE_LONG) || size > 8 || size == 0 || (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size ||
       !canonical(linear))
     return CHOST_LIGHT_DECLINED;
   uint32_t access = (info & CHOST_INFO_WRITE ? CHOST_ACCESS_WRITE : 0) | (info & CHOST_INFO_USER ? CHOST_ACCESS_USER : 0);

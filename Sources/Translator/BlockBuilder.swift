@@ -69,6 +69,8 @@ struct FaultSite {
   var current = BlockInstruction()
   var row: Opcode
   var traits: RowTraits
+  /// It ends the block.
+  var isLast = false
   /// Some flag may still be read at this point.
   var flagsAreLive = false
 

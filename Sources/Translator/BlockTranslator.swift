@@ -48,8 +48,13 @@ enum DecodedBlock {
   let scratchBytes: UnsafePointer<UInt8>
   /// One instruction a block, no direct edges: for comparing against.
   let singleInstruction: Bool
+  /// Every flag is live everywhere.
+  let exactFlags: Bool
 
-  init(table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false) {
+  init(
+    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false
+  ) {
+    self.exactFlags = exactFlags
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
@@ -155,10 +160,9 @@ enum DecodedBlock {
   /// Every flag.
   static let allFlags: UInt8 = ArithmeticFlags.all
 
-  /// Flags that code at `offset` of the page may read before writing them; the bytes looked at are added to
-  /// `dependencies` (a bit per 64-byte chunk of the page).
+  /// Flags that code at `offset` of the page may read before writing them; `peek` becomes the bytes looked at.
   private func liveFlags(
-    _ bytes: GuestCode, at offset: Int64, mode: UInt32, dependencies: inout UInt64
+    _ bytes: GuestCode, at offset: Int64, mode: UInt32, peek: inout Range<Int>
   ) -> UInt8 {
     guard offset >= 0 && offset < 4096 else { return BlockTranslator.allFlags }
     let code = BlockTranslator.codeSize(mode)
@@ -169,7 +173,8 @@ enum DecodedBlock {
       guard position < 4096,
         case .complete(let i) = unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code)
       else { return live | unknown }
-      dependencies |= BlockTranslator.chunks(position, Int(i.length))
+      let end = position + Int(i.length)
+      peek = peek.isEmpty ? position..<end : min(peek.lowerBound, position)..<max(peek.upperBound, end)
       let row = table[i.row]
       live |= row.flags.reads(condition: i.opcode) & unknown
       unknown &= ~BlockTranslator.overwrites(row, i)
@@ -211,9 +216,11 @@ enum DecodedBlock {
     var faultCount: Int
     var edges: InlineArray<4, EdgeSite>
     var edgeCount: Int
-    var dependencies: UInt64
     /// Guest bytes.
     var length: Int
+    /// Bytes of successors, looked at for the flags they read: at the branch's target and behind the block.
+    var targetPeek: Range<Int>
+    var nextPeek: Range<Int>
   }
 
   /// Emits the `count` decoded instructions.
@@ -224,7 +231,8 @@ enum DecodedBlock {
     let first = self[0]
     let last = self[count - 1]
     let end = Int(last.offset) + Int(last.instruction.length)
-    var dependencies = BlockTranslator.chunks(Int(first.offset), end - Int(first.offset))
+    var targetPeek = 0..<0
+    var nextPeek = 0..<0
 
     // What is live where the block ends.
     let lastRow = table[last.instruction.row]
@@ -232,16 +240,16 @@ enum DecodedBlock {
     var liveAtTarget = BlockTranslator.allFlags
     var liveAtNext = BlockTranslator.allFlags
     let straddles = unsafe bytes.straddling != nil
-    if !straddles && mode & UInt32(CHOST_MODE_STEP) == 0 {
+    if !straddles && !exactFlags && mode & UInt32(CHOST_MODE_STEP) == 0 {
       switch lastRow.rule {
       case .jump, .call:
-        liveAtTarget = liveFlags(bytes, at: target, mode: mode, dependencies: &dependencies)
+        liveAtTarget = liveFlags(bytes, at: target, mode: mode, peek: &targetPeek)
       case .jcc, .loop:
-        liveAtTarget = liveFlags(bytes, at: target, mode: mode, dependencies: &dependencies)
-        liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, dependencies: &dependencies)
+        liveAtTarget = liveFlags(bytes, at: target, mode: mode, peek: &targetPeek)
+        liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, peek: &nextPeek)
       default:
         if !endsBlock(lastRow.rule) {
-          liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, dependencies: &dependencies)
+          liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, peek: &nextPeek)
         }
       }
     }
@@ -256,7 +264,7 @@ enum DecodedBlock {
       index -= 1
       let row = table[self[index].instruction.row]
       unsafe buffer[index].liveAfter = live
-      if leavesForSwift(row, self[index].instruction, mode: mode) {
+      if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
       } else {
         live = live & ~BlockTranslator.overwrites(row, self[index].instruction) | row.flags.reads(condition: self[index].instruction.opcode)
@@ -275,6 +283,7 @@ enum DecodedBlock {
       builder.current = item
       builder.row = table[item.instruction.row]
       builder.traits = traits(of: item.instruction.row)
+      builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
@@ -287,7 +296,7 @@ enum DecodedBlock {
     return Emitted(
       pollOffset: entries.poll, plainOffset: entries.plain, needsFlags: needsFlags, hotCount: builder.hot.count,
       coldCount: builder.cold.count, faultCount: builder.faultCount, edges: builder.edges,
-      edgeCount: builder.edgeCount, dependencies: dependencies, length: end - Int(first.offset))
+      edgeCount: builder.edgeCount, length: end - Int(first.offset), targetPeek: targetPeek, nextPeek: nextPeek)
   }
 
   /// Ends a block after its last instruction.

@@ -22,8 +22,10 @@ struct Block {
   /// Offset and number of guest bytes.
   var offset: UInt16 = 0
   var length: UInt16 = 0
-  /// 64-byte chunks of the page whose bytes the translation rests on.
-  var dependencies: UInt64 = 0
+  /// Bytes of the page that the translation rests on besides its own, as offsets: at a branch's target and behind
+  /// the block.
+  var targetPeek: (start: UInt16, end: UInt16) = (0, 0)
+  var nextPeek: (start: UInt16, end: UInt16) = (0, 0)
   /// For a block that continues on another page: that page's guest-physical address, else `noPage`.
   var secondPage: UInt64 = Block.noPage
   var nextInPage: Int32 = -1
@@ -39,6 +41,21 @@ struct Block {
   var page: UInt64 { key >> UInt64(CHOST_MODE_BITS) & ~4095 }
   var mode: UInt32 { UInt32(truncatingIfNeeded: key & ((1 << UInt64(CHOST_MODE_BITS)) &- 1)) }
   var straddles: Bool { secondPage != Block.noPage }
+
+  /// Whether it rests on a byte of `range` of its (first) page.
+  func rests(on range: Range<Int>) -> Bool {
+    func overlaps(_ start: Int, _ end: Int) -> Bool { start < range.upperBound && range.lowerBound < end }
+    return overlaps(Int(offset), Int(offset) + Int(length)) || overlaps(Int(targetPeek.start), Int(targetPeek.end))
+      || overlaps(Int(nextPeek.start), Int(nextPeek.end))
+  }
+
+  /// The 64-byte chunks of its (first) page that it rests on.
+  var chunks: UInt64 {
+    func chunks(_ range: (start: UInt16, end: UInt16)) -> UInt64 {
+      range.end > range.start ? BlockTranslator.chunks(Int(range.start), Int(range.end - range.start)) : 0
+    }
+    return BlockTranslator.chunks(Int(offset), Int(length)) | chunks(targetPeek) | chunks(nextPeek)
+  }
 }
 
 /// A direct edge between two blocks of a page.
@@ -92,6 +109,7 @@ struct CodeCacheCounters {
   private let faultRegion: Mapping
   private let tableRegion: Mapping
   private let pageRegion: Mapping
+  private let chunkRegion: Mapping
   private let blocks: UnsafeMutablePointer<Block>
   private let edges: UnsafeMutablePointer<Edge>
   private let faults: UnsafeMutablePointer<CachedFault>
@@ -100,6 +118,10 @@ struct CodeCacheCounters {
   private let pageCount: UInt64
   let table: UnsafeMutablePointer<chost_block_slot>
   private let memory: GuestMemory
+  /// A word per guest page: bit c is set if its 64-byte chunk c may hold bytes that blocks rest on.
+  let chunks: UnsafeMutablePointer<UInt64>
+  /// Host bytes of hot code after which everything is forgotten.
+  private let hotLimit: Int
 
   private(set) var stubs = CodeStubs()
   private var hotUsed = 0
@@ -112,8 +134,9 @@ struct CodeCacheCounters {
   private(set) var generation: UInt64 = 0
   let translator: BlockTranslator
 
-  init(memory: GuestMemory, translator: BlockTranslator) throws(HostError) {
+  init(memory: GuestMemory, translator: BlockTranslator, hotLimit: Int = CodeCache.coldStart) throws(HostError) {
     self.memory = memory
+    self.hotLimit = max(hotLimit, CodeCache.hotStart + CodeCache.roomForBlock + 1)
     self.translator = translator
     code = try DualMapping(byteCount: CodeCache.codeBytes)
     blockRegion = try .anonymous(byteCount: CodeCache.maximumBlocks * MemoryLayout<Block>.stride)
@@ -122,6 +145,8 @@ struct CodeCacheCounters {
     tableRegion = try .anonymous(byteCount: CodeCache.tableSlots * MemoryLayout<chost_block_slot>.stride)
     pageCount = max(memory.highEnd > GuestMemory.highStart ? memory.highEnd : memory.lowEnd, 4096) >> 12
     pageRegion = try .anonymous(byteCount: Int(pageCount) * 4)
+    chunkRegion = try .anonymous(byteCount: Int(pageCount) * 8)
+    unsafe chunks = chunkRegion.base.assumingMemoryBound(to: UInt64.self)
     unsafe blocks = blockRegion.base.assumingMemoryBound(to: Block.self)
     unsafe edges = edgeRegion.base.assumingMemoryBound(to: Edge.self)
     unsafe faults = faultRegion.base.assumingMemoryBound(to: CachedFault.self)
@@ -201,10 +226,12 @@ struct CodeCacheCounters {
 
   // MARK: Adding
 
+  static let roomForBlock = BlockTranslator.maximumInstructions * BlockTranslator.roomPerInstruction
+
   /// Whether another block surely fits; if not the caller flushes.
   var hasRoom: Bool {
-    let need = BlockTranslator.maximumInstructions * BlockTranslator.roomPerInstruction
-    return hotUsed + need < CodeCache.coldStart && coldUsed + need < CodeCache.codeBytes
+    let need = CodeCache.roomForBlock
+    return hotUsed + need < min(hotLimit, CodeCache.coldStart) && coldUsed + need < CodeCache.codeBytes
       && blockCount + 1 < min(CodeCache.maximumBlocks, CodeCache.tableSlots * 2 / 3) && edgeCount + 4 < CodeCache.maximumEdges
       && faultCount + BlockBuilder.maximumFaults < CodeCache.maximumFaults
   }
@@ -241,7 +268,11 @@ struct CodeCacheCounters {
     block.plainOffset = UInt16(truncatingIfNeeded: emitted.plainOffset)
     block.offset = UInt16(truncatingIfNeeded: physical & 4095)
     block.length = UInt16(truncatingIfNeeded: emitted.length)
-    block.dependencies = emitted.dependencies
+    func range(_ peek: Range<Int>) -> (start: UInt16, end: UInt16) {
+      (UInt16(truncatingIfNeeded: peek.lowerBound), UInt16(truncatingIfNeeded: peek.upperBound))
+    }
+    block.targetPeek = range(emitted.targetPeek)
+    block.nextPeek = range(emitted.nextPeek)
     block.secondPage = secondPage
     block.isLive = true
     block.firstEdge = Int32(truncatingIfNeeded: edgeCount)
@@ -266,7 +297,11 @@ struct CodeCacheCounters {
     block.nextInPage = unsafe pages[page] &- 1
     unsafe blocks[blockCount] = block
     unsafe pages[page] = index &+ 1
-    if secondPage != Block.noPage { straddlers[secondPage, default: []].append(index) }
+    unsafe chunks[page] |= block.chunks
+    if secondPage != Block.noPage {
+      straddlers[secondPage, default: []].append(index)
+      unsafe chunks[Int(secondPage >> 12)] |= 1
+    }
     blockCount += 1
     hotUsed += (emitted.hotCount + 15) & ~15
     coldUsed += emitted.coldCount
@@ -346,21 +381,25 @@ struct CodeCacheCounters {
       let start = page << 12
       let from = max(physical, start) &- start
       let to = min(physical &+ UInt64(count), start &+ 4096) &- start
-      if discard(page: page, chunks: BlockTranslator.chunks(Int(from), Int(to &- from))) { any = true }
+      if discard(page: page, bytes: Int(from)..<Int(to)) { any = true }
       page &+= 1
     }
     if any { generation &+= 1 }
     return any
   }
 
-  private func discard(page: UInt64, chunks: UInt64) -> Bool {
+  private func discard(page: UInt64, bytes: Range<Int>) -> Bool {
+    // A store beside code, or to a page without any, is the common case.
+    let touched = BlockTranslator.chunks(bytes.lowerBound, bytes.count)
+    guard unsafe chunks[Int(page)] & touched != 0 else { return false }
     var any = false
+    var left: UInt64 = 0
     var previous: Int32 = -1
     var index = firstBlock(ofPage: page)
     while index >= 0 {
       let block = unsafe blocks[Int(index)]
       let next = block.nextInPage
-      if block.dependencies & chunks != 0 {
+      if block.rests(on: bytes) {
         if previous < 0 {
           unsafe pages[Int(page)] = next &+ 1
         } else {
@@ -370,25 +409,27 @@ struct CodeCacheCounters {
         any = true
       } else {
         previous = index
+        left |= block.chunks
       }
       index = next
     }
     // Blocks of other pages that end in this one.
-    if chunks & 1 != 0 && discardStraddlers(into: page << 12) { any = true }
-    if unsafe pages[Int(page)] == 0 && straddlers[page << 12] == nil {
+    for number in straddlers[page << 12] ?? [] {
+      let block = unsafe blocks[Int(number)]
+      if bytes.lowerBound < Int(block.offset) + Int(block.length) - 4096 {
+        removeFromPageList(number)
+        forget(number)
+        any = true
+      } else {
+        left |= 1
+      }
+    }
+    unsafe chunks[Int(page)] = left
+    if left == 0 {
       let flags = unsafe memory.pageFlags[Int(page)]
       unsafe memory.pageFlags[Int(page)] = flags & ~UInt8(CHOST_PAGE_CODE)
     }
     return any
-  }
-
-  private func discardStraddlers(into page: UInt64) -> Bool {
-    guard let numbers = straddlers[page] else { return false }
-    for number in numbers {
-      removeFromPageList(number)
-      forget(number)
-    }
-    return true
   }
 
   private func removeFromPageList(_ number: Int32) {
@@ -430,6 +471,7 @@ struct CodeCacheCounters {
       let block = unsafe blocks[index]
       for page in [block.page, block.straddles ? block.secondPage : block.page] where page >> 12 < pageCount {
         unsafe pages[Int(page >> 12)] = 0
+        unsafe chunks[Int(page >> 12)] = 0
         unsafe memory.pageFlags[Int(page >> 12)] &= ~UInt8(CHOST_PAGE_CODE)
       }
     }

@@ -17,6 +17,8 @@ struct SlowAccess {
   let span: LinearSpan
   let reads: Bool
   let writes: Bool
+  /// TF was set before the instruction.
+  let isStepped: Bool
   /// Bytes of the operand already moved in this phase.
   var position = 0
 }
@@ -24,6 +26,28 @@ struct SlowAccess {
 extension TranslatedCPU {
   /// Executes the instruction at RIP in Swift. Returns an exit for the machine, if one is needed.
   func executeSlowly() -> VCPUExit? {
+    switch fetchInstruction() {
+    case .success(let instruction): return executeSlowly(instruction)
+    case .failure(let error): fault(error)
+    }
+    return nil
+  }
+
+  /// The instruction at RIP if it accesses memory, so that data breakpoints have to be compared with its operands:
+  /// Swift executes it.
+  func watchedInstruction() -> Instruction? {
+    guard case .success(let instruction) = fetchInstruction() else { return nil }
+    let rule = translation.cache.translator.table[instruction.row].rule
+    switch rule {
+    case .push, .pop, .pushFlags, .popFlags, .leave, .call, .callIndirect, .ret, .movs, .stos, .lods, .scas, .cmps, .moffs,
+      .xlat:
+      return instruction
+    case .jumpIndirect, .movSegment: return instruction.isMemory ? instruction : nil
+    default: return instruction.isMemory && runsNatively(rule, instruction) ? instruction : nil
+    }
+  }
+
+  private func fetchInstruction() -> Result<Instruction, Fault> {
     let fetched = processor.fetch(at: page[\.rip])
     var bytes = (fetched.low, fetched.high)
     let result = unsafe withUnsafePointer(to: &bytes) {
@@ -33,33 +57,43 @@ extension TranslatedCPU {
     switch result {
     case .complete(var instruction):
       instruction.row = translation.cache.translator.substitute(instruction.row)
-      return executeSlowly(instruction)
-    case .needsMore: fault(fetched.end ?? .generalProtection())
-    case .tooLong: fault(.generalProtection())
+      return .success(instruction)
+    case .needsMore: return .failure(fetched.end ?? .generalProtection())
+    case .tooLong: return .failure(.generalProtection())
     }
-    return nil
   }
 
-  private func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
+  func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
     let table = translation.cache.translator.table
     let row = table[instruction.row]
-    let wasStepping = page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0
+    let wasStepping = isStepping
+    let held = processor.state.pendingDebug
     do throws(Fault) {
       // What has no row may have an opcode that means something elsewhere: 06 in 64-bit mode.
       if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
       if runsNatively(row.rule, instruction) {
-        try checkFPU(row.rule, waits: TranslatedCPU.waits(instruction))
+        let size = translation.cache.translator.traits(of: instruction.row).memorySize
+        try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
         // CVTPS2PI and its like write MMX registers.
         if row.rule == .sse && row.operand1 == .Pq && hasPendingX87Exception { throw .floatingPoint }
         if try prepare(instruction, row) { return continueSlow() }
         processor.advance(instruction)
+        if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else if row.rule == .gather || row.rule == .maskMove {
-        try checkFPU(row.operand1 == .Pq ? .mmx : (instruction.hasVEX ? .avx : .sse), waits: true)
+        try checkFPU(row.operand1 == .Pq ? .mmx : (instruction.hasVEX ? .avx : .sse), .none, waits: true)
         try executeVectorMemory(instruction, row)
+        if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else {
-        switch try processor.execute(instruction, row: row) {
-        case .done: break
+        let outcome = try executeWithDevices(instruction, row)
+        if isRestarting {
+          if case .exit(let exit) = outcome { return exit }
+        }
+        finishStep(instruction, row, wasStepping: wasStepping, held: held)
+        switch outcome {
+        case .done: return nil
         case .shutdown: return .shutdown
+        // A stepped HLT traps instead of waiting.
+        case .exit(.halt) where processor.state.pendingDebug != 0: return nil
         case .exit(let exit): return exit
         }
       }
@@ -67,8 +101,22 @@ extension TranslatedCPU {
       fault(error)
       return nil
     }
-    if wasStepping { processor.state.pendingDebug |= DR6.step }
     return nil
+  }
+
+  private var isStepping: Bool { page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0 }
+
+  /// The single-step trap of an instruction that Swift executed: by TF before it, but SYSCALL and SYSRET obey the TF that
+  /// they load, and software interrupts, which clear TF, do not trap. `held`: traps that MOV SS delayed.
+  private func finishStep(_ instruction: Instruction, _ row: Opcode, wasStepping: Bool, held: UInt64) {
+    let traps: Bool
+    switch row.rule {
+    case .syscall, .sysret: traps = isStepping
+    default:
+      let isInterrupt = row.map == .one && [0xCC, 0xCD, 0xCE, 0xF1].contains(instruction.opcode)
+      traps = wasStepping && (!isInterrupt || isStepping)
+    }
+    processor.state.pendingDebug |= held | (traps ? DR6.step : 0)
   }
 
   /// Instructions that the host executes on a copy of their operand.
@@ -82,10 +130,11 @@ extension TranslatedCPU {
   /// #UD and #NM of the floating-point and vector state (SDM volume 3, 2.5 and table 13-1).
   ///
   /// A pending x87 exception comes before those of the memory operand.
-  private func checkFPU(_ rule: Rule, waits: Bool) throws(Fault) {
+  private func checkFPU(_ rule: Rule, _ size: MemorySize, waits: Bool) throws(Fault) {
     func has(_ bit: Int) -> Bool { page[\.mode] & UInt32(bit) != 0 }
     switch rule {
     case .x87, .saveState, .restoreState:
+      if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
       if rule == .x87 && waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:
@@ -159,7 +208,8 @@ extension TranslatedCPU {
     let mayNotStore = row.rule == .x87 && writes && controlWord & 0x3F != 0x3F
     slow = SlowAccess(
       phase: .read, instruction: instruction, row: row, span: span,
-      reads: traits.memoryReads || isState || mayNotStore, writes: writes)
+      reads: traits.memoryReads || isState || mayNotStore, writes: writes,
+      isStepped: page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0)
     return true
   }
 
@@ -178,7 +228,9 @@ extension TranslatedCPU {
     }
     if access.writes, let exit = move(&access, write: true) { return exit }
     slow = nil
+    if isStepping { processor.state.pendingDebug |= DR6.step }
     processor.advance(access.instruction)
+    if access.isStepped { processor.state.pendingDebug |= DR6.step }
     return nil
   }
 

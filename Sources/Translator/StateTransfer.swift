@@ -97,7 +97,14 @@ extension TranslatedCPU {
       processor.state.interruptShadow = s.interruptShadow ? .sti : .none
       processor.state.nmiBlocked = s.nmiBlocked
       slow = nil
+      dropDeviceAccess()
+      processor.state.pendingDebug = 0
+      processor.state.completion = .none
       page.updateMode()
+      if s.cr0 & CR0.pg != 0 && s.cr4 & CR4.pae != 0 && !page.isLMA {
+        // What MOV CR3 would have refused does not translate.
+        do throws(Fault) { try processor.loadPDPTEs(s.cr3) } catch { page[\.pdpte] = (0, 0, 0, 0) }
+      }
       unsafe chost_flush_all(page.pointer)
     }
   }

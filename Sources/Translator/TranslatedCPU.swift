@@ -26,6 +26,10 @@ public import X86
   private var windowWanted = false
   /// An instruction whose operand is not RAM, half done.
   var slow: SlowAccess?
+  /// The instruction at RIP is executed again once a device has answered (DeviceAccess.swift).
+  var isRestarting = false
+  /// Another thread has changed code: jumps to it must be forgotten at the next boundary.
+  private let codeChanged = Atomic<Bool>(false)
 
   /// Full exits by CHOST_EXIT reason.
   var exitCounts = InlineArray<16, UInt64>(repeating: 0)
@@ -44,6 +48,8 @@ public import X86
     page[\.ram_low_end] = memory.lowEnd
     page[\.ram_high_end] = memory.highEnd
     unsafe page[\.page_flags] = UInt64(UInt(bitPattern: memory.pageFlags))
+    unsafe page[\.code_chunks] = UInt64(UInt(bitPattern: translation.cache.chunks))
+    page[\.no_light] = translation.options.lightPaths ? 0 : 1
     page[\.physical_mask] = 1 << UInt64(translation.options.physicalAddressBits) &- 1
     unsafe page[\.block_table] = UInt64(UInt(bitPattern: translation.cache.table))
     page[\.block_mask] = UInt64(CodeCache.tableSlots - 1)
@@ -62,12 +68,26 @@ public import X86
 
   public func run() -> VCPUExit {
     while true {
+      if let exit = pendingDeviceWrite() { return exit }
+      if isRestarting {
+        isRestarting = false
+        if let exit = executeSlowly() { return exit }
+        continue
+      }
       if slow != nil {
         if let exit = continueSlow() { return exit }
         continue
       }
       if let exit = boundary() { return exit }
       if let trace = translation.options.trace { trace(traceLine) }
+      if processor.hasBreakpoints {
+        if stopAtBreakpoint() { continue }
+        if processor.hasDataBreakpoints, let instruction = watchedInstruction() {
+          processor.state.interruptShadow = .none
+          if let exit = executeSlowly(instruction) { return exit }
+          continue
+        }
+      }
       let shadow = processor.state.interruptShadow
       guard let entry = findEntry(step: shadow != .none || translation.options.trace != nil) else { continue }
       enter(entry)
@@ -75,6 +95,16 @@ public import X86
       processor.state.interruptShadow = .none
       if let exit = handleExit() { return exit }
     }
+  }
+
+  /// Delivers #DB as a fault if an instruction breakpoint is armed at RIP.
+  private func stopAtBreakpoint() -> Bool {
+    // MOV SS holds debug exceptions back for one instruction.
+    guard processor.state.interruptShadow != .movSS else { return false }
+    let hits = processor.instructionBreakpoint(at: linearIP)
+    if hits == 0 { return false }
+    if processor.debugTrap(hits) == .shutdown { exitRequested = true }
+    return true
   }
 
   /// The state before an instruction, for `TranslationOptions.trace`.
@@ -97,10 +127,12 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
+      if codeChanged.exchange(false, ordering: .sequentiallyConsistent) { dropJumpCache() }
       if interruptRequest.exchange(false, ordering: .sequentiallyConsistent) { return .kicked }
     }
     if exitRequested { return shutdown() }
-    if state.pendingDebug != 0 {
+    // A load of SS holds them back too: the handler could not rely on its stack.
+    if state.pendingDebug != 0 && state.interruptShadow != .movSS {
       let status = state.pendingDebug
       state.pendingDebug = 0
       if processor.debugTrap(status) == .shutdown { return .shutdown }
@@ -116,6 +148,11 @@ public import X86
     if windowWanted && canAcceptInterrupt { return .interruptWindow }
     // IRET has to come to Swift while it would end the blocking of NMIs.
     page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil || state.nmiBlocked ? 1 : 0
+    if processor.hasBreakpoints && state.interruptShadow != .movSS {
+      // Lower in priority than everything above, and a fault: RIP is the instruction's.
+      let hits = processor.instructionBreakpoint(at: linearIP)
+      if hits != 0 && processor.debugTrap(hits) == .shutdown { return .shutdown }
+    }
     return nil
   }
 
@@ -169,12 +206,13 @@ public import X86
 
   private func translate(_ linear: UInt64) throws(Fault) -> UInt64 {
     let started = chost_read_tsc()
+    // First: forgetting everything also forgets which pages hold code.
+    makeRoom()
     let physical = try codePage(linear)
     let translation = translation
     let mode = page[\.mode]
     if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
-    makeRoom()
     let offset = Int(linear & 4095)
     let base = unsafe UnsafePointer<UInt8>(
       bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
@@ -236,10 +274,16 @@ public import X86
     if flushed { translation.forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
   }
 
-  /// Blocks were discarded.
+  /// Blocks were discarded. Only on the vCPU's own thread.
   func dropJumpCache() { unsafe chost_flush_jump_cache(page.pointer) }
 
-  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }
+  /// The same from any thread: until the next poll, the vCPU may run what was there before, as a processor may.
+  func dropJumpCacheSoon() {
+    codeChanged.store(true, ordering: .sequentiallyConsistent)
+    unsafe chost_set_attention(page.pointer)
+  }
+
+  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count, by: self) }
 
   // MARK: Exits
 
@@ -275,6 +319,7 @@ public import X86
     let edge = cache.edge(index)
     guard edge.block >= 0 else { return }
     let block = cache[edge.block]
+    guard block.isLive else { return }
     let physical = block.page | UInt64(edge.targetOffset)
     let generation = cache.generation
     var target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
@@ -292,7 +337,8 @@ public import X86
     let address = page[\.fault_pc]
     let trap = page[\.fault_trap]
     guard let (_, fault) = translation.cache.faultingInstruction(at: address) else {
-      return .failed("host trap \(trap) at an unexpected place in translated code (guest RIP near \(hex(page[\.page_va])))")
+      return .failed(
+        "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))")
     }
     if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
     if fault.restoresScratch {
@@ -302,6 +348,13 @@ public import X86
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
     self.fault(TranslatedCPU.guestFault(hostTrap: trap))
     return nil
+  }
+
+  /// The first bytes of an instruction in the code cache.
+  private func hostBytes(at address: UInt64) -> String {
+    guard address >= page[\.code_base], address < page[\.code_end] &- 16 else { return "outside" }
+    let bytes = unsafe UnsafeBufferPointer(start: UnsafePointer<UInt8>(bitPattern: UInt(address)), count: 12)
+    return unsafe bytes.map { String($0, radix: 16) }.joined(separator: " ")
   }
 
   /// What the guest sees of a host trap.
@@ -321,18 +374,22 @@ public import X86
   // MARK: CPUEngine
 
   public func completeRead(_ value: UInt64) {
-    if slow != nil {
+    if isRestarting {
+      processor.state.device.answer(value)
+    } else if slow != nil {
       completeSlowRead(value)
-      return
+    } else {
+      processor.state.device.begin()
+      do throws(Fault) { try processor.completeRead(value) } catch { fault(error) }
+      processor.state.device.finish()
     }
-    do throws(Fault) { try processor.completeRead(value) } catch { fault(error) }
   }
 
   public func completeWrite() { processor.completeWrite() }
 
   public func refuseMSR() { fault(processor.refuseMSR()) }
 
-  public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil }
+  public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil && !isRestarting }
 
   public func inject(interrupt vector: UInt8) { pendingInterrupt = vector }
   public func injectNMI() { pendingNMI = true }

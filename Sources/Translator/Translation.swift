@@ -20,6 +20,12 @@ public struct TranslationOptions: Sendable {
   public var physicalAddressBits: Int = 46
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
+  /// The arithmetic flags that a fault pushes are exact even where nothing reads them.
+  public var exactFlags = false
+  /// System instructions and page faults are served by light helpers where possible; for comparing against.
+  public var lightPaths = true
+  /// Host bytes of code after which everything is forgotten; nil: what there is.
+  public var codeBytes: Int?
   /// Called with a line per instruction, which runs alone: RIP, registers, flags. Very slow.
   public var trace: (@Sendable (String) -> Void)?
 
@@ -64,8 +70,9 @@ public final class Translation: Sendable {
   public init(memory: GuestMemory, options: TranslationOptions) throws(HostError) {
     self.memory = memory
     self.options = options
-    let translator = BlockTranslator(supports: options.supports, singleInstruction: options.singleInstruction)
-    cache = try CodeCache(memory: memory, translator: translator)
+    let translator = BlockTranslator(
+      supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags)
+    cache = try CodeCache(memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart)
     let error = chost_install_fault_handlers()
     guard error == 0 else {
       throw HostError("install", "fault handlers", reason: "sigaction failed (\(error))")
@@ -83,10 +90,11 @@ public final class Translation: Sendable {
     return cpu
   }
 
-  /// Guest-physical bytes have changed: code made from them is discarded. Any thread.
-  func bytesChanged(_ physical: UInt64, count: Int) {
+  /// Guest-physical bytes have changed: code made from them is discarded. Any thread; `writer` is the vCPU that
+  /// runs on this one.
+  func bytesChanged(_ physical: UInt64, count: Int, by writer: TranslatedCPU? = nil) {
     let any = lock.withLock { _ in cache.bytesChanged(physical, count: count) }
-    if any { forEachCPU { $0.dropJumpCache() } }
+    if any { forEachCPU { $0 === writer ? $0.dropJumpCache() : $0.dropJumpCacheSoon() } }
   }
 
   func forEachCPU(_ body: (TranslatedCPU) -> Void) {

@@ -93,7 +93,7 @@ extension TranslatedCPU {
     var spans = InlineArray<8, LinearSpan?>(repeating: nil)
     for number in 0..<count where selected(number) {
       spans[number] = try element(
-        operand.segment, operand.offset &+ UInt64(number * size), size, write: isStore, instruction)
+        operand.segment, operand.offset &+ UInt64(number * size), size, write: isStore)
     }
     if isStore {
       for number in 0..<count {
@@ -116,12 +116,11 @@ extension TranslatedCPU {
     VectorImage(page).set(register, 3, size: 8, 0)
   }
 
-  /// One element's place, checked.
+  /// The place of one element, checked. The offset has wrapped to the address size as a whole operand's does.
   private func element(
-    _ segment: SegmentRegister, _ offset: UInt64, _ size: Int, write: Bool, _ instruction: Instruction
+    _ segment: SegmentRegister, _ offset: UInt64, _ size: Int, write: Bool
   ) throws(Fault) -> LinearSpan {
-    let wrapped = offset & Processor.mask(instruction.addressSize)
-    let linear = try processor.linear(segment, wrapped, size: size, write: write)
+    let linear = try processor.linear(segment, offset, size: size, write: write)
     return try processor.span(linear, count: size, write: write, as: processor.authority, stack: segment == .ss)
   }
 
@@ -131,13 +130,13 @@ extension TranslatedCPU {
     let isMMX = row.operand1 == .Pq
     let count = isMMX ? 8 : 16
     let segment = processor.dataSegment(instruction)
-    let start = page[register: GPR.rdi]
+    let start = page[register: GPR.rdi] & Processor.mask(instruction.addressSize)
     func mask(_ index: Int) -> UInt8 {
       isMMX ? vectors.mmxByte(instruction.rm, index) : UInt8(vectors.element(instruction.rm, index, size: 1))
     }
     var spans = InlineArray<16, LinearSpan?>(repeating: nil)
     for index in 0..<count where mask(index) & 0x80 != 0 {
-      spans[index] = try element(segment, start &+ UInt64(index), 1, write: true, instruction)
+      spans[index] = try element(segment, start &+ UInt64(index), 1, write: true)
     }
     for index in 0..<count {
       guard let span = spans[index] else { continue }
@@ -167,7 +166,7 @@ extension TranslatedCPU {
     for number in 0..<count where vectors.element(i.vvvv, number, size: size) != 0 {
       let raw = vectors.element(i.index, number, size: indexSize)
       let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw
-      let span = try element(segment, base &+ index << UInt64(i.scale), size, write: false, i)
+      let span = try element(segment, (base &+ index << UInt64(i.scale)) & Processor.mask(i.addressSize), size, write: false)
       vectors.set(i.reg, number, size: size, processor.load(span, size: UInt8(size)))
       vectors.set(i.vvvv, number, size: size, 0)
     }

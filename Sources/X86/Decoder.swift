@@ -154,6 +154,11 @@ public struct Decoder: Sendable {
       } else {
         if shape.hasVSIB && i.modRM & 7 != 4 { return }
         address(&stream, &i, extend: extend, isVSIB: shape.hasVSIB)
+        // A gather's destination, index and mask must differ.
+        if shape.hasVSIB {
+          let mask = is64 ? i.vvvv : i.vvvv & 7
+          if i.index == i.reg || i.index == mask || i.reg == mask { return }
+        }
       }
       // There are six segment registers, and CS is not loaded by MOV.
       if shape.hasSegmentRegister, reg > 5 || (reg == 1 && byte == 0x8E) { return }

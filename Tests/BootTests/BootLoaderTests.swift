@@ -142,15 +142,15 @@ struct BootLoaderTests {
   func initrd() throws {
     let scratch = try Scratch()
     let large = InitialRAMDisk([.bytes([UInt8](repeating: 1, count: 13 << 20))])
-    let error = #expect(throws: BootError.self) { try load(syntheticBzImage(), memory: 16 << 20, initrd: large) }
+    let error = #expect(throws: BootError.self) { try load(syntheticBzImage(), memory: 32 << 20, initrd: large) }
     #expect(error?.kind == .initrd && error?.remedy.contains("memory") == true, "\(error as Any)")
     for path in [try scratch.write([], "empty"), "/", "/nonexistent"] {
       #expect(throws: BootError.self) { try load(syntheticBzImage(), initrd: InitialRAMDisk(path)) }
     }
     // Exactly fitting: from the end of the kernel's memory to the end of RAM.
-    let fitting = InitialRAMDisk([.bytes([UInt8](repeating: 1, count: 10 << 20))])
-    let (_, memory) = try load(syntheticBzImage(), memory: 16 << 20, initrd: fitting)
-    #expect(try memory.load(UInt32.self, at: GuestPhysical(0x7218)) == 0x60_0000)
+    let fitting = InitialRAMDisk([.bytes([UInt8](repeating: 1, count: 12 << 20))])
+    let (_, memory) = try load(syntheticBzImage(), memory: 32 << 20, initrd: fitting)
+    #expect(try memory.load(UInt32.self, at: GuestPhysical(0x7218)) == 0x140_0000)
   }
 
   @Test("Too little memory, and segments where boot data lies")

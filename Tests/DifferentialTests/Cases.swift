@@ -68,13 +68,14 @@ extension Generator {
     default: break
     }
     let low = i.addressSize == 4 || i.isRIPRelative || i.base == 0xFF && i.index == 0xFF
-    // Swift executes these itself, and sees no devices.
     let rule = c.row.rule
     let isBranch = rule == .jumpIndirect || rule == .callIndirect
-    let device = !isBranch && rule != .push && rule != .pop && rule != .maskMove
+    // Masked moves are for memory: devices do not answer them.
+    let device = rule != .maskMove
     var target = place(size, alignment: alignment, low: low, faults: !isBranch, device: device)
-    // AMD splits ten bytes so that the second part wraps at 4 GiB.
-    if traits.fixedSize == 10 && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
+    // AMD moves x87 operands in parts, and a part beyond 4 GiB wraps.
+    let parts = traits.fixedSize == 10 || traits.memorySize == .fenv || traits.memorySize == .fsave
+    if parts && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
     var avoiding: Set<UInt8> = []
     if c.row.rule == .bitMemory { avoiding = [i.reg] }
     guard aim(&encoding, i, at: target, code: c.code, avoiding: avoiding) else { return false }

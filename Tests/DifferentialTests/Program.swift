@@ -11,6 +11,8 @@ import X86
 struct Program {
   var pieces: [(address: UInt64, bytes: [UInt8])] = []
   var start: UInt64 = 0
+  /// Where its HLT is.
+  var end: UInt64 = 0
   /// Flags that are undefined at the end.
   var undefined: UInt8 = 0
 }
@@ -221,6 +223,7 @@ struct Program {
       if cursor > Arena.codeBase + 0x6000 { break }
     }
     line(1)
+    program.end = cursor
     append([0xF4])
     endPiece()
     program.undefined = undefined

@@ -50,7 +50,7 @@ extension Bench {
       tolerance.flags = Tolerance.rflags(undefinedFlags(c))
     }
     if c.row.flags == .random { tolerance.registers = 1 << UInt16(c.instruction.rm) }
-    if c.size > 16 { tolerance.operandBytes = UInt64(c.size) }
+    if c.size >= 14 { tolerance.operandBytes = UInt64(c.size) }
     let rule = c.row.rule
     // AMD translates SHA's operand before it minds the alignment; ENTER's order of stores is the processor's.
     tolerance.eitherOperand = rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove || c.row.feature == .sha

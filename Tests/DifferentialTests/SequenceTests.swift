@@ -57,17 +57,20 @@ extension DifferentialTests {
   private func sequences(_ bench: Bench) throws {
     print("seed \(Effort.seed)")
     var failures = Failures()
-    let count = 4000 * Effort.factor
+    let count = 12_000 * Effort.factor
+    var complete = 0
     for number in 0..<count {
       let seed = Effort.seed &* 0x1_0003 &+ UInt64(number)
       var writer = ProgramWriter(seed: seed)
       var generator = Generator(bench, seed: seed ^ 0x5555)
       let program = writer.write()
       if let problem = try bench.run(program, &generator) {
-        failures.add("program", "number \(number): \(problem)\(bench.text(program))")
+        failures.add(problem.prefix { $0 != ":" }.description, "number \(number): \(problem)\(bench.text(program))")
       }
+      if unsafe bench.native.pointee.rip == program.end { complete += 1 }
     }
-    print("programs: \(count), \(failures.total) failures")
+    print("programs: \(count), \(complete) ran to their end, \(failures.total) failures")
+    #expect(complete > count * 9 / 10)
     #expect(failures.total == 0, "seed \(Effort.seed): \(failures.total) programs")
   }
 }

@@ -15,7 +15,8 @@ struct Finished: Sendable {
 
   /// The guest's line `fact NAME VALUE`.
   func fact(_ name: String) -> String? {
-    for line in output.replacing("\r", with: "").split(separator: "\n") where line.hasPrefix("fact \(name) ") {
+    // A serial line ends in CR LF, which is one Character.
+    for line in output.split(whereSeparator: \.isNewline) where line.hasPrefix("fact \(name) ") {
       return String(line.dropFirst("fact \(name) ".count))
     }
     return nil
@@ -33,6 +34,8 @@ enum Guest {
   static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
+  static var userSpace: String? { variable("LGUEST_TEST_USERSPACE") }
+  static var fullUserSpace: String? { variable("LGUEST_TEST_USERSPACE_FULL") }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }
   static var hasExecutable: Bool { FileManager.default.isExecutableFile(atPath: executable) }

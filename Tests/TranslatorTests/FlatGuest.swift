@@ -20,7 +20,7 @@ final class FlatGuest {
 
   init(megabytes: UInt64 = 16) throws {
     memory = try GuestMemory(byteCount: megabytes << 20)
-    let cpuid = CPUIDTable([
+    let cpuid = Translator.CPUIDTable([
       .init(leaf: 0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
       .init(leaf: 1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
       .init(leaf: 7, subleaf: 0, eax: 0, ebx: 0x29, ecx: 0, edx: 0),

@@ -32,7 +32,7 @@ enum MinimalEncoding {
       bytes.append(row.byte)
       if let modRM {
         bytes.append(modRM)
-        if modRM == 4 { bytes.append(0x08) }  // [rax+xmm1] for VSIB
+        if modRM == 0x14 { bytes.append(0x08) }  // xmm2, [rax+xmm1], xmm0
       }
       let operandSize = prefix == 1 && !isVEX ? 2 : 4
       for operand in [row.operand1, row.operand2, row.operand3, row.operand4] {
@@ -57,7 +57,7 @@ enum MinimalEncoding {
     switch row.form {
     case .plain, .plus: return [nil]
     case .modRM: return [0x03, 0xC3]
-    case .memory: return [hasVSIB ? 0x04 : 0x03]
+    case .memory: return [hasVSIB ? 0x14 : 0x03]
     case .register: return [0xC3]
     case .exact: return [row.exact]
     case .ext0, .ext1, .ext2, .ext3, .ext4, .ext5, .ext6, .ext7: return [3 | reg(.ext0), 0xC3 | reg(.ext0)]

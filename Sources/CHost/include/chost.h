@@ -80,9 +80,10 @@ typedef struct chost_cpu {
   uint64_t stub_return;       // where a light way out goes back to
   uint64_t stub_underflow;    // host address that a return from an empty shadow stack would go to
   uint32_t uses_xsave;        // the full exit saves vector state with XSAVE (else FXSAVE)
-  uint32_t pad0;
+  uint32_t no_light;          // the light helpers of system.c decline everything: for comparing against
   // Counters, for --stats; counted by the light helpers.
   uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
+  uint64_t code_chunks;       // host address of a word per guest page: bit c, 64-byte chunk c may hold code
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
@@ -147,7 +148,7 @@ typedef struct chost_tlb_entry {
   uint64_t tag, addend;
 } chost_tlb_entry;
 
-enum { CHOST_TLB_ENTRIES = 1024, CHOST_JUMP_ENTRIES = 4096 };
+enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 4096 };
 
 // Offsets from ENV of the big tables behind the struct.
 enum {

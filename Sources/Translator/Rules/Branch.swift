@@ -67,6 +67,37 @@ extension BlockBuilder {
     go(&hot, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
   }
 
+  /// Where a transfer to a computed target that is not canonical goes: Swift raises #GP for this instruction, after
+  /// the guest's stack pointer has been moved back by `moved`, and the shadow stack by `dropped` bytes.
+  private mutating func coldRefusal(moved: Int32 = 0, dropped: Int32 = 0) -> UInt64 {
+    let address = cold.address
+    if dropped != 0 { cold.lea(4, HostMemory(4, dropped)) }
+    if moved != 0 { cold.lea(RegisterMap.stackPointer, HostMemory(RegisterMap.stackPointer, 0 &- moved)) }
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true))
+    cold.jump(to: stubs.exit)
+    return address
+  }
+
+  /// In the cold half: goes to `refusal` unless T0 is canonical.
+  private mutating func coldCheck(_ refusal: UInt64) {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    cold.mov(t1, t0)
+    cold.shiftLeft(t1, 16, w: true)
+    cold.shiftRightArithmetic(t1, 16)
+    cold.alu(.cmp, t1, t0)
+    cold.jump(if: CodeEmitter.notEqual, to: refusal)
+  }
+
+  /// Goes to a target in T0 that the guest computed.
+  private mutating func jumpToComputed() {
+    guard isLong else { return jumpThroughCache() }
+    let refusal = coldRefusal()
+    let miss = cold.address
+    coldCheck(refusal)
+    cold.jump(to: stubs.jumpMiss)
+    probeJumpCache(missing: miss) { code, target in code.jump(through: target) }
+  }
+
   /// JMP rel.
   mutating func jump(liveAtTarget: UInt8) -> Bool {
     guard hasInlineBranches, !truncatesIP else { return false }
@@ -144,9 +175,11 @@ extension BlockBuilder {
   }
 
   /// Calls the linear address in T0, the return address in T2. The page's flags are current.
-  private mutating func callThroughCache() {
+  private mutating func callThroughCache(isComputed: Bool = false) {
     hot.push(RegisterMap.t2)
+    let refusal = isComputed && isLong ? coldRefusal(moved: -8, dropped: 8) : 0
     let miss = cold.address
+    if refusal != 0 { coldCheck(refusal) }
     probeJumpCache(missing: miss) { code, target in code.call(through: target) }
     cold.call(stubs.jumpMiss)
     cold.jump(to: hot.address)
@@ -190,7 +223,7 @@ extension BlockBuilder {
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
-    jumpThroughCache()
+    jumpToComputed()
     return true
   }
 
@@ -206,7 +239,7 @@ extension BlockBuilder {
     hot.store(.env(Slot.scratch1), RegisterMap.t0)
     pushReturnAddress()
     hot.load(RegisterMap.t0, .env(Slot.scratch1))
-    callThroughCache()
+    callThroughCache(isComputed: true)
     return true
   }
 
@@ -217,7 +250,9 @@ extension BlockBuilder {
     hostFlags = false
     let size: Int32 = isLong ? 8 : 4
     loadTop(RegisterMap.t0, size: size)
-    release(size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF))
+    let count = size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF)
+    release(count)
+    let bad = isLong ? coldRefusal(moved: count) : 0
     // The frame on the shadow stack: host address, guest address.
     let sp: HostRegister = 4
     hot.alu(.cmp, RegisterMap.t0, HostMemory(sp, 8))
@@ -228,6 +263,7 @@ extension BlockBuilder {
     cold.byte(0x73)  // JAE over LEA RSP,[RSP+16]
     cold.byte(5)
     cold.lea(sp, HostMemory(sp, 16))
+    if isLong { coldCheck(bad) }
     swap(&hot, &cold)
     jumpThroughCache()
     swap(&hot, &cold)

@@ -204,7 +204,9 @@ extension BlockBuilder {
         hot.byte(0x0F)
         hot.byte(0x3A)
       }
-      hot.byte(row.form == .plus ? i.opcode & 0xF8 | fields.plus & 7 : i.opcode)
+      // 82 is 80 in the modes that have it.
+      let opcode = row.map == .one && i.opcode == 0x82 ? 0x80 : i.opcode
+      hot.byte(row.form == .plus ? opcode & 0xF8 | fields.plus & 7 : opcode)
     }
     if i.hasModRM {
       if let memory {

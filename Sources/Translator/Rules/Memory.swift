@@ -8,9 +8,10 @@ import X86
 
 extension BlockBuilder {
   /// Whether this mode's memory operands in `segment` are served in line. Segments with a base or a limit to
-  /// check are left to Swift outside 64-bit mode.
+  /// check are left to Swift outside 64-bit mode, and so is everything while breakpoints are armed or every
+  /// element of a string traps.
   func isInline(segment: UInt8) -> Bool {
-    if has(Int(CHOST_MODE_ALIGN)) { return false }
+    if has(Int(CHOST_MODE_ALIGN)) || has(Int(CHOST_MODE_STEP)) { return false }
     return isLong || (!has(Int(CHOST_MODE_SEGMENTED)) && segment < 4)
   }
 

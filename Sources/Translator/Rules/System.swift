@@ -17,9 +17,10 @@ extension BlockBuilder {
     return true
   }
 
-  /// STI at CPL 0. With an interrupt waiting, Swift executes it and honours the shadow.
+  /// STI at CPL 0, the next instruction in the same block. With an interrupt waiting, Swift executes it and honours
+  /// the shadow.
   mutating func sti() -> Bool {
-    guard privilege == 0, !has(Int(CHOST_MODE_VM86)), nextOffset < 4096 else { return false }
+    guard privilege == 0, !has(Int(CHOST_MODE_VM86)), !isLast else { return false }
     clobberFlags()
     let stub = coldExitInstruction()
     hot.alu32(.cmp, .env(Slot.interruptWaiting), immediate: 0)

@@ -153,7 +153,7 @@ extension Processor {
 
   /// PAE paging keeps its four top entries in registers; reserved bits in a present one are #GP(0)
   /// (SDM volume 3, 4.4.1).
-  private func loadPDPTEs(_ cr3: UInt64) throws(Fault) {
+  func loadPDPTEs(_ cr3: UInt64) throws(Fault) {
     let table = cr3 & 0xFFFF_FFE0
     let reserved = ~page[\.physical_mask] | 0x1E6
     let entry0 = physicalLoad(UInt64.self, table)

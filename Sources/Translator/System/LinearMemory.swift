@@ -164,7 +164,7 @@ extension Processor {
   /// Sets bits of one byte in memory atomically: accessed and busy bits of descriptors.
   func setBits(_ bits: UInt8, at linear: UInt64, as authority: Authority) throws(Fault) {
     let physical = try span(linear, count: 1, write: true, as: authority).first
-    guard let host = unsafe host(physical) else { return }
+    guard state.device.missing == nil, let host = unsafe host(physical) else { return }
     // SAFETY: `host` points at one byte of guest RAM, and Atomic<UInt8> has the layout of UInt8.
     unsafe _ = host.assumingMemoryBound(to: Atomic<UInt8>.self).pointee.bitwiseOr(
       bits, ordering: .sequentiallyConsistent)
@@ -173,7 +173,7 @@ extension Processor {
 
   func clearBits(_ bits: UInt8, at linear: UInt64, as authority: Authority) throws(Fault) {
     let physical = try span(linear, count: 1, write: true, as: authority).first
-    guard let host = unsafe host(physical) else { return }
+    guard state.device.missing == nil, let host = unsafe host(physical) else { return }
     // SAFETY: as above.
     unsafe _ = host.assumingMemoryBound(to: Atomic<UInt8>.self).pointee.bitwiseAnd(
       ~bits, ordering: .sequentiallyConsistent)
@@ -188,14 +188,20 @@ extension Processor {
 
   /// Loads bytes of one page.
   func physicalLoad<T: FixedWidthInteger & UnsignedInteger & BitwiseCopyable>(_ type: T.Type, _ physical: UInt64) -> T {
-    guard let host = unsafe host(physical) else { return .max }
+    guard let host = unsafe host(physical) else {
+      return T(truncatingIfNeeded: state.device.load(physical, size: MemoryLayout<T>.size))
+    }
     // SAFETY: the bytes are in one page of guest RAM.
     return unsafe host.loadUnaligned(as: T.self)
   }
 
   /// Stores bytes of one page.
   func physicalStore<T: FixedWidthInteger & UnsignedInteger & BitwiseCopyable>(_ value: T, _ physical: UInt64) {
-    guard let host = unsafe host(physical) else { return }
+    guard let host = unsafe host(physical) else {
+      return state.device.store(UInt64(truncatingIfNeeded: value), physical, size: MemoryLayout<T>.size)
+    }
+    // An instruction that waits for a device will run again.
+    if state.device.missing != nil { return }
     // SAFETY: the bytes are in one page of guest RAM.
     unsafe host.storeBytes(of: value, as: T.self)
     written(physical, MemoryLayout<T>.size)

@@ -52,6 +52,8 @@ final class ProcessorState {
   /// DR6 status bits of debug traps that are due at this boundary.
   var pendingDebug: UInt64 = 0
   var completion: Completion = .none
+  /// What the running instruction has to do with devices.
+  var device = DeviceAccess()
 
   var tscAdjust: UInt64 = 0
   var miscEnable: UInt64 = 0

@@ -47,6 +47,7 @@ extension Processor {
     case 0xA4:  // MOVS
       let value = try readMemory(dataSegment(instruction), source, size: size)
       try writeMemory(.es, destination, value, size: size)
+      announce(destination, instruction, size: size)
       step(GPR.rsi, by: amount, address)
       step(GPR.rdi, by: amount, address)
       finishElement(instruction)
@@ -59,6 +60,7 @@ extension Processor {
       finishElement(instruction, stops: stopsComparing(instruction))
     case 0xAA:  // STOS
       try writeMemory(.es, destination, register(GPR.rax, size: size), size: size)
+      announce(destination, instruction, size: size)
       step(GPR.rdi, by: amount, address)
       finishElement(instruction)
     case 0xAC:  // LODS
@@ -71,6 +73,20 @@ extension Processor {
       compare(register(GPR.rax, size: size), right, size: size)
       finishElement(instruction, stops: stopsComparing(instruction))
     }
+  }
+
+  /// Code that the rest of a repeated store will overwrite in this page is forgotten at once, not once per element.
+  private func announce(_ destination: UInt64, _ instruction: Instruction, size: UInt8) {
+    guard instruction.isRepeated, page.rflags & RFLAGS.df == 0, state.device.missing == nil else { return }
+    let left = register(GPR.rcx, size: instruction.addressSize) &- 1
+    guard left > 0, let observer = state.codeObserver else { return }
+    let address = page.isLongMode ? destination : (page[.es].base &+ destination) & 0xFFFF_FFFF
+    var physical: UInt64 = 0
+    let access = UInt32(CHOST_ACCESS_WRITE) | authority.rights
+    guard unsafe chost_probe(page.pointer, address, access, &physical) == 0, isRAM(physical) else { return }
+    let room = 4096 &- (physical & 4095)
+    let count = left >= room ? room : min(room, (left &+ 1) &* UInt64(size))
+    observer.codeWritten(physical: physical, count: Int(count))
   }
 
   /// REPE stops at a difference, REPNE at equality.

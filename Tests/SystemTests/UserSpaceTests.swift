@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// An ordinary Debian user space in a guest: every check of Guests/userspace-init has to say `ok`.
+
+import Foundation
+import Testing
+
+extension SystemTests {
+  @Suite("User space", .serialized)
+  struct UserSpaceTests {
+    static let names = [
+      "bash", "coreutils", "signals", "stress", "codegen", "compat32", "openssl", "openssl-plain", "xz", "luajit", "python",
+    ]
+
+    /// Boots an archive of scripts/make-userspace and compares what its checks said.
+    private func check(_ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int) throws {
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(archive), "--memory", memory,
+          "--append", "quiet lguest.checks=\(checks)", "--timeout", "\(limit)s",
+        ], limit: Double(limit) + 10, expecting: 0)
+      let lines = result.output.replacing("\r", with: "").split(separator: "\n")
+      let failed = lines.filter { $0.hasPrefix("FAIL ") }
+      #expect(failed.isEmpty, "\(failed.joined(separator: "; "))\n\(result.output.suffix(4000))")
+      #expect(lines.filter { $0.hasPrefix("ok ") }.count >= count)
+      #expect(lines.contains("complaints 0"))
+      #expect(lines.contains("end checks"))
+    }
+
+    @Test("the small one", .enabled(if: Guest.canBoot && Guest.userSpace != nil, "no user space in the cache"))
+    func small() throws {
+      try check(Guest.userSpace, "small", memory: "1G", limit: 240, atLeast: UserSpaceTests.names.count)
+    }
+
+    @Test(
+      "the full one: gcc, gdb, a 32-bit busybox, bulk data, Python's own tests", .enabled(if: Guest.isLong),
+      .enabled(if: Guest.canBoot && Guest.fullUserSpace != nil, "no full user space in the cache"),
+      arguments: ["full", "python"])
+    func full(checks: String) throws {
+      try check(Guest.fullUserSpace, checks, memory: "3G", limit: 3600, atLeast: 18)
+    }
+  }
+}
