@@ -34,7 +34,7 @@ final class RunSession: Sendable {
   /// What `VirtualMachine.run` came to.
   private let outcome = Mutex<RunResult?>(nil)
 
-  private static let signals = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT]
+  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT]
 
   init(_ configuration: VirtualMachine.Configuration, _ options: Options) {
     var configuration = configuration
@@ -53,7 +53,6 @@ final class RunSession: Sendable {
 
   /// Runs to the end of the process.
   func run() -> Never {
-    System.block(RunSession.signals)
     CrashHandler.install(json: options.json, engine: machine.configuration.engine)
     checkOptions()
     let threads: [@Sendable () -> Void] = [passSignalsOn, watch, runMachine]

@@ -9,6 +9,8 @@ let processStart = ContinuousClock.now
 let arguments = Array(CommandLine.arguments.dropFirst())
 
 System.reserveStandardDescriptors()
+// Held back from here on, so that also a signal that comes while the command line is read ends the run cleanly.
+if arguments.first == RunCommand._commandName { System.block(RunSession.signals) }
 do {
   var command = try LguestCommand.parseAsRoot(arguments)
   try command.run()

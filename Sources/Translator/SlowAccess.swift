@@ -51,8 +51,14 @@ extension TranslatedCPU {
       if runsNatively(row.rule, instruction) {
         let size = translation.cache.translator.traits(of: instruction.row).memorySize
         try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
+        // CVTPS2PI and its like write MMX registers.
+        if row.rule == .sse && row.operand1 == .Pq && hasPendingX87Exception { throw .floatingPoint }
         if try prepare(instruction, row) { return continueSlow() }
         processor.advance(instruction)
+        if wasStepping { processor.state.pendingDebug |= DR6.step }
+      } else if row.rule == .gather || row.rule == .maskMove {
+        try checkFPU(row.operand1 == .Pq ? .mmx : (instruction.hasVEX ? .avx : .sse), .none, waits: true)
+        try executeVectorMemory(instruction, row)
         if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else {
         let outcome = try executeWithDevices(instruction, row)

@@ -68,13 +68,14 @@ extension Generator {
     default: break
     }
     let low = i.addressSize == 4 || i.isRIPRelative || i.base == 0xFF && i.index == 0xFF
-    // Swift executes these itself, and sees no devices.
     let rule = c.row.rule
     let isBranch = rule == .jumpIndirect || rule == .callIndirect
-    let device = !isBranch && rule != .push && rule != .pop
+    // Masked moves are for memory: devices do not answer them.
+    let device = rule != .maskMove
     var target = place(size, alignment: alignment, low: low, faults: !isBranch, device: device)
-    // AMD splits ten bytes so that the second part wraps at 4 GiB.
-    if traits.fixedSize == 10 && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
+    // AMD moves x87 operands in parts, and a part beyond 4 GiB wraps.
+    let parts = traits.fixedSize == 10 || traits.memorySize == .fenv || traits.memorySize == .fsave
+    if parts && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
     var avoiding: Set<UInt8> = []
     if c.row.rule == .bitMemory { avoiding = [i.reg] }
     guard aim(&encoding, i, at: target, code: c.code, avoiding: avoiding) else { return false }
@@ -179,7 +180,7 @@ extension Generator {
     case .movs, .stos, .lods, .scas, .cmps: tuneString(&c)
     case .xlat, .moffs, .maskMove: return tuneImplicit(&encoding, &c)
     case .saveState, .restoreState: return tuneState(&c)
-    case .gather: return false
+    case .gather: return tuneGather(encoding, &c)
     case .cli, .sti: c.privilege = 3
     case .wrfsbase: if random.chance(50) { bench[Int(i.rm)] = random.next() >> 17 }
     default: break
@@ -251,7 +252,8 @@ extension Generator {
     let i = c.instruction
     if c.row.rule == .maskMove {
       guard !i.isMemory else { return true }
-      bench[7] = place(16, alignment: 1, low: i.addressSize == 4)
+      // Whether bytes that are not selected may fault is the processor's choice.
+      bench[7] = place(16, alignment: 1, low: i.addressSize == 4, faults: false)
       if i.segment >= 4 { return false }
       c.touched.append(bench[7])
       return true
@@ -276,6 +278,33 @@ extension Generator {
       for position in encoding.immediate.indices {
         encoding.immediate[position] = UInt8(truncatingIfNeeded: offset >> UInt64(position * 8))
       }
+    }
+    return true
+  }
+
+  /// Indices and masks of a gather: most elements in RAM, some not there, some not selected.
+  private mutating func tuneGather(_ encoding: Encoding, _ c: inout Case) -> Bool {
+    let i = c.instruction
+    guard i.segment < 4, i.base != 0xFF || random.chance(20) else { return false }
+    let wide = c.row.byte & 1 != 0
+    let base = Arena.low.base + 0x1000 &- UInt64(bitPattern: Int64(encoding.displacement))
+    if i.base != 0xFF { bench[Int(i.base)] = i.addressSize == 4 ? base & 0xFFFF_FFFF : base }
+    if i.base == 0xFF { return false }
+    for number in 0..<8 {
+      var index = Int64(random.below(0x1800) - 0x800) >> Int64(i.scale)
+      if random.chance(3) { index = Int64(0x2000 >> Int(i.scale)) + Int64(random.below(64)) }
+      let register = Int(i.index)
+      let place = (number < 4 ? 160 + number * 4 : 576 + number * 4 - 16) + register * 16
+      if wide {
+        guard number & 1 == 0 else { continue }
+        bench.setImage(place, UInt64(bitPattern: index))
+      } else {
+        bench.setImage(place, UInt32(truncatingIfNeeded: index))
+      }
+    }
+    for number in 0..<8 {
+      let place = (number < 4 ? 160 + number * 4 : 576 + number * 4 - 16) + Int(i.vvvv) * 16
+      if i.vvvv != i.index { bench.setImage(place, random.chance(75) ? UInt32.max : UInt32(truncatingIfNeeded: random.next() >> 40)) }
     }
     return true
   }

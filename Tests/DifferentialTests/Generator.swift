@@ -82,7 +82,7 @@ struct Placement {
   // MARK: Placement
 
   /// An address for an operand of `size` bytes. `low`: below 4 GiB.
-  mutating func place(_ size: Int, alignment: Int, low: Bool, faults: Bool = true, device: Bool = false) -> UInt64 {
+  mutating func place(_ size: Int, alignment: Int, low: Bool, faults: Bool = true, device: Bool = true) -> UInt64 {
     let size = UInt64(max(size, 1))
     let window = low || random.chance(60) ? Arena.low : Arena.high
     func page(_ number: Int) -> UInt64 { window.base + UInt64(number) << 12 }

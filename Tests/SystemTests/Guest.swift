@@ -34,6 +34,8 @@ enum Guest {
   static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
+  /// Where scripts/build-guests put the small guests of Guests/.
+  static var guests: String? { variable("LGUEST_TEST_GUESTS") }
   static var userSpace: String? { variable("LGUEST_TEST_USERSPACE") }
   static var fullUserSpace: String? { variable("LGUEST_TEST_USERSPACE_FULL") }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }

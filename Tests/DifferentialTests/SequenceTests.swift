@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Random programs on both sides.
+
+import CNative
+import GuestMemory
+import Host
+import Testing
+import X86
+
+@testable import Translator
+
+extension Bench {
+  /// Runs a program from a random state on both sides, twice: the second time its blocks are there and linked.
+  func run(_ program: Program, _ generator: inout Generator) throws -> String? {
+    for piece in program.pieces { try arena.store(piece.bytes, at: piece.address) }
+    defer {
+      for piece in program.pieces {
+        try? arena.store([UInt8](repeating: 0xF4, count: piece.bytes.count), at: piece.address)
+      }
+    }
+    generator.randomizeState(unmasked: false)
+    self[3] = ProgramWriter.dataLow
+    self[4] = ProgramWriter.stack
+    self[14] = ProgramWriter.dataHigh
+    unsafe input.pointee.rip = program.start
+    let privilege = generator.random.chance(50) ? 3 : 0
+    for round in 0..<2 {
+      Effort.trace("program at \(hex(program.start))" + registersText)
+      runNative()
+      if let problem = runTranslated(privilege: privilege) { return problem }
+      var tolerance = Tolerance()
+      tolerance.flags = Tolerance.rflags(program.undefined)
+      // The last instruction is HLT, unless something faulted: then flags may be stale (rule 10).
+      if unsafe native.pointee.vector != 13 { tolerance.flags = Tolerance.rflags(ArithmeticFlags.all) }
+      if let found = difference(tolerance, privilege: privilege) {
+        _ = memoryDifference()
+        return "round \(round): \(found)"
+      }
+      if let found = memoryDifference(around: [ProgramWriter.dataLow, ProgramWriter.dataHigh, ProgramWriter.stack]) {
+        return "round \(round): \(found)"
+      }
+    }
+    return nil
+  }
+
+  /// The program as text for a disassembler.
+  func text(_ program: Program) -> String {
+    program.pieces.sorted { $0.address < $1.address }.map { piece in
+      "\n    \(hex(piece.address)): " + piece.bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+    }.joined()
+  }
+}
+
+extension DifferentialTests {
+  @Test func sequences() throws { try Bench.use(sequences) }
+
+  private func sequences(_ bench: Bench) throws {
+    print("seed \(Effort.seed)")
+    var failures = Failures()
+    let count = 12_000 * Effort.factor
+    var complete = 0
+    for number in 0..<count {
+      let seed = Effort.seed &* 0x1_0003 &+ UInt64(number)
+      var writer = ProgramWriter(seed: seed)
+      var generator = Generator(bench, seed: seed ^ 0x5555)
+      let program = writer.write()
+      if let problem = try bench.run(program, &generator) {
+        failures.add(problem.prefix { $0 != ":" }.description, "number \(number): \(problem)\(bench.text(program))")
+      }
+      if unsafe bench.native.pointee.rip == program.end { complete += 1 }
+    }
+    print("programs: \(count), \(complete) ran to their end, \(failures.total) failures")
+    #expect(complete > count * 9 / 10)
+    #expect(failures.total == 0, "seed \(Effort.seed): \(failures.total) programs")
+  }
+}
