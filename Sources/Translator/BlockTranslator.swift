@@ -71,10 +71,11 @@ enum DecodedBlock {
       let row = table[UInt16(truncatingIfNeeded: number)]
       var stand = number
       if row.map == .x0F && row.prefix == .pF3 && (row.byte == 0xBC || row.byte == 0xBD), !supports(row.feature) {
-        stand = (0..<rows).first {
-          let other = table[UInt16(truncatingIfNeeded: $0)]
-          return other.map == .x0F && other.byte == row.byte && other.prefix != .pF3 && other.form == .modRM
-        } ?? number
+        stand =
+          (0..<rows).first {
+            let other = table[UInt16(truncatingIfNeeded: $0)]
+            return other.map == .x0F && other.byte == row.byte && other.prefix != .pF3 && other.form == .modRM
+          } ?? number
       }
       unsafe (substitutes + number).initialize(to: UInt16(truncatingIfNeeded: stand))
     }
@@ -171,7 +172,8 @@ enum DecodedBlock {
     var live: UInt8 = 0
     for _ in 0..<6 {
       guard position < 4096,
-        case .complete(let i) = unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code)
+        case .complete(let i) = unsafe decoder.decode(
+          bytes.page + position, count: min(15, 4096 - position), code: code)
       else { return live | unknown }
       let end = position + Int(i.length)
       peek = peek.isEmpty ? position..<end : min(peek.lowerBound, position)..<max(peek.upperBound, end)
@@ -267,7 +269,9 @@ enum DecodedBlock {
       if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
       } else {
-        live = live & ~BlockTranslator.overwrites(row, self[index].instruction) | row.flags.reads(condition: self[index].instruction.opcode)
+        live =
+          live & ~BlockTranslator.overwrites(row, self[index].instruction)
+          | row.flags.reads(condition: self[index].instruction.opcode)
       }
       unsafe buffer[index].liveBefore = live
     }

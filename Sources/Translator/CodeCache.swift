@@ -236,7 +236,8 @@ struct CodeCacheCounters {
   var hasRoom: Bool {
     let need = CodeCache.roomForBlock
     return hotUsed + need < min(hotLimit, CodeCache.coldStart) && coldUsed + need < CodeCache.codeBytes
-      && blockCount + 1 < min(CodeCache.maximumBlocks, CodeCache.tableSlots * 2 / 3) && edgeCount + 4 < CodeCache.maximumEdges
+      && blockCount + 1 < min(CodeCache.maximumBlocks, CodeCache.tableSlots * 2 / 3)
+      && edgeCount + 4 < CodeCache.maximumEdges
       && faultCount + BlockBuilder.maximumFaults < CodeCache.maximumFaults
   }
 
@@ -256,7 +257,8 @@ struct CodeCacheCounters {
   ) -> Int32 {
     let index = Int32(truncatingIfNeeded: blockCount)
     let hot = unsafe CodeEmitter(
-      writable: code.writable + hotUsed, executable: codeStart + UInt64(hotUsed), capacity: CodeCache.coldStart - hotUsed)
+      writable: code.writable + hotUsed, executable: codeStart + UInt64(hotUsed),
+      capacity: CodeCache.coldStart - hotUsed)
     let cold = unsafe CodeEmitter(
       writable: code.writable + coldUsed, executable: codeStart + UInt64(coldUsed),
       capacity: CodeCache.codeBytes - coldUsed)
@@ -293,7 +295,8 @@ struct CodeCacheCounters {
     for number in 0..<emitted.faultCount {
       let site = unsafe translator.faults[number]
       unsafe faults[faultCount + number] = CachedFault(
-        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset, flagsSaved: site.flagsSaved,
+        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset,
+        flagsSaved: site.flagsSaved,
         restoresScratch: site.restoresScratch)
     }
     faultCount += emitted.faultCount

@@ -320,7 +320,8 @@ public import X86
     let trap = page[\.fault_trap]
     guard let (_, fault) = translation.cache.faultingInstruction(at: address) else {
       return .failed(
-        "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))")
+        "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))"
+      )
     }
     if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
     if fault.restoresScratch {

@@ -55,12 +55,16 @@ enum Thread {
     return Double(unsafe String(cString: text)) ?? 1.5
   }()
 
-  enum Mode: String, CaseIterable, Sendable { case long, longUser, compatibility, protected32, paged32, real, protected16 }
+  enum Mode: String, CaseIterable, Sendable {
+    case long, longUser, compatibility, protected32, paged32, real, protected16
+  }
 
   /// Bytes that decode to something often.
   static func code(_ random: inout SplitMix64, count: Int) -> [UInt8] {
     let prefixes: [UInt8] = [0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x48, 0x4C, 0x41, 0x64, 0x65, 0x2E, 0x36]
-    let escapes: [[UInt8]] = [[0x0F], [0x0F, 0x38], [0x0F, 0x3A], [0xC5, 0xF8], [0xC4, 0xE2, 0x79], [0xC4, 0xE3, 0xFD]]
+    let escapes: [[UInt8]] = [
+      [0x0F], [0x0F, 0x38], [0x0F, 0x3A], [0xC5, 0xF8], [0xC4, 0xE2, 0x79], [0xC4, 0xE3, 0xFD],
+    ]
     var bytes: [UInt8] = []
     while bytes.count < count {
       while random.next() % 3 == 0 { bytes.append(prefixes[Int(random.next() % 12)]) }
@@ -85,7 +89,8 @@ enum Thread {
     case .protected32, .paged32, .protected16:
       let small = mode == .protected16
       state.efer = 0
-      state.cs = Segment(selector: 8, base: 0, limit: small ? 0xFFFFF : 0xFFFF_FFFF, attributes: small ? 0x009B : 0xC09B)
+      state.cs = Segment(
+        selector: 8, base: 0, limit: small ? 0xFFFFF : 0xFFFF_FFFF, attributes: small ? 0x009B : 0xC09B)
       if small { state.ss = Segment(selector: 0x18, base: 0x100, limit: 0x8FFFF, attributes: 0x0093) }
       state.cr4 = mode == .paged32 ? 0x690 : 0x600
       state.cr0 = mode == .paged32 ? 0x8001_0033 : 0x33
@@ -113,7 +118,8 @@ enum Thread {
         }
     }
     if random.next() % 8 != 0 { state.registers[4] = KernelGuest.stack &+ random.next() % 0x2000 }
-    state.rflags = random.next() & 0x244CD5 | 2 | (random.next() % 4 == 0 ? 0x200 : 0) | (random.next() % 16 == 0 ? 0x100 : 0)
+    state.rflags =
+      random.next() & 0x244CD5 | 2 | (random.next() % 4 == 0 ? 0x200 : 0) | (random.next() % 16 == 0 ? 0x100 : 0)
     if random.next() % 16 == 0 {
       state.dr7 = random.next() & 0xFFFF_03FF | 0x400
       state.dr0 = KernelGuest.code &+ random.next() % 64
@@ -127,7 +133,9 @@ enum Thread {
 
   static func damage(_ guest: KernelGuest, _ random: inout SplitMix64) {
     for _ in 0..<(random.next() % 6) {
-      let table = [KernelGuest.pml4, KernelGuest.directory, KernelGuest.table, KernelGuest.gdt, KernelGuest.idt, KernelGuest.tss]
+      let table = [
+        KernelGuest.pml4, KernelGuest.directory, KernelGuest.table, KernelGuest.gdt, KernelGuest.idt, KernelGuest.tss,
+      ]
       let base = table[Int(random.next() % 6)]
       guest.poke(random.next(), at: base + random.next() % 64 * 8)
     }
@@ -160,7 +168,9 @@ enum Thread {
         if mode != .real { guest.cpu.state.rip = start }
         if unsafe getenv("LGUEST_FUZZ_TRACE") != nil { print("seed \(seed)") }
         exits: for _ in 0..<12 {
-          if random.next() % 4 == 0 && guest.cpu.canAcceptInterrupt { guest.cpu.inject(interrupt: UInt8(random.next() & 0xFF)) }
+          if random.next() % 4 == 0 && guest.cpu.canAcceptInterrupt {
+            guest.cpu.inject(interrupt: UInt8(random.next() & 0xFF))
+          }
           if random.next() % 16 == 0 { guest.cpu.injectNMI() }
           if random.next() % 4 == 0 { guest.cpu.requestInterruptWindow(random.next() % 2 == 0) }
           let exit = guest.cpu.run()

@@ -9,7 +9,9 @@ import X86
 
 @Suite("Debug exceptions") struct DebugTests {
   /// Single-steps user code: the handler's IRET goes on. Returns the RIPs of the traps, relative to the code.
-  private func steps(_ guest: KernelGuest, _ name: String, most: Int = 20, _ edit: (inout CPUState) -> Void = { _ in }) -> [UInt64] {
+  private func steps(_ guest: KernelGuest, _ name: String, most: Int = 20, _ edit: (inout CPUState) -> Void = { _ in })
+    -> [UInt64]
+  {
     guest.load(name)
     guest.load([0xF4, 0x48, 0xCF], at: KernelGuest.handlers + 16)
     guest.start {
@@ -84,7 +86,9 @@ import X86
     #expect(guest.cpu.state.rflags & RFLAGS.rf == 0)
   }
 
-  @Test("Data breakpoints are traps behind the access", arguments: ["store8", "add_memory", "push_register", "load4", "movups_load"])
+  @Test(
+    "Data breakpoints are traps behind the access",
+    arguments: ["store8", "add_memory", "push_register", "load4", "movups_load"])
   func data(name: String) throws {
     let guest = try KernelGuest()
     let isLoad = name.contains("load")
@@ -112,11 +116,31 @@ import X86
     let frame = guest.exception()
     #expect(frame?.vector == 16 && frame?.rip == KernelGuest.mark("x87_zero.at", in: "x87_zero"))
     FaultCase("divps", 19, edit: { $0.xsave.replaceSubrange(24..<26, with: [0, 0x1D]) }).check(on: guest)
-    FaultCase("load8", 17, [3: KernelGuest.data + 1], user: true, edit: { $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18 }).check(on: guest)
-    FaultCase("store4", 17, [3: KernelGuest.data + 2], user: true, edit: { $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18 }).check(on: guest)
-    FaultCase("push_register", 17, [4: KernelGuest.stack + 1], user: true, edit: { $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18 }).check(
+    FaultCase(
+      "load8", 17, [3: KernelGuest.data + 1], user: true,
+      edit: {
+        $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18
+      }
+    ).check(on: guest)
+    FaultCase(
+      "store4", 17, [3: KernelGuest.data + 2], user: true,
+      edit: {
+        $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18
+      }
+    ).check(on: guest)
+    FaultCase(
+      "push_register", 17, [4: KernelGuest.stack + 1], user: true,
+      edit: {
+        $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18
+      }
+    ).check(
       on: guest)
-    FaultCase("rep_movsq", 17, [1: 2, 6: KernelGuest.data, 7: KernelGuest.data + 0x101], user: true, edit: { $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18 })
-      .check(on: guest)
+    FaultCase(
+      "rep_movsq", 17, [1: 2, 6: KernelGuest.data, 7: KernelGuest.data + 0x101], user: true,
+      edit: {
+        $0.cr0 |= 1 << 18; $0.rflags |= 1 << 18
+      }
+    )
+    .check(on: guest)
   }
 }

@@ -49,7 +49,8 @@ struct DeviceCase: Sendable, CustomTestStringConvertible {
     DeviceCase(name: "not", exits: [read(0, 2), write(0, 2, 0xFF0F)], answers: [0xF0]),
     DeviceCase(name: "movups_load", exits: [read(0, 8), read(8, 8)], answers: [1, 2]),
     DeviceCase(name: "movups_store", exits: [write(0, 8, 0), write(8, 8, 0)]),
-    DeviceCase(name: "movq_store", exits: [write(0, 8, 0)]), DeviceCase(name: "fild", exits: [read(0, 4)], answers: [7]),
+    DeviceCase(name: "movq_store", exits: [write(0, 8, 0)]),
+    DeviceCase(name: "fild", exits: [read(0, 4)], answers: [7]),
     DeviceCase(
       name: "movsd_from", exits: [read(4, 4)], answers: [0x77], registers: [6: device + 4, 7: KernelGuest.data],
       results: [6: device + 8, 7: KernelGuest.data + 4]),

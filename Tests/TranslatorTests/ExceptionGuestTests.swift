@@ -52,7 +52,9 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
     prepare(guest)
     let before = guest.initial
     guard let frame = guest.exception() else {
-      Issue.record("\(testDescription): no exception; stopped at \(String(guest.cpu.state.rip, radix: 16))", sourceLocation: location)
+      Issue.record(
+        "\(testDescription): no exception; stopped at \(String(guest.cpu.state.rip, radix: 16))",
+        sourceLocation: location)
       return
     }
     let state = guest.cpu.state
@@ -64,7 +66,8 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
     #expect(frame == expected, "\(testDescription)", sourceLocation: location)
     if let cr2 { #expect(state.cr2 == cr2, "\(testDescription)", sourceLocation: location) }
     for number in 0..<16 where number != 4 {
-      #expect(state.registers[number] == before.registers[number], "\(testDescription) r\(number)", sourceLocation: location)
+      #expect(
+        state.registers[number] == before.registers[number], "\(testDescription) r\(number)", sourceLocation: location)
     }
     // Bytes 28...31 are MXCSR_MASK, which the host fills in.
     let vectors = state.xsave[32..<512] == before.xsave[32..<512]
@@ -106,7 +109,8 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
     FaultCase("mov_ss", 12, error: 0x38, [0: 0x38]), FaultCase("mov_ss", 13, [0: 0]) { $0.efer = $0.efer },
     FaultCase("mov_ss", 13, error: 0x70, [0: 0x70]), FaultCase("mov_fs", 13, error: 0x78, [0: 0x78]),
     FaultCase("mov_to_cr3", 13, [0: 1 << 60]), FaultCase("xsetbv", 13, [0: 2, 1: 0, 2: 0]),
-    FaultCase("wrmsr", 13, [0: 0, 1: 0xC000_0100, 2: 0x8000]), FaultCase("mov_dr7", 1, isTrap: true) { $0.dr7 |= 1 << 13 },
+    FaultCase("wrmsr", 13, [0: 0, 1: 0xC000_0100, 2: 0x8000]),
+    FaultCase("mov_dr7", 1, isTrap: true) { $0.dr7 |= 1 << 13 },
   ]
 
   @Test("Exceptions that need no memory", arguments: simple.filter { !($0.name == "mov_ss" && $0.registers[0] == 0) })
@@ -116,9 +120,11 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
     let guest = try KernelGuest()
     let outside = Self.outside
     let data = [
-      "load1", "load2", "load4", "load8", "store1", "store2", "store4", "store8", "store_immediate", "add_memory", "add_from",
+      "load1", "load2", "load4", "load8", "store1", "store2", "store4", "store8", "store_immediate", "add_memory",
+      "add_from",
       "adc_memory", "xadd_locked", "xchg_memory", "cmpxchg_locked", "cmpxchg16", "push_memory", "pop_memory",
-      "call_memory", "jump_memory", "movaps_load", "movups_store", "vmovups_load", "fld_memory", "fstp_memory", "fxsave",
+      "call_memory", "jump_memory", "movaps_load", "movups_store", "vmovups_load", "fld_memory", "fstp_memory",
+      "fxsave",
       "xsave", "ldmxcsr", "load_high",
     ]
     for name in data { FaultCase(name, 13, [3: outside]).check(on: guest) }
@@ -129,7 +135,10 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
     FaultCase("load_fs", 13, [3: 8]) { $0.fs.base = outside - 8 }.check(on: guest)
     FaultCase("load_rbp", 12, [5: outside]).check(on: guest)
     FaultCase("leave", 12, [5: outside]).check(on: guest)
-    let stack = ["push_register", "push_immediate", "push_flags", "call_near", "call_register", "pop_register", "ret", "pop_flags", "enter"]
+    let stack = [
+      "push_register", "push_immediate", "push_flags", "call_near", "call_register", "pop_register", "ret", "pop_flags",
+      "enter",
+    ]
     for name in stack {
       // A stack that cannot hold the frame: the handler runs on another.
       for vector in [8, 12] { guest.setGate(UInt8(vector), stack: 1) }
@@ -144,11 +153,16 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
     FaultCase("jump_memory", 13, prepare: store).check(on: guest)
     FaultCase("ret", 13, prepare: { $0.poke(outside, at: KernelGuest.stack) }).check(on: guest)
     FaultCase("ret_pop", 13, prepare: { $0.poke(outside, at: KernelGuest.stack) }).check(on: guest)
-    FaultCase("iret", 13, prepare: {
-      for (index, value) in [outside, KernelGuest.kernelCode, 2, KernelGuest.stack, KernelGuest.kernelData].enumerated() {
-        $0.poke(value, at: KernelGuest.stack + UInt64(index) * 8)
+    FaultCase(
+      "iret", 13,
+      prepare: {
+        for (index, value) in [outside, KernelGuest.kernelCode, 2, KernelGuest.stack, KernelGuest.kernelData]
+          .enumerated()
+        {
+          $0.poke(value, at: KernelGuest.stack + UInt64(index) * 8)
+        }
       }
-    }).check(on: guest)
+    ).check(on: guest)
     for name in ["movs", "rep_movsb", "rep_movsq", "rep_lodsb", "repe_cmpsb"] {
       FaultCase(name, 13, [1: 5, 6: outside, 7: KernelGuest.data]).check(on: guest)
     }

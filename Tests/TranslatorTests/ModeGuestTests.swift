@@ -92,7 +92,9 @@ import X86
     guest.start { Self.protected(guest, &$0, paging: paging) }
     let other = try KernelGuest()
     other.load("flat32")
-    for table in stride(from: UInt64(0x1000), to: 0xB000, by: 8) { other.poke(guest.peek(UInt64.self, at: table), at: table) }
+    for table in stride(from: UInt64(0x1000), to: 0xB000, by: 8) {
+      other.poke(guest.peek(UInt64.self, at: table), at: table)
+    }
     other.cpu.state = guest.cpu.state
     #expect(other.cpu.run() == .halt)
     #expect(other.cpu.state.registers == state.registers)
@@ -104,7 +106,8 @@ import X86
       let state = run(guest, name) { Self.protected(guest, &$0, paging: .none) }
       #expect(state.rip == KernelGuest.handlers + vector * 16 + 1, "\(name)")
       let code: UInt64 = vector == 13 || vector == 12 ? 4 : 0
-      #expect(UInt64(guest.peek(UInt32.self, at: state.registers[4] + code)) == KernelGuest.mark(mark, in: name), "\(name)")
+      #expect(
+        UInt64(guest.peek(UInt32.self, at: state.registers[4] + code)) == KernelGuest.mark(mark, in: name), "\(name)")
       #expect(state.registers[4] == KernelGuest.stack - 12 - code)
     }
     guest.poke(UInt64(10) << 32 | 1, at: 0x20000)
@@ -120,7 +123,8 @@ import X86
       guest.poke(UInt32(0), at: 0x200FC)
       let state = run(guest, "segments32") { Self.protected(guest, &$0, paging: paging) }
       #expect(guest.frame() == nil)
-      #expect(state.registers[3] == 0x1122_3344 && state.registers[1] == 0x1122_3344 && state.registers[2] == 0x1122_3345)
+      #expect(
+        state.registers[3] == 0x1122_3344 && state.registers[1] == 0x1122_3344 && state.registers[2] == 0x1122_3345)
     }
   }
 
@@ -133,7 +137,9 @@ import X86
       $0.registers[1] = 0xFFFF_FFFF_0000_0000
     }
     let frame = guest.exception()
-    #expect(frame?.vector == 0x80 && frame?.cs == 0x23 && frame?.rip == KernelGuest.mark("compatibility.after", in: "compatibility"))
+    #expect(
+      frame?.vector == 0x80 && frame?.cs == 0x23
+        && frame?.rip == KernelGuest.mark("compatibility.after", in: "compatibility"))
     #expect(guest.cpu[register: 0] == 0 && guest.cpu[register: 1] == 1 && guest.cpu[register: 6] == 0xCAFE)
   }
 

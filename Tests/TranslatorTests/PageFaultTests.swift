@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// #PF from translated code in every form: error code, CR2 and frame for each access and each kind of page; both pages of
-// crossing operands; repeated string instructions in the middle. Each case runs with the light delivery of
+// #PF from translated code in every form: error code, CR2 and frame for each access and each kind of page; both pages
+// of crossing operands; repeated string instructions in the middle. Each case runs with the light delivery of
 // CHost/system.c and with Swift's, which must leave the same state to the last bit.
 
 import GuestMemory
@@ -12,19 +12,28 @@ import X86
 @Suite("Page faults in translated code") struct PageFaultTests {
   static let page: UInt64 = 0x40000
   static let reads = [
-    "load1", "load2", "load4", "load8", "load_high", "add_from", "movups_load", "movaps_load", "vmovups_load", "fld_memory",
+    "load1", "load2", "load4", "load8", "load_high", "add_from", "movups_load", "movaps_load", "vmovups_load",
+    "fld_memory",
     "fild_memory", "addps_memory", "jump_memory", "call_memory", "push_memory", "ldmxcsr", "div_memory", "divps_memory",
   ]
   static let writes = [
-    "store1", "store2", "store4", "store8", "store_immediate", "movups_store", "movaps_store", "vmovups_store", "fstp_memory",
+    "store1", "store2", "store4", "store8", "store_immediate", "movups_store", "movaps_store", "vmovups_store",
+    "fstp_memory",
     "fxsave", "xsave", "pop_memory",
   ]
   /// Read-modify-write: reported as writes.
-  static let both = ["add_memory", "adc_memory", "xadd_locked", "xchg_memory", "cmpxchg_locked", "cmpxchg16", "bts_memory"]
+  static let both = [
+    "add_memory", "adc_memory", "xadd_locked", "xchg_memory", "cmpxchg_locked", "cmpxchg16", "bts_memory",
+  ]
 
   /// Two guests that differ in how faults are delivered.
   private func pair() throws -> [KernelGuest] {
-    [try KernelGuest { $0.exactFlags = true }, try KernelGuest { $0.lightPaths = false; $0.exactFlags = true }]
+    [
+      try KernelGuest { $0.exactFlags = true },
+      try KernelGuest {
+        $0.lightPaths = false; $0.exactFlags = true
+      },
+    ]
   }
 
   /// The state without what the host decides: which components it tracks as in use, and MXCSR_MASK.
@@ -65,7 +74,8 @@ import X86
     for (names, code) in [(Self.reads, kind.read), (Self.writes + Self.both, kind.write)] {
       guard let code else { continue }
       for name in names {
-        check(guests, FaultCase(name, 14, error: code, cr2: Self.page + 0x40, [0: 0, 3: Self.page + 0x40], user: kind.user))
+        check(
+          guests, FaultCase(name, 14, error: code, cr2: Self.page + 0x40, [0: 0, 3: Self.page + 0x40], user: kind.user))
       }
     }
     // The stack: 8 bytes below or above RSP.
@@ -73,7 +83,8 @@ import X86
       for name in ["push_register", "push_immediate", "push_flags", "call_near", "call_register"] {
         check(
           guests,
-          FaultCase(name, 14, error: code, cr2: Self.page + 0x38, [0: KernelGuest.code, 4: Self.page + 0x40], user: kind.user))
+          FaultCase(
+            name, 14, error: code, cr2: Self.page + 0x38, [0: KernelGuest.code, 4: Self.page + 0x40], user: kind.user))
       }
     }
     if let code = kind.read, kind.user {
@@ -90,8 +101,10 @@ import X86
     for guest in guests { guest.setPage(end, 0) }
     let sizes: [String: UInt64] = [
       "load2": 2, "load4": 4, "load8": 8, "add_from": 8, "movups_load": 16, "vmovups_load": 32, "fld_memory": 10,
-      "store2": 2, "store4": 4, "store8": 8, "movups_store": 16, "vmovups_store": 32, "fstp_memory": 10, "add_memory": 8,
-      "xadd_locked": 8, "xchg_memory": 8, "push_memory": 8, "pop_memory": 8, "jump_memory": 8, "fxsave": 512, "xsave": 832,
+      "store2": 2, "store4": 4, "store8": 8, "movups_store": 16, "vmovups_store": 32, "fstp_memory": 10,
+      "add_memory": 8,
+      "xadd_locked": 8, "xchg_memory": 8, "push_memory": 8, "pop_memory": 8, "jump_memory": 8, "fxsave": 512,
+      "xsave": 832,
     ]
     for (name, size) in sizes.sorted(by: { $0.key < $1.key }) {
       let isWrite = !Self.reads.contains(name)
@@ -112,7 +125,8 @@ import X86
     let guests = try pair()
     for (entry, user, code, smep) in [
       (0, true, 0x14, false), (0, false, 0x10, false), (Self.page | 7 | 1 << 63, true, 0x15, false),
-      (Self.page | 3, true, 0x15, false), (Self.page | 7, false, 0x11, true), (Self.page | 7 | 1 << 63, false, 0x11, false),
+      (Self.page | 3, true, 0x15, false), (Self.page | 7, false, 0x11, true),
+      (Self.page | 7 | 1 << 63, false, 0x11, false),
     ] as [(UInt64, Bool, UInt64, Bool)] {
       for guest in guests {
         guest.setPage(Self.page, entry)
@@ -155,7 +169,9 @@ import X86
       for page in UInt64(1)..<0x20 { guest.setPage(page << 12, page << 12 | 3) }
     }
     for name in ["load8", "store8"] {
-      let item = FaultCase(name, 14, error: name == "load8" ? 1 : 3, cr2: Self.page, [3: Self.page]) { $0.cr4 |= 1 << 21 }
+      let item = FaultCase(name, 14, error: name == "load8" ? 1 : 3, cr2: Self.page, [3: Self.page]) {
+        $0.cr4 |= 1 << 21
+      }
       check(guests, item)
     }
   }

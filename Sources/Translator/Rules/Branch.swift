@@ -24,7 +24,9 @@ extension BlockBuilder {
     guard target >= 0 && target < 4096, unsafe bytes.straddling == nil else { return false }
     if target <= 4096 - 15 { return true }
     let position = Int(target)
-    if case .needsMore = unsafe decoder.decode(bytes.page + position, count: 4096 - position, code: code) { return false }
+    if case .needsMore = unsafe decoder.decode(bytes.page + position, count: 4096 - position, code: code) {
+      return false
+    }
     return true
   }
 
@@ -73,7 +75,8 @@ extension BlockBuilder {
     let address = cold.address
     if dropped != 0 { cold.lea(4, HostMemory(4, dropped)) }
     if moved != 0 { cold.lea(RegisterMap.stackPointer, HostMemory(RegisterMap.stackPointer, 0 &- moved)) }
-    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true))
+    cold.storeImmediate32(
+      .env(Slot.exitInfo), info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true))
     cold.jump(to: stubs.exit)
     return address
   }
