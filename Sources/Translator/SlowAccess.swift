@@ -17,8 +17,6 @@ struct SlowAccess {
   let span: LinearSpan
   let reads: Bool
   let writes: Bool
-  /// TF was set before the instruction.
-  let isStepped: Bool
   /// Bytes of the operand already moved in this phase.
   var position = 0
 }
@@ -82,6 +80,8 @@ extension TranslatedCPU {
         if isRestarting {
           if case .exit(let exit) = outcome { return exit }
         }
+        // Transfers complete too; IRET alone loads RF.
+        if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)
         switch outcome {
         case .done: return nil
@@ -90,8 +90,6 @@ extension TranslatedCPU {
         case .exit(.halt) where processor.state.pendingDebug != 0: return nil
         case .exit(let exit): return exit
         }
-        // Transfers complete too; IRET alone loads RF.
-        if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
       }
     } catch {
       fault(error)
@@ -204,8 +202,7 @@ extension TranslatedCPU {
     let mayNotStore = row.rule == .x87 && writes && controlWord & 0x3F != 0x3F
     slow = SlowAccess(
       phase: .read, instruction: instruction, row: row, span: span,
-      reads: traits.memoryReads || isState || mayNotStore, writes: writes,
-      isStepped: page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0)
+      reads: traits.memoryReads || isState || mayNotStore, writes: writes)
     return true
   }
 
@@ -226,7 +223,6 @@ extension TranslatedCPU {
     slow = nil
     if isStepping { processor.state.pendingDebug |= DR6.step }
     processor.advance(access.instruction)
-    if access.isStepped { processor.state.pendingDebug |= DR6.step }
     return nil
   }
 

@@ -207,7 +207,6 @@ public import X86
   private func translate(_ linear: UInt64) throws(Fault) -> UInt64 {
     let started = chost_read_tsc()
     // First: forgetting everything also forgets which pages hold code.
-    // First: it forgets which pages hold code.
     makeRoom()
     let physical = try codePage(linear)
     let translation = translation
