@@ -72,6 +72,7 @@ extension VirtualMachine {
     public var entry = EntryPoint.auto
     public var engine = Engine.translator
     public var collectStatistics = false
+    public var inspection = EngineInspection()
     /// Told of what is unusual about the guest; nil is silence.
     public var logger: Logger?
     /// Takes what the guest writes to its serial port, a byte at a time, on a vCPU's thread. It may block, and the

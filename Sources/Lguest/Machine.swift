@@ -47,8 +47,9 @@ final class Machine: Sendable {
     let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
     state.tscOffset = time.timestampOffset
     clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
+    let options = try Machine.options(model, counter, time, configuration.inspection)
     do throws(HostError) {
-      translation = try Translation(memory: memory, options: Machine.options(model, counter, time))
+      translation = try Translation(memory: memory, options: options)
       cpu = try translation.makeCPU(0)
     } catch { throw ConfigurationError(error) }
     cpu.state = state
@@ -134,8 +135,8 @@ final class Machine: Sendable {
   }
 
   private static func options(
-    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime
-  ) -> TranslationOptions {
+    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime, _ inspection: EngineInspection
+  ) throws(ConfigurationError) -> TranslationOptions {
     let table = model.cpuid(CPUIDConfiguration(timestampKilohertz: counter.kilohertz))
     let entries = table.entries.map { entry in
       Translator.CPUIDTable.Entry(
@@ -145,6 +146,12 @@ final class Machine: Sendable {
     var options = TranslationOptions(cpuid: [Translator.CPUIDTable(entries)]) { model.supports($0) }
     options.tscOffset = time.timestampOffset
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
+    options.exactFlags = inspection.exactFlags
+    options.singleInstruction = inspection.singleInstruction
+    if let path = inspection.trace {
+      let file = try TraceFile(path)
+      options.trace = { file.write($0 + "\n") }
+    }
     return options
   }
 

@@ -150,6 +150,9 @@ extension VirtualMachine {
     var result = result(ending, detail: detail)
     result.statistics = loop.statistics
     result.statistics.add(machine)
+    if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
+      file.write(machine.translation.perfMap)
+    }
     result.consoleTail = machine.console.tail.text
     switch ending {
     case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.cpu.state.text

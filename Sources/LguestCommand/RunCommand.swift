@@ -72,6 +72,8 @@ struct RunCommand: ParsableCommand {
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
 
+  @OptionGroup(title: "Looking into the engine") var inspection: InspectionOptions
+
   /// A time limit as an option value; nil inside is none.
   struct Limit: Sendable {
     let duration: Duration?
@@ -99,6 +101,7 @@ struct RunCommand: ParsableCommand {
     configuration.debugExit = debugExit
     configuration.entry = entry
     configuration.engine = engine
+    configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)
     let options = RunSession.Options(json: json.map { FilePath($0) }, printsStatistics: stats, tty: tty)
@@ -108,3 +111,29 @@ struct RunCommand: ParsableCommand {
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
 extension EntryPoint: ExpressibleByArgument {}
+
+/// Options for those who work on the engine or profile a guest.
+struct InspectionOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp("Write a line per instruction executed; each runs alone, slowly.", valueName: "file"),
+    completion: .file())
+  var trace: String?
+
+  @Flag(help: "Write /tmp/perf-PID.map at the end, for perf report.")
+  var perfMap = false
+
+  @Flag(help: "Keep arithmetic flags exact also where no instruction reads them.")
+  var exactFlags = false
+
+  @Flag(help: "Make every instruction a block of its own.")
+  var singleInstruction = false
+
+  var value: EngineInspection {
+    var value = EngineInspection()
+    value.trace = trace.map { FilePath($0) }
+    if perfMap { value.perfMap = FilePath("/tmp/perf-\(System.processID).map") }
+    value.exactFlags = exactFlags
+    value.singleInstruction = singleInstruction
+    return value
+  }
+}

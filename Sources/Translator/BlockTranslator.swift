@@ -54,10 +54,10 @@ enum DecodedBlock {
   init(
     table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false
   ) {
-    self.exactFlags = exactFlags
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
+    self.exactFlags = exactFlags
     let rows = table.count
     unsafe missing = .allocate(capacity: rows)
     unsafe traits = .allocate(capacity: rows)
@@ -356,7 +356,7 @@ enum DecodedBlock {
     case .sti: return b.sti()
     case .cld: return b.setDirection(false)
     case .std: return b.setDirection(true)
-    case .rdtsc: return b.rdtsc()
+    case .rdtsc, .rdtscp: return b.rdtsc()
     case .swapgs: return b.swapgs()
     case .rdfsbase: return b.rdfsbase()
     case .wrfsbase: return b.wrfsbase()

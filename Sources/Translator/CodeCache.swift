@@ -205,6 +205,10 @@ struct CodeCacheCounters {
   /// Host address of a block's indirect entry.
   func entry(_ index: Int32) -> UInt64 { codeStart + UInt64(self[index].hot) }
 
+  func forEachLiveBlock(_ body: (Block) -> Void) {
+    for index in 0..<blockCount where unsafe blocks[index].isLive { body(unsafe blocks[index]) }
+  }
+
   /// The guest instruction a faulting host address belongs to.
   func faultingInstruction(at address: UInt64) -> (block: Block, fault: CachedFault)? {
     let offset = UInt32(truncatingIfNeeded: address &- codeStart)

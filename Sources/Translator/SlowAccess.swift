@@ -24,28 +24,6 @@ struct SlowAccess {
 extension TranslatedCPU {
   /// Executes the instruction at RIP in Swift. Returns an exit for the machine, if one is needed.
   func executeSlowly() -> VCPUExit? {
-    switch fetchInstruction() {
-    case .success(let instruction): return executeSlowly(instruction)
-    case .failure(let error): fault(error)
-    }
-    return nil
-  }
-
-  /// The instruction at RIP if it accesses memory, so that data breakpoints have to be compared with its operands:
-  /// Swift executes it.
-  func watchedInstruction() -> Instruction? {
-    guard case .success(let instruction) = fetchInstruction() else { return nil }
-    let rule = translation.cache.translator.table[instruction.row].rule
-    switch rule {
-    case .push, .pop, .pushFlags, .popFlags, .leave, .call, .callIndirect, .ret, .movs, .stos, .lods, .scas, .cmps, .moffs,
-      .xlat:
-      return instruction
-    case .jumpIndirect, .movSegment: return instruction.isMemory ? instruction : nil
-    default: return instruction.isMemory && runsNatively(rule, instruction) ? instruction : nil
-    }
-  }
-
-  private func fetchInstruction() -> Result<Instruction, Fault> {
     let fetched = processor.fetch(at: page[\.rip])
     var bytes = (fetched.low, fetched.high)
     let result = unsafe withUnsafePointer(to: &bytes) {
@@ -55,13 +33,14 @@ extension TranslatedCPU {
     switch result {
     case .complete(var instruction):
       instruction.row = translation.cache.translator.substitute(instruction.row)
-      return .success(instruction)
-    case .needsMore: return .failure(fetched.end ?? .generalProtection())
-    case .tooLong: return .failure(.generalProtection())
+      return executeSlowly(instruction)
+    case .needsMore: fault(fetched.end ?? .generalProtection())
+    case .tooLong: fault(.generalProtection())
     }
+    return nil
   }
 
-  func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
+  private func executeSlowly(_ instruction: Instruction) -> VCPUExit? {
     let table = translation.cache.translator.table
     let row = table[instruction.row]
     let wasStepping = isStepping

@@ -80,14 +80,6 @@ public import X86
       }
       if let exit = boundary() { return exit }
       if let trace = translation.options.trace { trace(traceLine) }
-      if processor.hasBreakpoints {
-        if stopAtBreakpoint() { continue }
-        if processor.hasDataBreakpoints, let instruction = watchedInstruction() {
-          processor.state.interruptShadow = .none
-          if let exit = executeSlowly(instruction) { return exit }
-          continue
-        }
-      }
       let shadow = processor.state.interruptShadow
       guard let entry = findEntry(step: shadow != .none || translation.options.trace != nil) else { continue }
       enter(entry)
@@ -95,16 +87,6 @@ public import X86
       processor.state.interruptShadow = .none
       if let exit = handleExit() { return exit }
     }
-  }
-
-  /// Delivers #DB as a fault if an instruction breakpoint is armed at RIP.
-  private func stopAtBreakpoint() -> Bool {
-    // MOV SS holds debug exceptions back for one instruction.
-    guard processor.state.interruptShadow != .movSS else { return false }
-    let hits = processor.instructionBreakpoint(at: linearIP)
-    if hits == 0 { return false }
-    if processor.debugTrap(hits) == .shutdown { exitRequested = true }
-    return true
   }
 
   /// The state before an instruction, for `TranslationOptions.trace`.

@@ -97,6 +97,19 @@ public final class Translation: Sendable {
     if any { forEachCPU { $0 === writer ? $0.dropJumpCache() : $0.dropJumpCacheSoon() } }
   }
 
+  /// What is translated now, as lines of a perf map file (tools/perf/Documentation/jit-interface.txt): host address, size
+  /// and name, which is the guest-physical address of the block.
+  public var perfMap: String {
+    lock.withLock { _ in
+      var text = ""
+      cache.forEachLiveBlock { block in
+        text += String(cache.codeStart &+ UInt64(block.hot), radix: 16) + " " + String(block.hotCount, radix: 16)
+        text += " guest-" + String(block.page &+ UInt64(block.offset), radix: 16) + "\n"
+      }
+      return text
+    }
+  }
+
   func forEachCPU(_ body: (TranslatedCPU) -> Void) {
     let all = vcpus.withLock { $0 }
     for entry in all { if let cpu = entry.cpu { body(cpu) } }

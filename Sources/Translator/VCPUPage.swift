@@ -153,6 +153,7 @@ enum Slot {
   static let cr3: Int32 = cr2 + 8
   static let kernelGSBase: Int32 = cr2 - 8 + 5 * 8 + 5 * 8
   static let xcr0: Int32 = kernelGSBase + 8 + 3 * 8
+  static let tscAux: Int32 = xcr0 + 8
   static let tlbMissStub: Int32 = 672
   static let jumpMissStub: Int32 = 680
   static let stringStub: Int32 = 688

@@ -16,7 +16,7 @@ import Testing
       (Slot.interruptWaiting, \.interrupt_waiting), (Slot.tscOffset, \.tsc_offset), (Slot.systemFlags, \.system_flags),
       (Slot.scratch0, \.scratch), (Slot.exitInfo, \.exit_info), (Slot.exitData, \.exit_data), (Slot.exitStub, \.exit_stub),
       (Slot.segments, \.segments), (Slot.cr2, \.cr2), (Slot.cr3, \.cr3), (Slot.kernelGSBase, \.kernel_gs_base),
-      (Slot.xcr0, \.xcr0), (Slot.tlbMissStub, \.stub_tlb_miss), (Slot.jumpMissStub, \.stub_jump_miss),
+      (Slot.xcr0, \.xcr0), (Slot.tscAux, \.tsc_aux), (Slot.tlbMissStub, \.stub_tlb_miss), (Slot.jumpMissStub, \.stub_jump_miss),
       (Slot.stringStub, \.stub_string), (Slot.lightStub, \.stub_light), (Slot.shadowTop, \.shadow_top), (Slot.linear, \.linear), (Slot.stringOperation, \.string_operation),
     ]
     for (slot, path) in pairs { #expect(slot == displacement(path, Int.self)) }

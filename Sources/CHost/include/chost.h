@@ -148,7 +148,7 @@ typedef struct chost_tlb_entry {
   uint64_t tag, addend;
 } chost_tlb_entry;
 
-enum { CHOST_TLB_ENTRIES = 1024, CHOST_JUMP_ENTRIES = 4096 };
+enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 4096 };
 
 // Offsets from ENV of the big tables behind the struct.
 enum {

@@ -42,12 +42,18 @@ extension BlockBuilder {
     return true
   }
 
-  /// RDTSC: the host's counter plus the vCPU's offset.
+  /// RDTSC and RDTSCP: the host's counter plus the vCPU's offset, and the guest's TSC_AUX.
   mutating func rdtsc() -> Bool {
     guard privilege == 0 || !has(Int(CHOST_MODE_TSD)) else { return false }
     clobberFlags()
     hot.byte(0x0F)
-    hot.byte(0x31)
+    if row.rule == .rdtscp {
+      hot.byte(0x01)
+      hot.byte(0xF9)
+      hot.load32(RegisterMap.rcx, .env(Slot.tscAux))
+    } else {
+      hot.byte(0x31)
+    }
     hot.shiftLeft(2, 32, w: true)
     hot.alu(.or, RegisterMap.rax, 2)
     hot.alu(.add, RegisterMap.rax, .env(Slot.tscOffset))

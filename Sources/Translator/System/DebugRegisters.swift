@@ -76,14 +76,6 @@ extension Processor {
   /// Whether any of DR0 to DR3 is enabled.
   var hasBreakpoints: Bool { page[\.dr.7] & 0xFF != 0 }
 
-  /// Whether any of them watches data.
-  var hasDataBreakpoints: Bool {
-    for number in UInt8(0)..<4 {
-      if let point = breakpoint(number), point.kind & 1 != 0 { return true }
-    }
-    return false
-  }
-
   /// R/W and LEN of a breakpoint that is enabled, locally or globally.
   private func breakpoint(_ number: UInt8) -> (kind: UInt64, length: UInt64)? {
     let control = page[\.dr.7]

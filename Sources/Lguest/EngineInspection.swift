@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ways to look into the engine, for those who work on it or profile a guest. None is on by default; each costs what its
+// comment says.
+
+public import SystemPackage
+import Synchronization
+
+/// What to record about the execution of a guest.
+public struct EngineInspection: Sendable {
+  /// Receives a line per instruction: address, flags, registers. Every instruction runs alone: a boot takes hours.
+  public var trace: FilePath?
+  /// Receives at the end of the run what is translated then, for `perf report`, which looks for
+  /// `/tmp/perf-PID.map`. Costs nothing until then.
+  public var perfMap: FilePath?
+  /// Whether arithmetic flags are exact in every pushed image, also those that no instruction reads. Costs speed.
+  public var exactFlags = false
+  /// Whether every instruction is a block of its own, for comparing against. Costs most of the speed.
+  public var singleInstruction = false
+
+  public init() {}
+}
+
+/// A text file that is written in large pieces.
+final class TraceFile: Sendable {
+  private let file: FileDescriptor
+  private let pending = Mutex<[UInt8]>([])
+
+  init(_ path: FilePath) throws(ConfigurationError) {
+    do {
+      file = try FileDescriptor.open(
+        path, .writeOnly, options: [.create, .truncate, .closeOnExec], permissions: [.ownerReadWrite, .groupRead])
+    } catch {
+      throw ConfigurationError("cannot write '\(path)': \(error)", remedy: "name a file in a directory you may write to")
+    }
+  }
+
+  deinit {
+    flush()
+    try? file.close()
+  }
+
+  func write(_ text: String) {
+    pending.withLock { bytes in
+      bytes.append(contentsOf: text.utf8)
+      if bytes.count > 1 << 16 { drain(&bytes) }
+    }
+  }
+
+  func flush() { pending.withLock { drain(&$0) } }
+
+  // A full disk must not end the guest: what cannot be written is lost.
+  private func drain(_ bytes: inout [UInt8]) {
+    _ = try? file.writeAll(bytes)
+    bytes.removeAll(keepingCapacity: true)
+  }
+}
