@@ -65,6 +65,8 @@ extension TranslatedCPU {
         if isRestarting {
           if case .exit(let exit) = outcome { return exit }
         }
+        // Transfers complete too; IRET alone loads RF.
+        if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)
         switch outcome {
         case .done: return nil
