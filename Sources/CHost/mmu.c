@@ -358,7 +358,7 @@ INLINE void jump_clear(uint64_t *tags, uint64_t index) {
 
 INLINE void jump_insert(chost_cpu *cpu, unsigned privilege, uint64_t linear, uint64_t target, bool global) {
   chost_private *p = private_of(cpu);
-  uint64_t index = linear & (CHOST_JUMP_ENTRIES - 1), *tags = jump_tags(cpu, privilege);
+  uint64_t index = (linear ^ linear >> 12) & (CHOST_JUMP_ENTRIES - 1), *tags = jump_tags(cpu, privilege);
   tags[index] = linear;
   tags[index + CHOST_JUMP_ENTRIES] = target;
   set_bit(p->jump_filled[privilege], index);

@@ -93,7 +93,8 @@ extension TranslatedCPU {
     var spans = InlineArray<8, LinearSpan?>(repeating: nil)
     for number in 0..<count where selected(number) {
       spans[number] = try element(
-        operand.segment, operand.offset &+ UInt64(number * size), size, write: isStore)
+        operand.segment,
+        (operand.offset &+ UInt64(number * size)) & Processor.mask(instruction.addressSize), size, write: isStore)
     }
     if isStore {
       for number in 0..<count {

@@ -18,7 +18,8 @@ extension SystemTests {
           "run", "--kernel", #require(Guest.kernel), "--initrd", #require(archive), "--memory", memory,
           "--append", "quiet lguest.checks=\(checks)", "--timeout", "\(limit)s",
         ], limit: Double(limit) + 10, expecting: 0)
-      let lines = result.output.replacing("\r", with: "").split(separator: "\n")
+      // A serial line ends in CR LF, which is one Character.
+      let lines = result.output.split(whereSeparator: \.isNewline)
       let failed = lines.filter { $0.hasPrefix("FAIL ") }
       #expect(failed.isEmpty, "\(failed.joined(separator: "; "))\n\(result.output.suffix(4000))")
       #expect(lines.filter { $0.hasPrefix("ok ") }.count >= count)
