@@ -16,6 +16,8 @@ struct Block {
   var key: UInt64 = 0
   var hot: UInt32 = 0
   var hotCount: UInt32 = 0
+  var cold: UInt32 = 0
+  var coldCount: UInt32 = 0
   /// Offsets of the polling and the plain entry from `hot`, which is the indirect one.
   var pollOffset: UInt16 = 0
   var plainOffset: UInt16 = 0
@@ -103,7 +105,7 @@ struct CodeCacheCounters {
   static let maximumFaults = 4 << 20
   static let tableSlots = 1 << 20
 
-  private let code: DualMapping
+  let code: DualMapping
   private let blockRegion: Mapping
   private let edgeRegion: Mapping
   private let faultRegion: Mapping
@@ -126,7 +128,7 @@ struct CodeCacheCounters {
   private(set) var stubs = CodeStubs()
   private var hotUsed = 0
   private var coldUsed = 0
-  private var blockCount = 0
+  private(set) var blockCount = 0
   private var edgeCount = 0
   private var faultCount = 0
   private(set) var counters = CodeCacheCounters()
@@ -270,6 +272,8 @@ struct CodeCacheCounters {
     block.key = key(physical, mode: mode)
     block.hot = UInt32(truncatingIfNeeded: hotUsed)
     block.hotCount = UInt32(truncatingIfNeeded: emitted.hotCount)
+    block.cold = UInt32(truncatingIfNeeded: coldUsed)
+    block.coldCount = UInt32(truncatingIfNeeded: emitted.coldCount)
     block.pollOffset = UInt16(truncatingIfNeeded: emitted.pollOffset)
     block.plainOffset = UInt16(truncatingIfNeeded: emitted.plainOffset)
     block.offset = UInt16(truncatingIfNeeded: physical & 4095)

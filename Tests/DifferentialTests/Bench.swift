@@ -223,6 +223,35 @@ import X86
     return nil
   }
 
+  private var checked: (flushes: UInt64, index: Int) = (0, 0)
+  /// Blocks that the checker has looked at.
+  var blocksChecked = 0
+
+  /// What the checker (rule 21) says of the blocks made since the last call.
+  func checkNewBlocks() -> String? {
+    let cache = translation.cache
+    if cache.counters.flushes != checked.flushes { checked = (cache.counters.flushes, 0) }
+    defer { checked.index = cache.blockCount }
+    while checked.index < cache.blockCount {
+      let index = Int32(truncatingIfNeeded: checked.index)
+      checked.index += 1
+      blocksChecked += 1
+      if let problem = cache.check(index) { return "checker: \(problem)\(hostText(index))" }
+    }
+    return nil
+  }
+
+  /// A block's host code, for a disassembler.
+  private func hostText(_ index: Int32) -> String {
+    let cache = translation.cache
+    let block = cache[index]
+    func text(_ start: UInt32, _ count: UInt32) -> String {
+      let bytes = (0..<Int(count)).map { unsafe cache.code.executable.load(fromByteOffset: Int(start) + $0, as: UInt8.self) }
+      return "\n    \(hex(cache.codeStart + UInt64(start))): " + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+    }
+    return text(block.hot, block.hotCount) + text(block.cold, block.coldCount)
+  }
+
   // MARK: State
 
   static func register(_ state: UnsafeMutablePointer<cnative_state>, _ number: Int) -> UInt64 {

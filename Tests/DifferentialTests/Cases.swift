@@ -75,7 +75,7 @@ extension Generator {
     var target = place(size, alignment: alignment, low: low, faults: !isBranch, device: device)
     // AMD moves x87 operands in parts, and a part beyond 4 GiB wraps.
     let parts = traits.fixedSize == 10 || traits.memorySize == .fenv || traits.memorySize == .fsave
-    if parts && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
+    if (parts || rule == .maskMove) && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }
     var avoiding: Set<UInt8> = []
     if c.row.rule == .bitMemory { avoiding = [i.reg] }
     guard aim(&encoding, i, at: target, code: c.code, avoiding: avoiding) else { return false }

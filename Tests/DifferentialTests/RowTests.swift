@@ -65,6 +65,7 @@ extension Bench {
     }
     if let found = memoryDifference(around: c.touched) { return found }
     cases += 1
+    if let problem = checkNewBlocks() { return problem }
     return cases % 64 == 0 ? memoryDifference().map { "stray store: " + $0 } : nil
   }
 
@@ -142,7 +143,7 @@ extension DifferentialTests {
       cases += done
       if done > 0 { rowsTested += 1 } else { print("row \(number) \(row.name): no case could be made") }
     }
-    print("rows: \(rowsTested) of \(comparable) comparable (\(table.count - 1) in all), \(cases) cases, \(failures.total) failures")
+    print("rows: \(rowsTested) of \(comparable) comparable (\(table.count - 1) in all), \(cases) cases, \(bench.blocksChecked) blocks checked, \(failures.total) failures")
     #expect(failures.total == 0, "seed \(Effort.seed): \(failures.summary())")
   }
 }

@@ -40,6 +40,7 @@ extension Bench {
         return "round \(round): \(found)"
       }
     }
+    if let problem = checkNewBlocks() { return problem }
     return nil
   }
 

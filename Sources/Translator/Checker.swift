@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: Apache-2.0
+// The independent checker (rule 21): decodes an emitted block with the guest's own decoder and proves, by following every
+// path with an abstract value per register, that each memory access stays in the vCPU page or was checked
+// against the software TLB, that nothing reaches the host's kernel, and that every branch ends where it may.
+// It knows the registers' roles and the shape of a check, and nothing of the rules that emit code.
+
+import CHost
+import Host
+import X86
+
+/// What the checker knows of a register.
+enum CheckedValue: Equatable {
+  /// The unknown `id` plus a constant.
+  case sum(id: Int, offset: Int64)
+  case constant(UInt64)
+  /// Stages of the index of a linear address's TLB entry: MOV, SHR 8, AND.
+  case low(id: Int, offset: Int64)
+  case shifted(id: Int, offset: Int64)
+  case entry(id: Int, offset: Int64)
+  /// A linear address minus its entry's tag; minus that of `table`.
+  case distance(id: Int, offset: Int64, table: Int64)
+  /// What turns a linear address into a host address, for `size` bytes from `sum(id, offset)` on.
+  case addend(id: Int, offset: Int64, size: Int, write: Bool)
+  /// The host address of `size` checked bytes.
+  case host(size: Int, write: Bool)
+  /// At most this.
+  case bounded(UInt64)
+
+  /// As an unknown plus a constant.
+  fileprivate var linear: (id: Int, offset: Int64)? {
+    switch self {
+    case .sum(let id, let offset): (id, offset)
+    case .constant(let value): (Int.min, Int64(bitPattern: value))
+    default: nil
+    }
+  }
+}
+
+/// What the flags tell.
+enum CheckedFlags: Equatable {
+  case nothing
+  /// A comparison of a distance with 4096 minus `size`.
+  case compared(id: Int, offset: Int64, table: Int64, size: Int)
+}
+
+private struct CheckedState: Equatable {
+  var registers = InlineArray<16, CheckedValue>(repeating: .constant(0))
+  var flags = CheckedFlags.nothing
+
+  subscript(register: UInt8) -> CheckedValue {
+    get { registers[Int(register & 15)] }
+    set { registers[Int(register & 15)] = newValue }
+  }
+
+  static func == (a: CheckedState, b: CheckedState) -> Bool {
+    for number in 0..<16 where a.registers[number] != b.registers[number] { return false }
+    return a.flags == b.flags
+  }
+}
+
+/// Host code to be checked.
+struct CheckedCode {
+  /// Executable addresses.
+  var hot: Range<UInt64>
+  var cold: Range<UInt64>
+  var hotBytes: [UInt8]
+  var coldBytes: [UInt8]
+  /// Addresses outside the code that it may jump to.
+  var exits: Set<UInt64>
+  var stubs: CodeStubs
+}
+
+struct BlockChecker {
+  private let code: CheckedCode
+  private let table: OpcodeTable
+  private let decoder: Decoder
+  private var states: [UInt64: CheckedState] = [:]
+  private var work: [UInt64] = []
+  private var problem: String?
+
+  private init(_ code: CheckedCode) {
+    self.code = code
+    table = .shared
+    decoder = Decoder()
+  }
+
+  /// What is wrong with the code, or nil.
+  static func check(_ code: CheckedCode) -> String? {
+    var checker = BlockChecker(code)
+    var start = CheckedState()
+    for number in 0..<16 { start[UInt8(number)] = .sum(id: -1 - number, offset: 0) }
+    checker.arrive(code.hot.lowerBound, start)
+    while let address = checker.work.popLast(), checker.problem == nil { checker.step(address) }
+    return checker.problem
+  }
+
+  private mutating func fail(_ address: UInt64, _ text: String) {
+    if problem == nil { problem = "at 0x\(String(address, radix: 16)): \(text)" }
+  }
+
+  // MARK: Paths
+
+  /// A path reaches `address` with `state`.
+  private mutating func arrive(_ address: UInt64, _ state: CheckedState) {
+    guard var known = states[address] else {
+      states[address] = state
+      work.append(address)
+      return
+    }
+    let before = known
+    for number in UInt8(0)..<16 { known[number] = join(known[number], state[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80) }
+    if known.flags != state.flags { known.flags = .nothing }
+    if known != before {
+      states[address] = known
+      work.append(address)
+    }
+  }
+
+  private func join(_ a: CheckedValue, _ b: CheckedValue, _ id: Int) -> CheckedValue {
+    if a == b { return a }
+    switch (a, b) {
+    case (.addend(let i, let o, let s, let w), .addend(let j, let p, let t, let v)) where i == j && o == p && w == v:
+      return .addend(id: i, offset: o, size: min(s, t), write: w)
+    case (.host(let s, let w), .host(let t, let v)): return .host(size: min(s, t), write: w && v)
+    default: return .sum(id: id, offset: 0)
+    }
+  }
+
+  private func bytes(at address: UInt64) -> [UInt8]? {
+    if code.hot.contains(address) { return Array(code.hotBytes[Int(address - code.hot.lowerBound)...].prefix(15)) }
+    if code.cold.contains(address) { return Array(code.coldBytes[Int(address - code.cold.lowerBound)...].prefix(15)) }
+    return nil
+  }
+
+  /// A branch to `target`.
+  private mutating func go(_ address: UInt64, to target: UInt64, _ state: CheckedState) {
+    if code.hot.contains(target) || code.cold.contains(target) {
+      arrive(target, state)
+    } else if !code.exits.contains(target) && target != code.stubs.exit && target != code.stubs.jumpMiss {
+      fail(address, "a branch to 0x\(String(target, radix: 16))")
+    }
+  }
+
+  // MARK: Instructions
+
+  private mutating func step(_ address: UInt64) {
+    guard let bytes = bytes(at: address), var state = states[address] else { return fail(address, "the end of the code") }
+    guard case .complete(let i) = decoder.decode(bytes.span, code: .code64), i.isValid else {
+      return fail(address, "no instruction")
+    }
+    let row = table[i.row]
+    let next = address + UInt64(i.length)
+    let traits = RowTraits(row)
+    if i.isMemory && row.rule != .lea && row.rule != .nop {
+      let write = traits.memoryWrites || row.rule == .saveState
+      if let reason = refusal(i, size: max(traits.memoryBytes(i), 1), write: write, state) {
+        return fail(address, "\(row.name): \(reason)")
+      }
+    }
+    switch row.rule {
+    case .jump: return go(address, to: next &+ i.immediate, state)
+    case .jcc:
+      go(address, to: next &+ i.immediate, state)
+      if i.opcode & 15 == 7, case .compared(let id, let offset, let table, let size) = state.flags {
+        state.flags = .compared(id: id, offset: offset, table: table, size: size | BlockChecker.passed)
+      }
+      return arrive(next, state)
+    case .loop:
+      state[1] = fresh(address, 1)
+      go(address, to: next &+ i.immediate, state)
+      return arrive(next, state)
+    case .jumpIndirect:
+      if !isTransferThroughPage(i, state) { fail(address, "an indirect jump") }
+      return
+    case .call: return call(address, to: next &+ i.immediate, next, state)
+    case .callIndirect:
+      if !isTransferThroughPage(i, state) { return fail(address, "an indirect call") }
+      return arrive(next, afterCall(address))
+    case .ret: return
+    case .push:
+      // The shadow stack; its guard pages stand below it.
+      if i.isMemory { fail(address, "a push from memory") }
+      return arrive(next, state)
+    case .copy, .nop, .lea, .x87, .mmx, .sse, .avx, .wait, .bitMemory, .cmpxchgWide, .rdtsc, .rdtscp, .saveState,
+      .restoreState:
+      break
+    default: return fail(address, "\(row.name) must not be executed")
+    }
+    if i.segmentPrefix != 0xFF || i.hasAddressSizePrefix { return fail(address, "\(row.name) with a prefix") }
+    if row.hasImplicitMemory { return fail(address, "\(row.name) has a hidden operand") }
+    let before = state
+    effect(address, i, row, traits, &state)
+    if state[RegisterMap.env] != before[RegisterMap.env] { return fail(address, "ENV is overwritten") }
+    let movesStack = row.rule == .lea && i.reg == 4 && i.base == 4 && i.index == 0xFF && abs(i.displacement) <= 16
+    if state[4] != before[4] && !movesStack { return fail(address, "the host's stack pointer is overwritten") }
+    arrive(next, state)
+  }
+
+  private func fresh(_ address: UInt64, _ register: UInt8) -> CheckedValue {
+    .sum(id: Int(truncatingIfNeeded: address) << 8 | Int(register), offset: 0)
+  }
+
+  private func afterCall(_ address: UInt64) -> CheckedState {
+    var state = CheckedState()
+    for number in UInt8(0)..<16 { state[number] = fresh(address, number) }
+    return state
+  }
+
+  private mutating func call(_ address: UInt64, to target: UInt64, _ next: UInt64, _ before: CheckedState) {
+    if target == code.stubs.tlbMiss {
+      // T0 = linear address, T1 = information word; T1 = addend afterwards.
+      guard let (id, offset) = before[RegisterMap.t0].linear, case .constant(let word) = before[RegisterMap.t1] else {
+        return fail(address, "a TLB miss without address or information")
+      }
+      var state = before
+      let size = Int(word >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255)
+      state[RegisterMap.t1] = .addend(
+        id: id, offset: offset, size: size == 255 ? 1024 : max(size, 1), write: word & UInt64(CHOST_INFO_WRITE) != 0)
+      state.flags = .nothing
+      return arrive(next, state)
+    }
+    let known = target == code.stubs.string || target == code.stubs.light || target == code.stubs.jumpMiss
+    if !known && !code.exits.contains(target) && !code.cold.contains(target) {
+      return fail(address, "a call of 0x\(String(target, radix: 16))")
+    }
+    if code.cold.contains(target) { arrive(target, before) }
+    arrive(next, afterCall(address))
+  }
+
+  private static let passed = 1 << 20
+
+  // MARK: Operands
+
+  /// JMP or CALL through a slot of the vCPU page: a stub, or an entry of the jump cache.
+  private func isTransferThroughPage(_ i: Instruction, _ state: CheckedState) -> Bool {
+    guard i.isMemory, i.base == RegisterMap.env else { return false }
+    if i.index == 0xFF { return false }
+    guard case .bounded(let most) = state[i.index], most < UInt64(CHOST_JUMP_ENTRIES), i.scale == 3 else { return false }
+    let start = Int32(CHOST_JUMP_TARGETS)
+    return i.displacement == start || i.displacement == start &+ 2 &* 8 &* Int32(CHOST_JUMP_ENTRIES)
+  }
+
+  /// Why an access is not proved to be allowed, or nil.
+  private func refusal(_ i: Instruction, size: Int, write: Bool, _ state: CheckedState) -> String? {
+    if i.segment >= 4 || i.hasAddressSizePrefix || i.isRIPRelative || i.base == 0xFF { return "an odd address" }
+    let displacement = Int64(i.displacement)
+    let pageEnd = Int64(CHOST_PAGE_BYTES) - Int64(CHOST_ENV)
+    if i.base == RegisterMap.env {
+      if i.index == 0xFF {
+        return displacement >= -Int64(CHOST_ENV) && displacement + Int64(size) <= pageEnd ? nil : "outside the vCPU page"
+      }
+      switch state[i.index] {
+      case .entry where i.scale == 0:
+        let tables = Int64(CHOST_TLB_READ)..<Int64(CHOST_JUMP_TAGS)
+        return tables.contains(displacement) && !write ? nil : "not a TLB entry"
+      case .bounded(let most) where i.scale == 3 && most < UInt64(CHOST_JUMP_ENTRIES):
+        return displacement >= Int64(CHOST_JUMP_TAGS) && displacement < Int64(CHOST_PRIVATE) && !write ? nil : "not the jump cache"
+      default: return "an unknown index into the vCPU page"
+      }
+    }
+    if i.base == 4 && i.index == 0xFF { return displacement >= 0 && displacement <= 8 && !write ? nil : "the shadow stack" }
+    if i.index == 0xFF {
+      guard case .host(let checked, let writable) = state[i.base] else { return "an unchecked address" }
+      return displacement >= 0 && displacement + Int64(size) <= Int64(checked) && (writable || !write) ? nil : "more than was checked"
+    }
+    guard let (id, offset) = state[i.base].linear, i.scale == 0,
+      case .addend(let checkedID, let start, let checked, let writable) = state[i.index]
+    else { return "an unchecked address" }
+    let from = offset + displacement - start
+    guard id == checkedID, from >= 0, from + Int64(size) <= Int64(checked) else { return "another address than was checked" }
+    return writable || !write ? nil : "a store through a read check"
+  }
+
+  // MARK: Effects
+
+  private func effect(_ address: UInt64, _ i: Instruction, _ row: Opcode, _ traits: RowTraits, _ state: inout CheckedState) {
+    let before = state
+    if row.map == .one && pattern(i, before, &state) { return }
+    if row.flags.writesMaybe != 0 { state.flags = .nothing }
+    func clobber(_ register: UInt8) { state[register] = fresh(address, register) }
+    func written(_ use: FieldUse, _ register: UInt8) {
+      if use.isGeneral && use.writes { clobber(use.isByte && i.isHighByte(register) ? register & 3 : register) }
+    }
+    written(traits.reg, i.reg)
+    if !i.isMemory { written(traits.rm, i.rm) }
+    written(traits.vvvv, i.vvvv)
+    written(traits.plus, i.rm)
+    let hidden = row.hiddenTargets
+    for register in UInt8(0)..<3 where hidden >> register & 1 != 0 { clobber(register) }
+  }
+
+  /// The instructions that checks are made of. Returns false for others.
+  private func pattern(_ i: Instruction, _ before: CheckedState, _ state: inout CheckedState) -> Bool {
+    let wide = i.rex & 8 != 0
+    switch i.opcode {
+    case 0x89 where !i.isMemory:
+      if wide {
+        state[i.rm] = before[i.reg]
+      } else if let (id, offset) = before[i.reg].linear, i.rm != i.reg {
+        state[i.rm] = .low(id: id, offset: offset)
+      } else {
+        return false
+      }
+      return true
+    case 0x8D:  // LEA
+      guard wide, i.base != 0xFF else { return false }
+      if i.index == 0xFF {
+        switch before[i.base] {
+        case .sum(let id, let offset): state[i.reg] = .sum(id: id, offset: offset + Int64(i.displacement))
+        case .host where i.displacement == 0: state[i.reg] = before[i.base]
+        default: return false
+        }
+        return true
+      }
+      guard i.scale == 0, let (id, offset) = before[i.base].linear,
+        case .addend(let checkedID, let start, let size, let write) = before[i.index], id == checkedID,
+        offset + Int64(i.displacement) == start
+      else { return false }
+      state[i.reg] = .host(size: size, write: write)
+      return true
+    case 0xC1 where !i.isMemory && i.modRM >> 3 & 7 == 5 && !wide && i.immediate == 8:
+      guard case .low(let id, let offset) = before[i.rm] else { return false }
+      state[i.rm] = .shifted(id: id, offset: offset)
+      state.flags = .nothing
+      return true
+    case 0x81, 0x83:
+      guard !i.isMemory else { return false }
+      return immediate(i, before, &state, wide: wide)
+    case 0x2B where wide && i.isMemory && i.base == RegisterMap.env:  // SUB distance
+      guard i.index != 0xFF, let (id, offset) = before[i.reg].linear,
+        case .entry(let entryID, let entryOffset) = before[i.index], id == entryID, offset == entryOffset
+      else { return false }
+      state[i.reg] = .distance(id: id, offset: offset, table: Int64(i.displacement))
+      state.flags = .nothing
+      return true
+    case 0x03 where wide && i.isMemory && i.base == RegisterMap.env:  // ADD undoes it
+      guard i.index != 0xFF, case .distance(let id, let offset, let table) = before[i.reg], table == Int64(i.displacement),
+        before[i.index] == .entry(id: id, offset: offset)
+      else { return false }
+      state[i.reg] = .sum(id: id, offset: offset)
+      state.flags = .nothing
+      return true
+    case 0x8B where wide && i.isMemory && i.base == RegisterMap.env && i.index != 0xFF:  // the addend
+      guard case .entry(let id, let offset) = before[i.index],
+        case .compared(let checkedID, let checkedOffset, let table, let size) = before.flags,
+        size & BlockChecker.passed != 0, id == checkedID, offset == checkedOffset, Int64(i.displacement) == table + 8
+      else { return false }
+      let inTables = Int(table) - Int(CHOST_TLB_READ)
+      let write = inTables / Int(CHOST_TLB_BYTES) & 1 == 1
+      state[i.reg] = .addend(id: id, offset: offset, size: size & ~BlockChecker.passed, write: write)
+      return true
+    case 0xB8...0xBF where !wide:
+      state[i.rm] = .constant(i.immediate & 0xFFFF_FFFF)
+      return true
+    default: return false
+    }
+  }
+
+  /// AND and CMP with a constant.
+  private func immediate(_ i: Instruction, _ before: CheckedState, _ state: inout CheckedState, wide: Bool) -> Bool {
+    switch i.modRM >> 3 & 7 {
+    case 4:
+      guard i.immediate < 1 << 31 else { return false }
+      state.flags = .nothing
+      if case .shifted(let id, let offset) = before[i.rm], i.immediate == (UInt64(CHOST_TLB_ENTRIES) - 1) << 4 {
+        state[i.rm] = .entry(id: id, offset: offset)
+      } else {
+        state[i.rm] = .bounded(i.immediate)
+      }
+      return true
+    case 7:
+      state.flags = .nothing
+      if case .distance(let id, let offset, let table) = before[i.rm], wide, i.immediate < 4096 {
+        state.flags = .compared(id: id, offset: offset, table: table, size: 4096 - Int(i.immediate))
+      }
+      return true
+    default: return false
+    }
+  }
+}
+
+extension Opcode {
+  /// General registers (a bit each, RAX RCX RDX) that are written without being named.
+  fileprivate var hiddenTargets: UInt8 {
+    let rax: UInt8 = 1, rcx: UInt8 = 2, rdx: UInt8 = 4
+    if rule == .cmpxchgWide { return rax | rdx }
+    switch map {
+    case .one:
+      if rule == .x87 { return rax }  // FNSTSW AX
+      switch byte {
+      case 0x99: return rdx
+      case 0x9E, 0xF5, 0xF8, 0xF9, 0x9B: return 0  // SAHF, CMC, CLC, STC, FWAIT
+      case 0xF6, 0xF7: return rax | rdx
+      case 0xB0, 0xB8: return 0
+      default: return form == .plain || form == .plus ? rax : 0
+      }
+    case .x0F:
+      if byte == 0xB0 || byte == 0xB1 { return rax }  // CMPXCHG
+      return form == .plain || form == .exact ? rax | rcx | rdx : 0
+    case .x0F3A, .vex0F3A: return byte >= 0x60 && byte <= 0x63 ? rcx : 0  // PCMPxSTRI
+    default: return 0
+    }
+  }
+
+  /// Operands in memory that ModRM does not name.
+  fileprivate var hasImplicitMemory: Bool {
+    switch rule {
+    case .movs, .stos, .lods, .scas, .cmps, .ins, .outs, .xlat, .maskMove, .gather, .enter, .leave: true
+    default: false
+    }
+  }
+}
+
+extension CodeCache {
+  /// A copy of emitted code.
+  private func codeBytes(_ offset: UInt32, _ count: UInt32) -> [UInt8] {
+    unsafe [UInt8](UnsafeRawBufferPointer(start: code.writable + Int(offset), count: Int(count)))
+  }
+
+  /// Checks a live block; nil if nothing is wrong with it.
+  func check(_ index: Int32) -> String? {
+    let block = self[index]
+    guard block.isLive else { return nil }
+    func range(_ start: UInt32, _ count: UInt32) -> Range<UInt64> {
+      codeStart + UInt64(start)..<codeStart + UInt64(start + count)
+    }
+    var exits: Set<UInt64> = []
+    for number in block.firstEdge..<block.firstEdge + block.edgeCount {
+      let target = edge(UInt32(truncatingIfNeeded: number)).target
+      guard target >= 0 else { continue }
+      let other = self[target]
+      let start = codeStart + UInt64(other.hot)
+      exits.formUnion([start, start + UInt64(other.pollOffset), start + UInt64(other.plainOffset)])
+    }
+    return BlockChecker.check(
+      CheckedCode(
+        hot: range(block.hot, block.hotCount), cold: range(block.cold, block.coldCount),
+        hotBytes: codeBytes(block.hot, block.hotCount), coldBytes: codeBytes(block.cold, block.coldCount), exits: exits,
+        stubs: stubs))
+  }
+}

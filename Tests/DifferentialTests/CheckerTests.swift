@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The checker itself: what it must refuse. That it accepts what the translator emits, the other tests show.
+
+import CHost
+import Testing
+import X86
+
+@testable import Translator
+
+@Suite struct CheckerTests {
+  private static let stubs: CodeStubs = {
+    var stubs = CodeStubs()
+    stubs.exit = 0x1000
+    stubs.tlbMiss = 0x1010
+    stubs.jumpMiss = 0x1020
+    return stubs
+  }()
+
+  /// Hot code at 0x10000 that ends with a jump to the exit, checked.
+  private func check(_ bytes: [UInt8]) -> String? {
+    let start: UInt64 = 0x10000
+    let end = start + UInt64(bytes.count) + 5
+    let distance = UInt32(truncatingIfNeeded: 0x1000 &- end)
+    let all = bytes + [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    return BlockChecker.check(
+      CheckedCode(
+        hot: start..<end, cold: 0x20000..<0x20000, hotBytes: all, coldBytes: [], exits: [], stubs: CheckerTests.stubs))
+  }
+
+  @Test("registers and the vCPU page are allowed") func allowed() {
+    #expect(check([0x48, 0x01, 0xD8]) == nil)
+    #expect(check([0x49, 0x8B, 0x43, 0x10]) == nil)  // MOV RAX,[R11+16]
+  }
+
+  @Test(
+    "what reaches memory or the kernel is refused",
+    arguments: [
+      [0x48, 0x8B, 0x03],  // MOV RAX,[RBX]
+      [0x4A, 0x8B, 0x04, 0x33],  // MOV RAX,[RBX+R14]
+      [0x48, 0x8B, 0x05, 0, 0, 0, 0],  // MOV RAX,[RIP]
+      [0x64, 0x48, 0x8B, 0x04, 0x25, 0, 0, 0, 0],  // MOV RAX,FS:[0]
+      [0x49, 0x8B, 0x83, 0, 0, 0, 0x7F],  // MOV RAX,[R11+0x7F000000]
+      [0x4B, 0x8B, 0x04, 0x33],  // MOV RAX,[R11+R14]
+      [0x0F, 0x05], [0xCD, 0x80], [0x0F, 0x34], [0xCC], [0xF4], [0xFA], [0x0F, 0x01, 0xC1],
+      [0xA4], [0xF3, 0xAA], [0xD7], [0xC9], [0x8F, 0x00], [0xFF, 0x33], [0xFF, 0xE0], [0xFF, 0xD0],
+      [0xEB, 0x70], [0xE9, 0, 0, 1, 0], [0x74, 0x70], [0xE8, 0, 0, 1, 0],
+      [0x4C, 0x89, 0xDB, 0x4D, 0x31, 0xDB],  // XOR R11,R11
+      [0x48, 0x89, 0xDC],  // MOV RSP,RBX
+      [0xF3, 0x48, 0x0F, 0xAE, 0xD0],  // WRFSBASE RAX
+      [0x9D],
+    ] as [[UInt8]])
+  func refused(_ bytes: [UInt8]) {
+    #expect(check(bytes) != nil)
+  }
+
+  /// LEA R15,[RBX+16] and a check of 8 bytes for reading (without a cold half: JA to the exit).
+  private var proof: [UInt8] {
+    var code = CheckerTests.emit { code in
+      code.lea(RegisterMap.t0, HostMemory(3, 16))
+      code.mov32(RegisterMap.t1, RegisterMap.t0)
+      code.shiftRight32(RegisterMap.t1, 8)
+      code.alu(.and, RegisterMap.t1, immediate: (Int32(CHOST_TLB_ENTRIES) &- 1) &<< 4, w: false)
+      code.alu(.sub, RegisterMap.t0, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ)))
+      code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
+    }
+    let end = 0x10000 + code.count + 6
+    let distance = UInt32(truncatingIfNeeded: 0x1000 &- end)
+    code += [0x0F, 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    return code
+      + CheckerTests.emit {
+        $0.load(RegisterMap.t1, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ) + 8))
+      }
+  }
+
+  private static func emit(_ body: (inout CodeEmitter) -> Void) -> [UInt8] {
+    let memory = UnsafeMutableRawPointer.allocate(byteCount: 256, alignment: 16)
+    defer { unsafe memory.deallocate() }
+    var code = unsafe CodeEmitter(writable: memory, executable: 0x10000, capacity: 256)
+    body(&code)
+    return unsafe [UInt8](UnsafeRawBufferPointer(start: memory, count: code.count))
+  }
+
+  private func load(_ memory: HostMemory) -> [UInt8] { CheckerTests.emit { $0.load(0, memory) } }
+  private func store(_ memory: HostMemory) -> [UInt8] { CheckerTests.emit { $0.store(memory, 0) } }
+
+  @Test("a checked access is allowed as it was checked, and not otherwise") func checkedAccess() {
+    let t1 = RegisterMap.t1
+    #expect(check(proof + load(HostMemory(3, index: t1, 16))) == nil)
+    #expect(check(proof + load(HostMemory(3, index: t1, 17))) != nil)
+    #expect(check(proof + load(HostMemory(3, index: t1, 8))) != nil)
+    #expect(check(proof + load(HostMemory(1, index: t1, 16))) != nil)
+    #expect(check(proof + load(HostMemory(3, index: t1, scale: 1, 16))) != nil)
+    #expect(check(proof + store(HostMemory(3, index: t1, 16))) != nil)
+    // RBX changes in between.
+    #expect(check(proof + [0x48, 0xFF, 0xC3] + load(HostMemory(3, index: t1, 16))) != nil)
+    // Without the jump the comparison proves nothing.
+    #expect(check(Array(proof.dropLast(8 + 6)) + load(HostMemory(3, index: t1, 16))) != nil)
+  }
+}
