@@ -41,7 +41,9 @@ let package = Package(
       name: "CHost",
       cSettings: [
         .define("LGUEST_COMMIT", to: "\"\(commit)\""),
-        .unsafeFlags(["-mgeneral-regs-only", "-fno-stack-protector", "-Wall", "-Wextra", "-Werror"]),
+        .enableWarning("all"),
+        .enableWarning("extra"),
+        .treatAllWarnings(as: .error),
       ]),
     layer("Host", ["CHost", system]),
     layer("GuestMemory", ["Host"]),

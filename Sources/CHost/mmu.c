@@ -688,3 +688,5 @@ void chost_jump_fill(chost_cpu *cpu, uint64_t linear, uint64_t entry) {
 }
 
 void chost_set_attention(chost_cpu *cpu) { __atomic_store_n(&cpu->attention, 1, __ATOMIC_SEQ_CST); }
+
+LIGHT_HELPERS_END

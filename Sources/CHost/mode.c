@@ -72,3 +72,5 @@ void chost_update_mode(chost_cpu *cpu) {
   cpu->mode = mode;
   chost_match_jump_mode(cpu);
 }
+
+LIGHT_HELPERS_END

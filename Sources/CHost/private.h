@@ -12,6 +12,11 @@
 
 #include "chost.h"
 
+// The guest's vector registers are in the host's while these functions run: the compiler may use general registers only.
+// Every file that includes this one ends with LIGHT_HELPERS_END.
+#pragma clang attribute push(__attribute__((target("general-regs-only"))), apply_to = function)
+#define LIGHT_HELPERS_END _Pragma("clang attribute pop")
+
 enum {
   FETCH_ENTRIES = 128,
   TLB_WORDS = CHOST_TLB_ENTRIES / 64,

@@ -217,3 +217,5 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
     if (budget == 0) return RESUME;
   }
 }
+
+LIGHT_HELPERS_END

@@ -260,3 +260,5 @@ uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) 
   if (!entry) cpu->cr2 = old;
   return entry;
 }
+
+LIGHT_HELPERS_END
