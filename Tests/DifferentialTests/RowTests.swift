@@ -157,6 +157,37 @@ extension Bench {
   }
 }
 
+extension DifferentialTests {
+  /// Rows that the model does not have: nothing of them is executed, whatever the host would make of them.
+  @Test func undefinedRows() throws { try Bench.use(undefinedRows) }
+
+  private func undefinedRows(_ bench: Bench) throws {
+    let table = OpcodeTable.shared
+    var rows = 0
+    for number in 1..<UInt16(table.count) where table[number].rule == .undefined && table[number].attribute != .notIn64 {
+      var generator = Generator(bench, seed: Effort.seed &+ UInt64(number))
+      var done = 0
+      for _ in 0..<100 where done < 5 {
+        var encoding = generator.random.encode(table[number])
+        encoding.displacement = 0
+        let code = Arena.codeBase + 0x1000
+        guard let i = generator.decode(encoding, code: code), i.row == number else { continue }
+        done += 1
+        generator.randomizeState(unmasked: false)
+        unsafe bench.input.pointee.rip = code
+        try bench.arena.store(encoding.bytes, at: code)
+        let problem = bench.runTranslated(privilege: done % 2 * 3)
+        try bench.arena.store([UInt8](repeating: 0xF4, count: encoding.bytes.count), at: code)
+        #expect(problem == nil)
+        let end = unsafe (bench.translated.pointee.vector, bench.translated.pointee.rip)
+        #expect(end == (6, code), "\(table[number].name) \(encoding.bytes.map { String($0, radix: 16) })")
+      }
+      rows += done > 0 ? 1 : 0
+    }
+    print("undefined rows: \(rows)")
+  }
+}
+
 func describe(_ c: Case) -> String {
   let bytes = c.bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
   let place = c.target.map { " operand \(hex($0))+\(c.size)" } ?? ""
