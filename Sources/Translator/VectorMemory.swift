@@ -92,9 +92,10 @@ extension TranslatedCPU {
     func selected(_ number: Int) -> Bool { vectors.element(instruction.vvvv, number, size: size) >> UInt64(size * 8 - 1) & 1 != 0 }
     var spans = InlineArray<8, LinearSpan?>(repeating: nil)
     for number in 0..<count where selected(number) {
+      // Past the end of the address size, stores go on at its beginning and loads do not, as the host's do.
+      let offset = operand.offset &+ UInt64(number * size)
       spans[number] = try element(
-        operand.segment,
-        (operand.offset &+ UInt64(number * size)) & Processor.mask(instruction.addressSize), size, write: isStore)
+        operand.segment, isStore ? offset & Processor.mask(instruction.addressSize) : offset, size, write: isStore)
     }
     if isStore {
       for number in 0..<count {
