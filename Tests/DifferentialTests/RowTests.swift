@@ -64,9 +64,24 @@ extension Bench {
       return found
     }
     if let found = memoryDifference(around: c.touched) { return found }
+    if let problem = deviceProblem(c) { return problem }
     cases += 1
     if let problem = checkNewBlocks() { return problem }
     return cases % 64 == 0 ? memoryDifference().map { "stray store: " + $0 } : nil
+  }
+
+  /// A MOV of an aligned operand is one access of its size to a device.
+  private func deviceProblem(_ c: Case) -> String? {
+    guard c.row.map == .one, (0x88...0x8B).contains(c.row.byte), let target = c.target, arena.kind(target) == .device,
+      target % UInt64(c.size) == 0, let physical = arena.physical(target)
+    else { return nil }
+    let size = UInt8(c.size)
+    if c.row.byte >= 0x8A {
+      return deviceAccesses == [.mmioRead(address: physical, size: size)] ? nil : "devices saw \(deviceAccesses)"
+    }
+    let mask = c.size == 8 ? UInt64.max : (1 << UInt64(c.size * 8)) - 1
+    let value = unsafe arena.native(target & ~7).load(as: UInt64.self) >> ((target & 7) * 8) & mask
+    return deviceAccesses == [.mmioWrite(address: physical, size: size, value: value)] ? nil : "devices saw \(deviceAccesses)"
   }
 
   /// The processor stores its x87 instruction and operand pointers, or leaves memory alone; the engine stores zeroes.
