@@ -13,6 +13,8 @@ struct Program {
   var start: UInt64 = 0
   /// Where its HLT is.
   var end: UInt64 = 0
+  /// It is meant to fault before its end.
+  var faults = false
   /// Flags that are undefined at the end.
   var undefined: UInt8 = 0
 }
@@ -204,6 +206,57 @@ struct Program {
     undefined = after
   }
 
+  private static func immediate(_ value: UInt64) -> [UInt8] {
+    (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt64($0 * 8)) }
+  }
+
+  /// A string instruction, repeated few times or not at all, and something that reads its flags.
+  private mutating func string() {
+    let count = random.pick([0, 0, 1, 2, 5, 17] as [UInt64])
+    append([0xBE] + ProgramWriter.immediate(ProgramWriter.dataLow + UInt64(random.below(0x300))))
+    append([0xBF] + ProgramWriter.immediate(ProgramWriter.dataLow + 0x100 + UInt64(random.below(0x300))))
+    append([0xB9] + ProgramWriter.immediate(count))
+    let backwards = random.chance(25)
+    if backwards { append([0xFD]) }
+    line(random.below(2))
+    // RCX, RSI and RDI again: the line may have changed them.
+    append([0xB9] + ProgramWriter.immediate(count))
+    append([0xBE] + ProgramWriter.immediate(ProgramWriter.dataLow + UInt64(random.below(0x300))))
+    append([0xBF] + ProgramWriter.immediate(ProgramWriter.dataLow + 0x100 + UInt64(random.below(0x300))))
+    let repeated = random.chance(75)
+    if repeated { append([random.chance(50) ? 0xF3 : 0xF2]) }
+    if random.chance(30) { append([0x48]) }
+    let opcode = random.pick([0xA4, 0xA5, 0xA6, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAE, 0xAF] as [UInt8])
+    append([opcode])
+    if !repeated && [0xA6, 0xA7, 0xAE, 0xAF].contains(opcode) { undefined = 0 }
+    if backwards { append([0xFC]) }
+  }
+
+  /// PUSHF and POP, or PUSH and POPF.
+  private mutating func pushedFlags() {
+    if random.chance(50) {
+      guard undefined == 0 else { return }
+      append([0x9C, 0x5F])
+    } else {
+      append([0x68] + ProgramWriter.immediate(random.next() & RFLAGS.arithmetic | 0x202) + [0x9D])
+      undefined = 0
+    }
+  }
+
+  /// Something that faults, in the middle of a block.
+  private mutating func fault() {
+    program.faults = true
+    switch random.below(6) {
+    case 0: append([0x0F, 0x0B])
+    case 1: append([0x8B, 0x04, 0x25] + ProgramWriter.immediate(Arena.low.base + 0x3010))
+    case 2: append([0x01, 0x0C, 0x25] + ProgramWriter.immediate(Arena.low.base + 0x5010))
+    case 3: append([0x0F, 0x29, 0x43, 0x01])  // MOVAPS [RBX+1]
+    case 4: append([0xB9, 0, 0, 0, 0, 0xF7, 0xF1])  // DIV by zero
+    default: append([0x68, 1, 0, 0, 0, 0x48, 0x89, 0xE1, 0x48, 0xC1, 0xE1, 0x20, 0x48, 0xC1, 0xE1, 0x0F, 0xFF, 0x31])  // not canonical
+    }
+    line(1)
+  }
+
   /// A whole program.
   mutating func write() -> Program {
     program = Program()
@@ -213,16 +266,18 @@ struct Program {
     pieceStart = cursor
     for _ in 0..<1 + random.below(4) {
       line(2 + random.below(6))
-      switch random.below(6) {
+      switch random.below(7) {
       case 0, 1: conditional()
       case 2: counted()
       case 3: call()
-      case 4: maybeMove()
+      case 4: random.chance(50) ? maybeMove() : pushedFlags()
+      case 5: string()
       default: break
       }
       if cursor > Arena.codeBase + 0x6000 { break }
     }
     line(1)
+    if random.chance(20) { fault() }
     program.end = cursor
     append([0xF4])
     endPiece()
