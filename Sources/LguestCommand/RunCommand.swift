@@ -69,6 +69,13 @@ struct RunCommand: ParsableCommand {
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
   var tty = TTY.auto
 
+  @Option(
+    help: ArgumentHelp(
+      "The CPU model, \(VirtualMachine.Configuration.cpuModels.joined(separator: " or ")). (default: the highest the host has)",
+      valueName: "name"),
+    transform: RunCommand.cpuModel)
+  var cpuModel: String?
+
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
 
@@ -79,6 +86,14 @@ struct RunCommand: ParsableCommand {
     let duration: Duration?
     init(_ duration: Duration?) { self.duration = duration }
     init(_ text: String) throws { duration = try TimeLimit.parse(text) }
+  }
+
+  private static func cpuModel(_ name: String) throws -> String {
+    let names = VirtualMachine.Configuration.cpuModels
+    guard names.contains(name) else {
+      throw ValidationError("unknown CPU model '\(name)': choose \(names.joined(separator: " or "))")
+    }
+    return name
   }
 
   func validate() throws {
@@ -101,6 +116,7 @@ struct RunCommand: ParsableCommand {
     configuration.debugExit = debugExit
     configuration.entry = entry
     configuration.engine = engine
+    configuration.cpuModel = cpuModel
     configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)

@@ -12,12 +12,13 @@ extension SystemTests {
     ]
 
     /// Boots an archive of scripts/make-userspace and compares what its checks said.
-    private func check(_ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int) throws {
+    private func check(_ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int, _ more: String...
+    ) throws {
       let result = try Guest.run(
         [
           "run", "--kernel", #require(Guest.kernel), "--initrd", #require(archive), "--memory", memory,
           "--append", "quiet lguest.checks=\(checks)", "--timeout", "\(limit)s",
-        ], limit: Double(limit) + 10, expecting: 0)
+        ] + more, limit: Double(limit) + 10, expecting: 0)
       // A serial line ends in CR LF, which is one Character.
       let lines = result.output.split(whereSeparator: \.isNewline)
       let failed = lines.filter { $0.hasPrefix("FAIL ") }
@@ -30,6 +31,14 @@ extension SystemTests {
     @Test("the small one", .enabled(if: Guest.canBoot && Guest.userSpace != nil, "no user space in the cache"))
     func small() throws {
       try check(Guest.userSpace, "small", memory: "1G", limit: 240, atLeast: UserSpaceTests.names.count)
+    }
+
+    @Test(
+      "the small one on a CPU without AVX and BMI",
+      .enabled(if: Guest.canBoot && Guest.userSpace != nil, "no user space in the cache"))
+    func smallOnLowerModel() throws {
+      try check(
+        Guest.userSpace, "small", memory: "1G", limit: 240, atLeast: UserSpaceTests.names.count, "--cpu-model", "x86-64-v2")
     }
 
     @Test(
