@@ -138,6 +138,11 @@ struct InspectionOptions: ParsableArguments {
   @Flag(help: "Write /tmp/perf-PID.map at the end, for perf report.")
   var perfMap = false
 
+  @Option(
+    help: ArgumentHelp("Write at the end how often each block of guest code ran.", valueName: "file"),
+    completion: .file())
+  var histogram: String?
+
   @Flag(help: "Keep arithmetic flags exact also where no instruction reads them.")
   var exactFlags = false
 
@@ -148,6 +153,7 @@ struct InspectionOptions: ParsableArguments {
     var value = EngineInspection()
     value.trace = trace.map { FilePath($0) }
     if perfMap { value.perfMap = FilePath("/tmp/perf-\(System.processID).map") }
+    value.histogram = histogram.map { FilePath($0) }
     value.exactFlags = exactFlags
     value.singleInstruction = singleInstruction
     return value

@@ -37,16 +37,21 @@ extension SystemTests {
     }
 
     @Test(
-      "a panic is 255 with the last words", arguments: ["rdinit=/nonexistent init=/nonexistent", "lguest.do=panic"])
-    func panic(append: String) throws {
+      "a panic is 255 with its reason and the last words",
+      arguments: [
+        ("rdinit=/nonexistent init=/nonexistent", "VFS: Unable to mount root fs"),
+        ("lguest.do=panic", "sysrq triggered crash"),
+      ])
+    func panic(append: String, reason: String) throws {
       let kernel = try #require(Guest.kernel)
       let initrd = try #require(Guest.initrd)
       let json = Guest.temporaryPath()
       let result = try Guest.run(
         ["run", "--kernel", kernel, "--initrd", initrd, "--append", append, "--timeout", "60s", "--json", json],
         limit: 70, expecting: 255)
-      #expect(result.errors.contains("lguest: | ") && result.errors.contains("Kernel panic - not syncing"))
+      #expect(result.errors.contains("lguest: | ") && result.errors.contains("panicked: \(reason)"))
       let object = try Guest.json(json)
+      #expect((object["detail"] as? String)?.hasPrefix(reason) == true)
       #expect(object["cause"] as? String == "panic")
       #expect(object["processorState"] is String)
     }
