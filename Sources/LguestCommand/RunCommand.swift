@@ -63,7 +63,7 @@ struct RunCommand: ParsableCommand {
   @Flag(name: [.short, .long], help: "Say more on stderr.")
   var verbose = false
 
-  @Option(help: "How to enter the kernel; auto chooses by its content.")
+  @Option(help: "How to enter the kernel; auto chooses by its content and unpacks it on the host where it can.")
   var entry = EntryPoint.auto
 
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")

@@ -30,6 +30,27 @@ extension SystemTests {
       #expect((object["counters"] as? [String: Any])?["exits"] as? Int ?? 0 > 0)
     }
 
+    @Test("a kernel that unpacks itself", arguments: ["linux64", "linux32"])
+    func entry(entry: String) throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "poweroff", "--timeout", "90s", "--entry", entry), limit: 100, expecting: 0)
+      #expect(result.fact("complaints") == "0" && result.fact("clocksource") == "kvm-clock")
+    }
+
+    @Test("a kernel unpacked by the host is where it prefers to be, or at random")
+    func placement() throws {
+      func text(_ words: String) throws -> UInt64 {
+        let result = try Guest.run(
+          Guest.boot(Guest.kernel, "poweroff \(words)", "--timeout", "90s"), limit: 100, expecting: 0)
+        return try #require(UInt64(result.fact("text") ?? "", radix: 16))
+      }
+      #expect(try text("nokaslr") == 0xFFFF_FFFF_8100_0000)
+      let places = try [text(""), text(""), text("")]
+      // About 480 places: the same three times once in 200,000 runs.
+      #expect(Set(places).count > 1)
+      #expect(places.allSatisfy { $0 & 0x1F_FFFF == 0 && $0 >= 0xFFFF_FFFF_8100_0000 && $0 < 0xFFFF_FFFF_C000_0000 })
+    }
+
     @Test("a reboot ends the run") func reboot() throws {
       let json = Guest.temporaryPath()
       try Guest.run(Guest.boot(Guest.kernel, "reboot", "--timeout", "60s", "--json", json), limit: 70, expecting: 0)
