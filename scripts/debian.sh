@@ -49,14 +49,20 @@ CONF
   APT_CONFIG=$state/apt.conf "$@"
 }
 
-# update_lists: fetches the package lists, at most once an hour.
+# update_lists: fetches the package lists, at most once an hour. A mirror that is being updated may refuse one of them:
+# the others serve.
 update_lists() {
-  local stamp=$cache/apt/updated
-  [[ ${architecture:-amd64} == amd64 ]] || stamp=$cache/apt-$architecture/updated
-  if [[ -n $(find "$stamp" -mmin -60 2>/dev/null) ]]; then return; fi
+  local state=$cache/apt
+  [[ ${architecture:-amd64} == amd64 ]] || state+=-$architecture
+  if [[ -n $(find "$state/updated" -mmin -60 2>/dev/null) ]]; then return; fi
   say "fetching Debian's package lists"
-  private_apt apt-get -q=2 update >&2 || die "cannot reach Debian's packages at $mirror; check the network or set LGUEST_DEBIAN_MIRROR"
-  touch "$stamp"
+  if private_apt apt-get -q=2 update >&2; then
+    touch "$state/updated"
+  elif compgen -G "$state/state/lists/*_Packages*" >/dev/null; then
+    say "going on with the lists that could be fetched"
+  else
+    die "cannot reach Debian's packages at $mirror; check the network or set LGUEST_DEBIAN_MIRROR"
+  fi
 }
 
 # real_package NAME: what a metapackage depends on, or NAME itself.
@@ -78,4 +84,19 @@ unpack_package() {
   dpkg-deb -x "$work"/*.deb "$directory"
   rm -rf "$work"
   printf '%s\n' "$version"
+}
+
+# fetch_busybox ARCHITECTURE DIRECTORY: sees to it that Debian's static busybox is unpacked in the directory. Reads
+# $offline.
+fetch_busybox() {
+  local architecture=$1 directory=$2 version
+  [[ ! -x $directory/bin/busybox ]] || return 0
+  ! ${offline:-false} || die "busybox for $architecture is not in the cache; run once without --offline"
+  update_lists
+  rm -rf "$directory.new"
+  say "fetching busybox-static for $architecture"
+  version=$(unpack_package busybox-static "$directory.new")
+  printf '%s\n' "$version" >"$directory.new/version"
+  rm -rf "$directory"
+  mv "$directory.new" "$directory"
 }

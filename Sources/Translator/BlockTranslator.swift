@@ -314,8 +314,8 @@ enum DecodedBlock {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break
     }
-    if rule == .system {
-      // MOV CR3 and INVLPG may have changed what the next address means.
+    if rule == .system || rule == .popSegment {
+      // MOV CR3 and INVLPG may have changed what the next address means, a segment register the mode.
       b.goIndirect(to: next)
     } else if b.has(Int(CHOST_MODE_STEP)) {
       b.exit(Int(CHOST_EXIT_STEP), at: Int32(truncatingIfNeeded: next))
@@ -351,6 +351,8 @@ enum DecodedBlock {
     case .pop: return b.pop()
     case .leave: return b.leave()
     case .pushFlags: return b.pushFlags()
+    case .pushSegment: return b.pushSegment()
+    case .popSegment: return b.popSegment()
     case .movs: return b.string(Int(CHOST_STRING_MOVS))
     case .stos: return b.string(Int(CHOST_STRING_STOS))
     case .lods: return b.string(Int(CHOST_STRING_LODS))

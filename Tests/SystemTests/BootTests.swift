@@ -51,6 +51,25 @@ extension SystemTests {
       #expect(places.allSatisfy { $0 & 0x1F_FFFF == 0 && $0 >= 0xFFFF_FFFF_8100_0000 && $0 < 0xFFFF_FFFF_C000_0000 })
     }
 
+    // 32-bit kernels: two-level paging without PAE, three-level with it; the bzImage's 32-bit entry.
+    @Test(
+      "an i386 kernel reaches user space and powers off", .enabled(if: Guest.initrd386 != nil, "no i386 initramfs in the cache"),
+      arguments: ["686-pae", "686"])
+    func powerOff386(flavour: String) throws {
+      let json = Guest.temporaryPath()
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel386(flavour)), "--initrd", #require(Guest.initrd386), "--append",
+          "lguest.do=poweroff", "--timeout", "90s", "--json", json,
+        ], limit: 100, expecting: 0)
+      #expect(result.fact("uname")?.contains("-\(flavour) ") == true && result.fact("uname")?.contains(" i686 ") == true)
+      #expect(result.fact("hypervisor") == "Hypervisor detected: KVM")
+      #expect(result.fact("clocksource") == "kvm-clock")
+      #expect(result.fact("complaints") == "0")
+      #expect(result.fact("mitigations") == "0")
+      #expect(try Guest.json(json)["cause"] as? String == "poweroff")
+    }
+
     @Test("a reboot ends the run") func reboot() throws {
       let json = Guest.temporaryPath()
       try Guest.run(Guest.boot(Guest.kernel, "reboot", "--timeout", "60s", "--json", json), limit: 70, expecting: 0)
