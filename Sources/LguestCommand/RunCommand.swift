@@ -17,7 +17,9 @@ struct RunCommand: ParsableCommand {
   /// When the console borrows the terminal.
   enum TTY: String, CaseIterable, ExpressibleByArgument { case auto, always, never }
 
-  @Option(help: ArgumentHelp("A bzImage (vmlinuz) or an ELF vmlinux.", valueName: "file"), completion: .file())
+  @Option(
+    help: ArgumentHelp("A bzImage (vmlinuz), an ELF vmlinux or a multiboot kernel.", valueName: "file"),
+    completion: .file())
   var kernel: String
 
   @Option(help: ArgumentHelp("An initramfs or initrd image.", valueName: "file"), completion: .file())
@@ -48,6 +50,9 @@ struct RunCommand: ParsableCommand {
       "End the run if user space has not begun after this long; 0 is no limit. (default: 120s)", valueName: "time"),
     transform: Limit.init)
   var bootTimeout = Limit(.seconds(120))
+
+  @Option(help: "The machine; testdev is a pc with the devices that conformance suites talk to.")
+  var machine = VirtualMachine.Configuration.MachineKind.pc
 
   @Flag(help: "Let the guest end the run with status (code << 1) | 1 by writing code to port 0xf4.")
   var debugExit = false
@@ -114,6 +119,7 @@ struct RunCommand: ParsableCommand {
     configuration.timeout = timeout.duration
     configuration.start = processStart
     configuration.debugExit = debugExit
+    configuration.machine = machine
     configuration.entry = entry
     configuration.engine = engine
     configuration.cpuModel = cpuModel
@@ -126,6 +132,7 @@ struct RunCommand: ParsableCommand {
 }
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
 extension EntryPoint: ExpressibleByArgument {}
 
 /// Options for those who work on the engine or profile a guest.

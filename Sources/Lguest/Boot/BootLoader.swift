@@ -47,12 +47,17 @@ public enum BootLoader {
     }
     try place(acpi, in: memory)
 
+    if entry == .multiboot, let header = image.multiboot {
+      return try MultibootBoot.load(
+        header, image.elf, image.file, initrd: initrd, commandLine: commandLine, into: memory)
+    }
     let loaded: LoadedKernel
     switch image.format {
     case .bzImage(let header):
       let unpacked = mayUnpack && entry == .linux64 ? UnpackedKernel(header, in: image.file) : nil
       loaded = try load(header, image.file, unpacked, entry, commandLine, into: memory)
     case .elf(let elf): loaded = try load(elf, image.file, entry, into: memory)
+    case .multiboot: preconditionFailure("has one entry point only")
     }
     try place(commandLine, limit: loaded.commandLineMax, in: memory)
     let disk = try initrd?.load(

@@ -79,7 +79,8 @@ public struct SetupHeader: Sendable {
     guard let spoken = head.little(UInt16.self, at: 0x206), let sectors = head.little(UInt8.self, at: 0x1F1),
       let paragraphs = head.little(UInt32.self, at: 0x1F4), let loadflags = head.little(UInt8.self, at: 0x211)
     else { throw truncated() }
-    func field<T: FixedWidthInteger>(_ type: T.Type, _ offset: Int, since: UInt16, else value: T) throws(BootError) -> T {
+    func field<T: FixedWidthInteger>(_ type: T.Type, _ offset: Int, since: UInt16, else value: T) throws(BootError) -> T
+    {
       guard spoken >= since else { return value }
       guard let value = head.little(type, at: offset) else { throw truncated() }
       return value
