@@ -65,6 +65,8 @@ extension TranslatedCPU {
         if isRestarting {
           if case .exit(let exit) = outcome { return exit }
         }
+        // Not executed yet: the machine completes it or changes it.
+        if case .exit(.foreignHypercall) = outcome { return .foreignHypercall }
         // Transfers complete too; IRET alone loads RF.
         if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)

@@ -163,10 +163,7 @@ extension Processor {
     case 0x30: return try writeMSR(instruction)
     case 0x32: return try readMSR(instruction)
     case 0x80...0x8F: try branch(if: condition(instruction.opcode & 15), instruction)
-    case 0x01 where instruction.modRM == 0xC1 || instruction.modRM == 0xD9:
-      // VMCALL, VMMCALL.
-      advance(instruction)
-      return .exit(.hypercall)
+    case 0x01 where HypercallOpcode(rawValue: instruction.modRM) != nil: return try hypercall(instruction)
     default:
       try executeSystemGroup(instruction)
       advance(instruction)
