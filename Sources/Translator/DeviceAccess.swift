@@ -94,7 +94,7 @@ struct DeviceAccess {
 extension TranslatedCPU {
   /// Executes an instruction by Swift's rules, as often as devices have to be asked first: an exit of `mmioRead` means
   /// that nothing has happened yet.
-  func executeWithDevices(_ instruction: Instruction, _ row: Opcode) throws(Fault) -> SystemOutcome {
+  func executeWithDevices(_ body: () throws(Fault) -> SystemOutcome) throws(Fault) -> SystemOutcome {
     let state = processor.state
     let before = unsafe page.pointer.pointee
     let shadow = state.interruptShadow
@@ -102,7 +102,7 @@ extension TranslatedCPU {
     let nmiBlocked = state.nmiBlocked
     state.device.begin()
     let outcome: Result<SystemOutcome, Fault>
-    do throws(Fault) { outcome = .success(try processor.execute(instruction, row: row)) } catch {
+    do throws(Fault) { outcome = .success(try body()) } catch {
       outcome = .failure(error)
     }
     guard let missing = state.device.missing else {

@@ -329,7 +329,7 @@ public import X86
       page[register: GPR.rdx] = page[\.scratch].1
     }
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
-    self.fault(TranslatedCPU.guestFault(hostTrap: trap))
+    self.fault(guestFault(hostTrap: trap))
     return nil
   }
 
@@ -341,13 +341,13 @@ public import X86
   }
 
   /// What the guest sees of a host trap.
-  static func guestFault(hostTrap: UInt32) -> Fault {
+  func guestFault(hostTrap: UInt32) -> Fault {
     switch hostTrap {
     case 0: .divideError
     case 6: .invalidOpcode
     case 16: .floatingPoint
     case 17: .alignmentCheck
-    case 19: .simdFloatingPoint
+    case 19: page[\.cr4] & CR4.osxmmexcpt != 0 ? .simdFloatingPoint : .invalidOpcode
     default: .generalProtection()
     }
   }
