@@ -109,7 +109,9 @@ public final class Platform: Sendable {
       .init(
         base: PlatformAddress.powerManagement, count: PowerManagement.portCount,
         device: PowerManagement(clock: clock, report: power), widestAccess: 4),
-      .init(base: 0xCF9, count: 1, device: ResetControl(report: power)),
+      .init(
+        base: 0xCF8, count: PCIHostBridge.portCount, device: PCIHostBridge(reset: ResetControl(report: power)),
+        widestAccess: 4),
     ]
     if configuration.hasDebugExit || configuration.hasTestDevices {
       ports.append(

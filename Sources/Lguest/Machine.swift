@@ -148,6 +148,7 @@ final class Machine: Sendable {
     options.tscOffset = time.timestampOffset
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
     options.exactFlags = inspection.exactFlags
+    options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction
     if let path = inspection.trace {
       let file = try TraceFile(path)

@@ -68,7 +68,7 @@ struct RunCommand: ParsableCommand {
   @Flag(name: [.short, .long], help: "Say more on stderr.")
   var verbose = false
 
-  @Option(help: "How to enter the kernel; auto chooses by its content.")
+  @Option(help: "How to enter the kernel; auto chooses by its content and unpacks it on the host where it can.")
   var entry = EntryPoint.auto
 
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
@@ -145,6 +145,11 @@ struct InspectionOptions: ParsableArguments {
   @Flag(help: "Write /tmp/perf-PID.map at the end, for perf report.")
   var perfMap = false
 
+  @Option(
+    help: ArgumentHelp("Write at the end how often each block of guest code ran.", valueName: "file"),
+    completion: .file())
+  var histogram: String?
+
   @Flag(help: "Keep arithmetic flags exact also where no instruction reads them.")
   var exactFlags = false
 
@@ -155,6 +160,7 @@ struct InspectionOptions: ParsableArguments {
     var value = EngineInspection()
     value.trace = trace.map { FilePath($0) }
     if perfMap { value.perfMap = FilePath("/tmp/perf-\(System.processID).map") }
+    value.histogram = histogram.map { FilePath($0) }
     value.exactFlags = exactFlags
     value.singleInstruction = singleInstruction
     return value

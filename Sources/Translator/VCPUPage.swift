@@ -161,4 +161,7 @@ enum Slot {
   static let stringOperation: Int32 = 704
   /// Of the supervisor's stack; the user's follows.
   static let shadowTop: Int32 = 728
+  /// Of ES; those of CS, SS, DS, FS and GS follow.
+  static let readBounds: Int32 = 824
+  static let writeBounds: Int32 = readBounds + 6 * 8
 }

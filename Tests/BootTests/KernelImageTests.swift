@@ -47,6 +47,17 @@ private let refused: [Case] = [
     testDescription: "payload outside", bytes: syntheticBzImage { put(UInt32.max, 0x24C, &$0) }, kind: .truncated,
     words: ["truncated"]),
   Case(
+    testDescription: "signature outside",
+    bytes: syntheticBzImage { image in
+      image.replaceSubrange(0..<2, with: [0x4D, 0x5A])
+      put(UInt32(0x40), 0x3C, &image)
+      image.replaceSubrange(0x40..<0x44, with: [0x50, 0x45, 0, 0])
+      put(UInt16(0x20B), 0x58, &image)
+      put(UInt32(6), 0x58 + 108, &image)
+      put(UInt32(UInt32(image.count)), 0x58 + 112 + 32, &image)
+      put(UInt32(1), 0x58 + 112 + 36, &image)
+    }, kind: .truncated, words: ["truncated"]),
+  Case(
     testDescription: "entry outside", bytes: syntheticELF(entry: 0x20_0000), kind: .malformed, words: ["entry point"]),
   Case(
     testDescription: "object file",

@@ -225,7 +225,7 @@ extension BlockBuilder {
   /// JMP r/m.
   mutating func jumpIndirect() -> Bool {
     let i = instruction
-    guard hasInlineBranches, !truncatesIP, !i.isMemory || isInline(segment: i.segment) else { return false }
+    guard hasInlineBranches, !truncatesIP, !i.isMemory || isInline else { return false }
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
@@ -236,7 +236,7 @@ extension BlockBuilder {
   /// CALL r/m.
   mutating func callIndirect() -> Bool {
     let i = instruction
-    guard hasInlineBranches, hasInlineStack, !truncatesIP, !i.isMemory || isInline(segment: i.segment) else {
+    guard hasInlineBranches, hasInlineStack, !truncatesIP, !i.isMemory || isInline else {
       return false
     }
     needPageFlags()

@@ -18,7 +18,7 @@ extension BlockBuilder {
   mutating func copy() -> Bool {
     let i = instruction
     if i.isMemory {
-      guard isInline(segment: i.segment) else { return false }
+      guard isInline else { return false }
       let size = traits.memoryBytes(i)
       guard size > 0 else { return false }
       var memory = access(size: size, write: traits.memoryWrites)

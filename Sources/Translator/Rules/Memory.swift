@@ -7,13 +7,11 @@ import CHost
 import X86
 
 extension BlockBuilder {
-  /// Whether this mode's memory operands in `segment` are served in line. Segments with a base or a limit to
-  /// check are left to Swift outside 64-bit mode, and so is everything while breakpoints are armed or every
-  /// element of a string traps.
-  func isInline(segment: UInt8) -> Bool {
-    if has(Int(CHOST_MODE_ALIGN)) || has(Int(CHOST_MODE_STEP)) { return false }
-    return isLong || (!has(Int(CHOST_MODE_SEGMENTED)) && segment < 4)
-  }
+  /// Whether memory operands are served in line: not while breakpoints are armed or alignment is checked.
+  var isInline: Bool { !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) }
+
+  /// Whether offsets in `segment` are linear addresses, with nothing to add and nothing to check.
+  func isFlat(_ segment: UInt8) -> Bool { segment < 4 && (isLong || !has(Int(CHOST_MODE_SEGMENTED))) }
 
   /// Displacement from ENV of a table.
   private func table(write: Bool) -> Int32 {
@@ -30,7 +28,8 @@ extension BlockBuilder {
       let base = RegisterMap.host(i.base)
       if base != RegisterMap.inMemory { return access(base: base, displacement: i.displacement, size: size, write: write) }
     }
-    linearAddress()
+    effectiveAddress()
+    toLinear(i.segment, size: size, write: write)
     return accessAtT0(size: size, write: write)
   }
 
@@ -73,12 +72,6 @@ extension BlockBuilder {
     cold.jump(to: hot.address)
   }
 
-  /// Computes the ModRM operand's linear address into T0. May use T2; destroys EFLAGS for FS and GS.
-  mutating func linearAddress() {
-    effectiveAddress()
-    addSegmentBase()
-  }
-
   /// Wraps the offset in T0 to the address size. Keeps EFLAGS.
   mutating func wrapAddress() {
     switch instruction.addressSize {
@@ -88,13 +81,19 @@ extension BlockBuilder {
     }
   }
 
-  /// Turns the offset in T0 into a linear address. Destroys EFLAGS for FS and GS.
-  mutating func addSegmentBase() {
-    let segment = instruction.segment
-    if segment >= 4 {
-      hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(segment)))
-      if !isLong { hot.mov32(RegisterMap.t0, RegisterMap.t0) }
+  /// Turns the offset in T0 of an operand into its linear address; Swift executes the instruction if the segment does
+  /// not allow the access. Destroys EFLAGS, and T2 outside 64-bit mode, unless the segment is flat.
+  mutating func toLinear(_ segment: UInt8, size: Int, write: Bool) {
+    if isFlat(segment) { return }
+    let t0 = RegisterMap.t0, t2 = RegisterMap.t2
+    if !isLong {
+      let refused = coldExitInstruction()
+      hot.lea(t2, HostMemory(t0, Int32(truncatingIfNeeded: size)))
+      hot.alu(.cmp, t2, .env((write ? Slot.writeBounds : Slot.readBounds) &+ Int32(segment) &* 8))
+      hot.jump(if: CodeEmitter.above, to: refused)
     }
+    hot.alu(.add, t0, .env(BlockBuilder.segmentBase(segment)))
+    if !isLong { hot.mov32(t0, t0) }
   }
 
   /// Displacement from ENV of a segment's base.
