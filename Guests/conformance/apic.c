@@ -152,6 +152,12 @@ static void modes(void) {
   APIC(LDR) = 0x12345678;
   CHECK_NOT_TCG("LDR holds its byte", APIC(LDR), 0x12000000, OFF);
   CHECK_NOT_TCG("x2APIC registers in xAPIC mode", try_rdmsr(0x802), GP, OFF);
+  // Somewhere else (11.4.4).
+  CHECK_NOT_TCG("moved", try_wrmsr(0x1B, 0xFED40000 | (base & 0xFFF)), NONE, OFF);
+  CHECK_NOT_TCG("... it is there", *(volatile u32 *)0xFED40030 & 0xFF, 0x14, OFF);
+  CHECK_NOT_TCG("... and no longer here", APIC(VERSION), 0xFFFFFFFF, OFF);
+  wrmsr(0x1B, base);
+  CHECK_NOT_TCG("moved back", APIC(VERSION) & 0xFF, 0x14, OFF);
   if (!has_x2) return;
 #define X2 "SDM 3, 11.12"
   const unsigned id = APIC(ID) >> 24;

@@ -32,7 +32,7 @@ static void segments(void) {
   CHECK("a doubleword at the end", BY_FS("mov %%fs:96, %%eax", ), NONE);
   CHECK("a doubleword that wraps", BY_FS("mov %%fs:(%%eax), %%eax", .a = -2), GP);
   CHECK("a store beyond", BY_FS("movb $1, %%fs:100", ), GP);
-  CHECK("LEA checks nothing", BY_FS("lea %%fs:1000, %%eax", ), NONE);
+  CHECK("LEA checks nothing", BY_FS(".byte 0x64; lea 1000, %%eax", ), NONE);
   set_descriptor(SEGMENT, (u32)data, 99, 0x97, 4); // expand-down: above 99 up to 4 GiB
     CHECK("expand-down: at its limit", BY_FS("mov %%fs:99, %%al", ), GP);
   CHECK("expand-down: above", BY_FS("mov %%fs:100, %%al", ), NONE);

@@ -213,6 +213,38 @@ static void strings_of_ports(void) {
   CHECK("REP INSW to a device", *(volatile u32 *)(device + 8) & 0xFF00FF, 0xDD00DD);
 }
 
+static void delivery(void) {
+  section("SDM 3, 6.11 to 6.14: tables and stacks are memory, wherever they lie");
+  extern u8 idt_pointer[];
+  struct __attribute__((packed)) { u16 limit; u64 base; } pointer = {4095, (word)device + 0x2000};
+  volatile u64 *const table = (u64 *)(device + 0x2000);
+  for (int i = 0; i < 512; i++) table[i] = idt[i];
+  asm volatile("lidt %0" : : "m"(pointer));
+  CHECK("an interrupt table in a device", TRY("ud2", ) << 16 | TRY("int $0x30", ), UD << 16 | 0x30);
+  CHECK("... with error codes", TRY("mov %%eax, %%ds", .a = 0xFFF8) << 16 | last.error, GP << 16 | 0xFFF8);
+  asm volatile("lidt %0" : : "m"(*(u64 *)idt_pointer));
+  u64 *const ist1 = (u64 *)(tss + 36);
+  const u64 old = *ist1;
+  *ist1 = (word)device + 0x8000;
+  set_gate(UD, (word)stubs[UD], CODE64, 0x8E, 1);
+  set_gate(PF, (word)stubs[PF], CODE64, 0x8E, 1);
+  CHECK("an interrupt stack in a device", TRY("ud2", ), UD);
+  extern word saved_frame;
+  CHECK("... where it should be", saved_frame, (word)device + 0x8000 - sizeof(struct frame));
+  CHECK("... of a page fault", (u64)TRY("mov (%%rax), %%al", .a = 1ul << 40) << 32 | last.cr2 >> 32, (u64)PF << 32 | 0x100);
+  set_gate(UD, (word)stubs[UD], CODE64, 0x8E, 0);
+  set_gate(PF, (word)stubs[PF], CODE64, 0x8E, 0);
+  *ist1 = old;
+  volatile u64 *const there = (u64 *)(device + 0x4000);
+  for (int i = 0; i < 32; i++) there[i] = gdt[i];
+  struct __attribute__((packed)) { u16 limit; u64 base; } small = {255, (word)device + 0x4000}, usual = {255, (word)gdt};
+  asm volatile("lgdt %0" : : "m"(small));
+  CHECK("a descriptor table in a device", TRY("mov %%eax, %%fs; int3; ud2", .a = DATA), BP);
+  void breakpoint(void) { asm volatile("int3"); }
+  CHECK("... from level 3", user(breakpoint), BP);
+  asm volatile("lgdt %0" : : "m"(usual));
+}
+
 void test(void) {
   u32 out[4];
   cpuid(1, 0, out);
@@ -224,4 +256,5 @@ void test(void) {
   general();
   floating();
   strings_of_ports();
+  delivery();
 }

@@ -122,6 +122,24 @@ extension TranslatedCPU {
     return .exit(.mmioRead(address: missing.address, size: missing.size))
   }
 
+  /// Delivers an event, as often as devices have to be asked first: tables and stacks may lie in one.
+  func deliver(_ event: Event) -> VCPUExit? {
+    let outcome: SystemOutcome
+    do throws(Fault) {
+      outcome = try executeWithDevices { () throws(Fault) in
+        processor.deliver(event) == .shutdown ? .shutdown : .done
+      }
+    } catch {
+      preconditionFailure("deliveries do not throw")
+    }
+    if isRestarting { undelivered = event }
+    switch outcome {
+    case .done: return nil
+    case .shutdown: return .shutdown
+    case .exit(let exit): return exit
+    }
+  }
+
   /// The next store of a complete instruction to a device.
   func pendingDeviceWrite() -> VCPUExit? {
     guard let piece = processor.state.device.nextWrite() else { return nil }
@@ -131,6 +149,7 @@ extension TranslatedCPU {
   /// Forgets an instruction that waits for a device: the state has been replaced.
   func dropDeviceAccess() {
     isRestarting = false
+    undelivered = nil
     processor.state.device = DeviceAccess()
   }
 }

@@ -110,11 +110,12 @@ extension CPUModel {
   }
 
   private var leaf7: CPUIDEntry {
+    let tscAdjust: UInt32 = 1 << 1
     let smep: UInt32 = 1 << 7
     let enhancedStrings: UInt32 = 1 << 9  // ERMS
     let fastShortStrings: UInt32 = 1 << 4  // FSRM
     return CPUIDEntry(
-      7, subleaf: 0, ebx: word(7, .ebx) | smep | enhancedStrings, ecx: word(7, .ecx),
+      7, subleaf: 0, ebx: word(7, .ebx) | tscAdjust | smep | enhancedStrings, ecx: word(7, .ecx),
       edx: word(7, .edx) | fastShortStrings)
   }
 

@@ -36,6 +36,27 @@ extension SystemTests {
       }
     }
 
+    @Test(
+      "the first difference between two runs, by instruction",
+      .enabled(if: ConformanceTests.hasEmulator, "qemu-system-x86_64 is not installed"))
+    func firstDifference() throws {
+      let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+        .deletingLastPathComponent()
+      let process = Process()
+      process.executableURL = root.appending(path: "scripts/first-difference")
+      process.arguments = [
+        "--count", "3", "--lguest", Guest.executable, "\(try #require(Guest.guests))/conformance/legacy",
+      ]
+      let pipe = Pipe()
+      process.standardOutput = pipe
+      process.standardInput = FileHandle.nullDevice
+      try process.run()
+      let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+      process.waitUntilExit()
+      // The two loaders leave different registers, and CPUID names different hypervisors: both are noticed.
+      #expect(process.terminationStatus == 1 && text.contains("bx: lguest 0x4b4d564b, TCG 0x54474354"), "\(text)")
+    }
+
     /// Lines that both sides print: not those that TCG is not even asked.
     private func comparable(_ lines: [Substring]) -> [Substring] {
       lines.filter { !$0.hasSuffix("]") && !$0.hasPrefix("all passed") && !$0.hasPrefix("failed ") }
