@@ -67,6 +67,7 @@ final class RunLoop {
       if let outcome = deliver() { return outcome }
       let exit = engine.run()
       doorbell.leaveGuest()
+      noteTaskPriority()
       if let outcome = handle(exit) { return outcome }
       noteChanges()
     }
@@ -183,7 +184,10 @@ final class RunLoop {
 
   private func write(register index: UInt32, _ value: UInt64) -> Bool {
     if LocalAPIC.owns(msr: index) {
-      defer { if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) { adoptTaskPriority() } }
+      defer {
+        if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) || index == RunLoop.apicBase { adoptTaskPriority() }
+        if index == RunLoop.apicBase { engine.isAPICEnabled = apic.isEnabled }
+      }
       return apic.writeMSR(index, value)
     }
     if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.write(index, value) }
@@ -209,6 +213,7 @@ final class RunLoop {
   // MARK: What changes without an exit of its own
 
   private static let taskPriorityRegister: UInt64 = 8
+  private static let apicBase: UInt32 = 0x1B
 
   /// The APIC's task priority changed: CR8 follows.
   private func adoptTaskPriority() {
@@ -216,14 +221,18 @@ final class RunLoop {
     engine.taskPriority = taskPriority
   }
 
+  /// CR8 changed: the APIC's task priority follows, before anything is asked of the APIC.
+  private func noteTaskPriority() {
+    if engine.taskPriority != taskPriority {
+      taskPriority = engine.taskPriority
+      apic.taskPriority = taskPriority
+    }
+  }
+
   private func noteChanges() {
     if !isInUserSpace, engine.hasMetUserCode {
       isInUserSpace = true
       userSpaceBegan()
-    }
-    if engine.taskPriority != taskPriority {
-      taskPriority = engine.taskPriority
-      apic.taskPriority = taskPriority
     }
     if engine.timestampOffset != timestampOffset {
       timestampOffset = engine.timestampOffset

@@ -25,7 +25,7 @@ public enum VCPUExit: Sendable, Equatable {
   case halt
   /// Interrupts are now deliverable and `requestInterruptWindow` asked to be told.
   case interruptWindow
-  /// `kick()` was called.
+  /// `kick()` was called, or the guest lowered its task priority in CR8, so that an interrupt may be due.
   case kicked
   /// Triple fault.
   case shutdown

@@ -65,6 +65,8 @@ final class ProcessorState {
   var powerControl: UInt64 = 0
   var debugControl: UInt64 = 0
   var mtrr = MemoryTypeRanges()
+  /// IA32_APIC_BASE.EN, which the machine keeps: CPUID has no APIC without it (SDM volume 3, 11.4.3).
+  var isAPICEnabled = true
 
   weak var codeObserver: (any CodeObserver)?
 
@@ -90,6 +92,7 @@ final class ProcessorState {
     powerControl = 0
     debugControl = 0
     mtrr = MemoryTypeRanges()
+    isAPICEnabled = true
   }
 }
 
