@@ -28,6 +28,14 @@ extension VirtualMachine {
     /// Which CPU engine executes the guest.
     public enum Engine: String, Sendable, CaseIterable { case translator }
 
+    /// Which devices the machine has.
+    public enum MachineKind: String, Sendable, CaseIterable {
+      /// The least with which stock kernels are calm.
+      case pc
+      /// The same, and the devices conformance suites talk to: debug exit, scratch ports and memory, interrupt wires.
+      case testdev
+    }
+
     /// The vendor the guest's CPUID names.
     public enum CPUVendor: String, Sendable, CaseIterable { case intel, amd }
 
@@ -48,9 +56,19 @@ extension VirtualMachine {
         case .complete(let text): text
         }
       }
+
+      /// What a multiboot kernel gets: its file's name as the first word, as such loaders have it, and none of the
+      /// defaults, which are Linux's.
+      func multibootText(kernel: FilePath) -> String {
+        switch self {
+        case .appending(""): kernel.string
+        case .appending(let more): kernel.string + " " + more
+        case .complete(let text): text
+        }
+      }
     }
 
-    /// A bzImage or an ELF vmlinux.
+    /// A bzImage, an ELF vmlinux or a multiboot kernel.
     public var kernel: FilePath
     public var initrd: FilePath?
     public var commandLine = CommandLine.appending("")
@@ -68,6 +86,7 @@ extension VirtualMachine {
     public var start = ContinuousClock.now
     /// The guest may end the run with a status by writing to port 0xF4.
     public var debugExit = false
+    public var machine = MachineKind.pc
     /// How the kernel is entered.
     public var entry = EntryPoint.auto
     public var engine = Engine.translator

@@ -68,6 +68,7 @@ final class Machine: Sendable {
       memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: [deviceClock], wallTime: Machine.wallTime,
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { _ in doorbell.ring() })
     parts.hasDebugExit = configuration.debugExit
+    parts.hasTestDevices = configuration.machine == .testdev
     parts.serialHasRoom = { console.fill() }
     parts.rearmCPU = { _ in timers.rearm(Source.localAPIC.rawValue) }
     parts.rearm = {
@@ -147,6 +148,7 @@ final class Machine: Sendable {
     options.tscOffset = time.timestampOffset
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
     options.exactFlags = inspection.exactFlags
+    options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction
     if let path = inspection.trace {
       let file = try TraceFile(path)
@@ -161,9 +163,13 @@ final class Machine: Sendable {
     let tables = ACPITables.build(
       ACPIConfiguration(cpuCount: configuration.cpuCount), at: PlatformAddress.acpiTables)
     do throws(BootError) {
+      let image = try KernelImage(configuration.kernel)
+      let isMultiboot = try image.resolve(configuration.entry) == .multiboot
       return try BootLoader.load(
-        KernelImage(configuration.kernel), initrd: configuration.initrd.map { InitialRAMDisk($0) },
-        commandLine: configuration.commandLine.text, into: memory,
+        image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
+        commandLine: isMultiboot
+          ? configuration.commandLine.multibootText(kernel: configuration.kernel) : configuration.commandLine.text,
+        into: memory,
         acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
         entry: configuration.entry)
     } catch { throw ConfigurationError(error) }

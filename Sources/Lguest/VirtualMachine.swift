@@ -153,6 +153,9 @@ extension VirtualMachine {
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
       file.write(machine.translation.perfMap)
     }
+    if let path = configuration.inspection.histogram, let file = try? TraceFile(path) {
+      file.write(machine.histogramText(helperInstructions: result.statistics.helperInstructions))
+    }
     result.consoleTail = machine.console.tail.text
     switch ending {
     case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.cpu.state.text

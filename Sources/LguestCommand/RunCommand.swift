@@ -17,7 +17,9 @@ struct RunCommand: ParsableCommand {
   /// When the console borrows the terminal.
   enum TTY: String, CaseIterable, ExpressibleByArgument { case auto, always, never }
 
-  @Option(help: ArgumentHelp("A bzImage (vmlinuz) or an ELF vmlinux.", valueName: "file"), completion: .file())
+  @Option(
+    help: ArgumentHelp("A bzImage (vmlinuz), an ELF vmlinux or a multiboot kernel.", valueName: "file"),
+    completion: .file())
   var kernel: String
 
   @Option(help: ArgumentHelp("An initramfs or initrd image.", valueName: "file"), completion: .file())
@@ -49,6 +51,9 @@ struct RunCommand: ParsableCommand {
     transform: Limit.init)
   var bootTimeout = Limit(.seconds(120))
 
+  @Option(help: "The machine; testdev is a pc with the devices that conformance suites talk to.")
+  var machine = VirtualMachine.Configuration.MachineKind.pc
+
   @Flag(help: "Let the guest end the run with status (code << 1) | 1 by writing code to port 0xf4.")
   var debugExit = false
 
@@ -63,7 +68,7 @@ struct RunCommand: ParsableCommand {
   @Flag(name: [.short, .long], help: "Say more on stderr.")
   var verbose = false
 
-  @Option(help: "How to enter the kernel; auto chooses by its content.")
+  @Option(help: "How to enter the kernel; auto chooses by its content and unpacks it on the host where it can.")
   var entry = EntryPoint.auto
 
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
@@ -114,6 +119,7 @@ struct RunCommand: ParsableCommand {
     configuration.timeout = timeout.duration
     configuration.start = processStart
     configuration.debugExit = debugExit
+    configuration.machine = machine
     configuration.entry = entry
     configuration.engine = engine
     configuration.cpuModel = cpuModel
@@ -126,6 +132,7 @@ struct RunCommand: ParsableCommand {
 }
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
 extension EntryPoint: ExpressibleByArgument {}
 
 /// Options for those who work on the engine or profile a guest.
@@ -138,6 +145,11 @@ struct InspectionOptions: ParsableArguments {
   @Flag(help: "Write /tmp/perf-PID.map at the end, for perf report.")
   var perfMap = false
 
+  @Option(
+    help: ArgumentHelp("Write at the end how often each block of guest code ran.", valueName: "file"),
+    completion: .file())
+  var histogram: String?
+
   @Flag(help: "Keep arithmetic flags exact also where no instruction reads them.")
   var exactFlags = false
 
@@ -148,6 +160,7 @@ struct InspectionOptions: ParsableArguments {
     var value = EngineInspection()
     value.trace = trace.map { FilePath($0) }
     if perfMap { value.perfMap = FilePath("/tmp/perf-\(System.processID).map") }
+    value.histogram = histogram.map { FilePath($0) }
     value.exactFlags = exactFlags
     value.singleInstruction = singleInstruction
     return value

@@ -50,14 +50,18 @@ enum DecodedBlock {
   let singleInstruction: Bool
   /// Every flag is live everywhere.
   let exactFlags: Bool
+  /// Every block counts its executions (BlockHistogram.swift).
+  let countsBlocks: Bool
 
   init(
-    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false
+    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
+    countsBlocks: Bool = false
   ) {
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
     self.exactFlags = exactFlags
+    self.countsBlocks = countsBlocks
     let rows = table.count
     unsafe missing = .allocate(capacity: rows)
     unsafe traits = .allocate(capacity: rows)
@@ -225,10 +229,10 @@ enum DecodedBlock {
     var nextPeek: Range<Int>
   }
 
-  /// Emits the `count` decoded instructions.
+  /// Emits the `count` decoded instructions as block `number` of the cache.
   func emit(
     _ bytes: GuestCode, count: Int, mode: UInt32, hot: consuming CodeEmitter, cold: consuming CodeEmitter,
-    stubs: CodeStubs, firstEdge: UInt32
+    stubs: CodeStubs, firstEdge: UInt32, number: Int = 0
   ) -> Emitted {
     let first = self[0]
     let last = self[count - 1]
@@ -281,6 +285,7 @@ enum DecodedBlock {
       hot: hot, cold: cold, mode: mode, bytes: bytes, decoder: decoder, stubs: stubs, firstEdge: firstEdge,
       faults: faults, row: lastRow)
     let entries = builder.entries(offset: first.offset, needsFlags: needsFlags)
+    if countsBlocks { builder.count(in: BlockHistogram.slot(number)) }
     var ended = false
     for index in 0..<count where !ended {
       let item = self[index]

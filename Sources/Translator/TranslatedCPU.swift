@@ -38,7 +38,8 @@ public import X86
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
     self.number = number
-    region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + 4095) & ~4095)
+    let histogramBytes = translation.options.countsBlocks ? BlockHistogram.byteCount : 0
+    region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + histogramBytes + 4095) & ~4095)
     shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
     let state = ProcessorState(cpuid: cpuid)
@@ -250,6 +251,7 @@ public import X86
   private func makeRoom() {
     let flushed = translation.lock.withLock { _ in
       if translation.cache.hasRoom { return false }
+      translation.collectHistogram()
       translation.cache.flush()
       return true
     }
