@@ -100,3 +100,33 @@ fetch_busybox() {
   rm -rf "$directory"
   mv "$directory.new" "$directory"
 }
+
+# fetch_packages NAME PACKAGE...: sees to it that the packages and all they depend on, resolved by apt for an empty
+# machine, are in the cache, listed under NAME by their file names. Reads $offline.
+fetch_packages() {
+  local archives=$cache/userspace/archives stamp=$cache/userspace/$1
+  shift
+  if [[ -f $stamp ]] && (cd "$archives" && xargs ls <"$stamp" >/dev/null 2>&1); then return 0; fi
+  ! ${offline:-false} || die "the user space's packages are not in the cache; run once without --offline"
+  update_lists
+  say "fetching $* and what they need"
+  mkdir -p "$archives/partial"
+  private_apt apt-get -q=2 -y --download-only -o "Dir::Cache::archives=$archives" install "$@" >&2 ||
+    die "Debian's packages cannot be fetched; check the network or set LGUEST_DEBIAN_MIRROR"
+  private_apt apt-get -q=2 --print-uris -y -o "Dir::Cache::archives=$cache/none" install "$@" |
+    awk '{ print $2 }' >"$stamp.new"
+  mv "$stamp.new" "$stamp"
+}
+
+# unpack_packages NAME TREE: unpacks what fetch_packages listed under NAME, without documentation. No maintainer script
+# runs.
+unpack_packages() {
+  local name=$1 tree=$2 directory archive
+  mkdir -p "$tree"/usr/{bin,sbin,lib,lib64}
+  for directory in bin sbin lib lib64; do ln -s "usr/$directory" "$tree/$directory"; done
+  while read -r archive; do
+    dpkg-deb --fsys-tarfile "$cache/userspace/archives/$archive" |
+      tar -x -C "$tree" --keep-directory-symlink --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
+        --exclude='./usr/share/locale/*' --exclude='./usr/share/info/*' --exclude='./usr/share/zoneinfo/*'
+  done <"$cache/userspace/$name"
+}
