@@ -317,7 +317,11 @@ extension TranslatedCPU {
     }
     let entry = translation.cache.emitScratch(number, instruction, row, traits, mode: page[\.mode])
     page[\.linear] = 0
-    enter(entry)
+    if !page.isLongMode && (isXSAVE || traits.memorySize == .fxsave) {
+      unsafe keepingUpperVectors(inBounceBuffer: bounceBuffer, save: row.rule == .saveState, extended: isXSAVE) { enter(entry) }
+    } else {
+      enter(entry)
+    }
     exitCounts[0] &+= 1
     if isXSAVE {
       page[register: GPR.rax] = saved.0
