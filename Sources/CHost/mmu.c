@@ -344,6 +344,115 @@ chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info)
   return (chost_fill_result){(uint64_t)bounce - linear, 0};
 }
 
+// --- Slots
+
+INLINE chost_tlb_entry *slot_table(chost_cpu *cpu, unsigned privilege) {
+  return (chost_tlb_entry *)(chost_env(cpu) + CHOST_SLOTS + privilege * (uint64_t)CHOST_SLOT_BYTES);
+}
+
+INLINE bool slot_is_region(uint64_t index) { return index >= 2 * CHOST_SITES; }
+
+// A tag of 1 is no multiple of a region's size. A site's tag is compared with any address: one that is not canonical
+// is least likely, and what hits it all the same goes to inaccessible memory, where the access is done again slowly.
+INLINE chost_tlb_entry slot_empty(const chost_cpu *cpu) {
+  return (chost_tlb_entry){1ull << 63, cpu->slot_guard - (1ull << 63)};
+}
+
+INLINE void slot_clear(chost_cpu *cpu, chost_tlb_entry *slots, uint64_t index) {
+  slots[index] = slot_is_region(index) ? (chost_tlb_entry){1, 0} : slot_empty(cpu);
+}
+
+INLINE void stack_clear(chost_cpu *cpu) { cpu->stack[0] = cpu->stack[1] = slot_empty(cpu); }
+
+static void slot_flush(chost_cpu *cpu, unsigned privilege, bool keep_global) {
+  chost_private *p = private_of(cpu);
+  cpu->stack[privilege] = slot_empty(cpu);
+  for (unsigned word = 0; word < SLOT_WORDS; word++) {
+    uint64_t kept = keep_global ? p->slot_filled[privilege][word] & p->slot_global[privilege][word] : 0;
+    for (uint64_t bits = p->slot_filled[privilege][word] & ~kept; bits; bits &= bits - 1)
+      slot_clear(cpu, slot_table(cpu, privilege), word * 64 + (unsigned)__builtin_ctzll(bits));
+    p->slot_filled[privilege][word] = kept;
+  }
+}
+
+// Drops what maps the 1 << shift bytes around `linear`.
+static void slot_drop(chost_cpu *cpu, unsigned privilege, uint64_t linear, unsigned shift) {
+  chost_private *p = private_of(cpu);
+  chost_tlb_entry *slots = slot_table(cpu, privilege);
+  if (cpu->stack[privilege].tag >> shift == linear >> shift) cpu->stack[privilege] = slot_empty(cpu);
+  for (unsigned word = 0; word < SLOT_WORDS; word++) {
+    for (uint64_t bits = p->slot_filled[privilege][word]; bits; bits &= bits - 1) {
+      uint64_t index = word * 64 + (unsigned)__builtin_ctzll(bits);
+      if (slots[index].tag >> shift != linear >> shift) continue;
+      slot_clear(cpu, slots, index);
+      clear_bit(p->slot_filled[privilege], index);
+    }
+  }
+}
+
+// Drops what may be written: a page has come to hold code, which is rare.
+static void slot_protect(chost_cpu *cpu) {
+  chost_private *p = private_of(cpu);
+  stack_clear(cpu);
+  for (unsigned privilege = 0; privilege < 2; privilege++) {
+    for (unsigned word = 0; word < SLOT_WORDS; word++) {
+      uint64_t first = word * 64;
+      bool writes = slot_is_region(first) ? first >= 2 * CHOST_SITES + CHOST_REGIONS : first >= CHOST_SITES;
+      if (!writes) continue;
+      for (uint64_t bits = p->slot_filled[privilege][word]; bits; bits &= bits - 1)
+        slot_clear(cpu, slot_table(cpu, privilege), first + (unsigned)__builtin_ctzll(bits));
+      p->slot_filled[privilege][word] = 0;
+    }
+  }
+}
+
+chost_fill_result chost_slot_fill(chost_cpu *cpu, uint64_t linear, uint64_t request) {
+  chost_private *p = private_of(cpu);
+  uint32_t info = (uint32_t)request;
+  unsigned user = info & CHOST_INFO_USER ? 1 : 0, write = info & CHOST_INFO_WRITE ? 1 : 0;
+  uint64_t displacement = request >> CHOST_REQUEST_SLOT_SHIFT & 0xfffff, offset = request >> CHOST_REQUEST_OFFSET_SHIFT;
+  uint64_t size = info >> CHOST_INFO_SIZE_SHIFT & 255, index = tlb_index(linear);
+  cpu->count_slot_fill++;
+  chost_fill_result result = {tlb_table(cpu, user, write)[index].addend, 0};
+  if (linear - tlb_table(cpu, user, write)[index].tag > PAGE_SIZE - size || size == 255 || size == 0) {
+    result = chost_tlb_fill(cpu, linear, info);
+    if (result.failed) return result;
+  }
+  bool stack = displacement < CHOST_SLOTS;
+  unsigned table = stack ? 1 : write;
+  const chost_tlb_entry *entry = &tlb_table(cpu, user, table)[index];
+  bool fits = entry->tag == (linear & PAGE_MASK);
+  if (stack) {
+    if (fits) cpu->stack[user] = *entry;
+    return result;
+  }
+  uint64_t number = (displacement - CHOST_SLOTS) / 16 - user * (uint64_t)CHOST_SLOTS_PER_PRIVILEGE;
+  bool region = slot_is_region(number);
+  uint64_t start = linear - offset; // of the region
+  // A chunk may lie across two pages; a page starts where its entry does.
+  if (region && (start & (PAGE_SIZE - 1)) > PAGE_SIZE - 64) fits = false;
+  // Sites that keep changing between pages are worth knowing; empty slots were flushed.
+  if (!region && test_bit(p->slot_filled[user], number) && p->site_misses[user][number] != UINT16_MAX) p->site_misses[user][number]++;
+  if (fits) {
+    slot_table(cpu, user)[number] = (chost_tlb_entry){region ? start : entry->tag, region ? start + entry->addend : entry->addend};
+    set_bit(p->slot_filled[user], number);
+    if (test_bit(p->tlb_global[user][table], index)) set_bit(p->slot_global[user], number);
+    else clear_bit(p->slot_global[user], number);
+  }
+  if (region) result.addend += start;
+  return result;
+}
+
+uint16_t *chost_site_misses(chost_cpu *cpu) { return private_of(cpu)->site_misses[0]; }
+
+chost_fill_result chost_group_fill(chost_cpu *cpu, uint64_t linear, uint64_t request) {
+  uint32_t info = (uint32_t)request;
+  // In one page, and in place: what a group stores, it may load again.
+  if ((linear & (PAGE_SIZE - 1)) + (info >> CHOST_INFO_SIZE_SHIFT & 255) > PAGE_SIZE) return (chost_fill_result){0, 1};
+  if (request >> CHOST_REQUEST_SLOT_SHIFT) return chost_slot_fill(cpu, linear, request);
+  return chost_tlb_fill(cpu, linear, info);
+}
+
 // --- Jump caches
 
 INLINE uint64_t *jump_tags(chost_cpu *cpu, unsigned privilege) {
@@ -552,6 +661,7 @@ static void flush_privilege(chost_cpu *cpu, unsigned privilege, bool keep_global
   tlb_flush(cpu, privilege, 1, keep_global);
   fetch_flush(cpu, privilege, keep_global);
   jump_flush(cpu, privilege, keep_global);
+  slot_flush(cpu, privilege, keep_global);
   if (!keep_global) forget_large(private_of(cpu), privilege);
 }
 
@@ -640,12 +750,14 @@ void chost_flush_page(chost_cpu *cpu, uint64_t linear) {
       tlb_drop_page(cpu, privilege, 0, linear & PAGE_MASK);
       tlb_drop_page(cpu, privilege, 1, linear & PAGE_MASK);
       fetch_drop(cpu, privilege, linear, 12);
+      slot_drop(cpu, privilege, linear, 12);
       if (jump) jump_drop_pages(cpu, privilege, page - 1, page);
       continue;
     }
     tlb_drop_window(cpu, privilege, 0, linear, shift);
     tlb_drop_window(cpu, privilege, 1, linear, shift);
     fetch_drop(cpu, privilege, linear, shift);
+    slot_drop(cpu, privilege, linear, shift);
     uint64_t first = linear >> shift << (shift - 12), last = first + (1ull << (shift - 12)) - 1;
     jump |= test_bit(p->large_code[privilege], window) || jump_may_hold(cpu, privilege, first - 1);
     if (jump) jump_drop_pages(cpu, privilege, first - 1, last);
@@ -653,6 +765,7 @@ void chost_flush_page(chost_cpu *cpu, uint64_t linear) {
 }
 
 void chost_protect_page(chost_cpu *cpu, uint64_t physical) {
+  slot_protect(cpu);
   uint64_t host = cpu->ram + (physical & PAGE_MASK);
   for (unsigned privilege = 0; privilege < 2; privilege++) {
     chost_tlb_entry *table = tlb_table(cpu, privilege, 1);
@@ -671,6 +784,9 @@ void chost_protect_page(chost_cpu *cpu, uint64_t physical) {
 
 void chost_reset_tables(chost_cpu *cpu) {
   zero_words((uint64_t *)private_of(cpu), sizeof(chost_private) / 8);
+  stack_clear(cpu);
+  for (unsigned privilege = 0; privilege < 2; privilege++)
+    for (unsigned i = 0; i < CHOST_SLOTS_PER_PRIVILEGE; i++) slot_clear(cpu, slot_table(cpu, privilege), i);
   for (unsigned privilege = 0; privilege < 2; privilege++) {
     for (unsigned i = 0; i < CHOST_TLB_ENTRIES; i++) {
       tlb_clear(tlb_table(cpu, privilege, 0), i);
