@@ -175,7 +175,9 @@ enum DecodedBlock {
     guard i.isMemory, BlockTranslator.mayGroup(b.row), b.needsSite else { return }
     let group = b.current.operandGroup
     let write = group >= 0 ? b.groups[Int(group)].writes : b.traits.memoryWrites
-    b.site = hotCode.site(b.pageNumber << 12 | UInt64(b.current.offset), user: b.privilege == 3, write: write)
+    let size = group >= 0 ? Int(b.groups[Int(group)].high - b.groups[Int(group)].low) : b.traits.memoryBytes(i)
+    guard size > 0, size <= 240 else { return }
+    b.site = hotCode.site(b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
   }
 
   /// Whether the row's ModRM operand goes through `BlockBuilder.access`.

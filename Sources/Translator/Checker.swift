@@ -175,7 +175,10 @@ struct BlockChecker {
     case .jump: return go(address, to: next &+ i.immediate, state)
     case .jcc:
       go(address, to: next &+ i.immediate, state)
-      if i.opcode & 15 == 7, case .compared(let id, let offset, let table, let size) = state.flags {
+      // JA after a comparison with a constant, JAE after one with a site's bound.
+      if case .compared(let id, let offset, let table, let size) = state.flags,
+        i.opcode & 15 == ((BlockChecker.slot(table)?.most ?? 0) > 0 ? 3 : 7)
+      {
         state.flags = .compared(id: id, offset: offset, table: table, size: size | BlockChecker.passed)
       }
       if i.opcode & 15 == 5, case .region(let slot, let size, _) = state.flags {
@@ -260,7 +263,9 @@ struct BlockChecker {
     state.flags = .nothing
     state[RegisterMap.t1] = .addend(id: id, offset: offset, size: size, write: write)
     if slot != 0 {
-      guard let kind = BlockChecker.slot(slot), kind.isRegion || size < 255, kind.writes || !write else { return nil }
+      guard let kind = BlockChecker.slot(slot), kind.isRegion || size < 255, kind.writes || !write,
+        kind.most == 0 || size <= kind.most
+      else { return nil }
       if kind.isRegion {
         guard kind.writes == write else { return nil }
         let start = Int(word >> UInt64(CHOST_REQUEST_OFFSET_SHIFT))
@@ -270,14 +275,15 @@ struct BlockChecker {
     return state
   }
 
-  /// What the slot at a displacement from ENV is, if there is one.
-  private static func slot(_ displacement: Int64) -> (isRegion: Bool, writes: Bool)? {
-    if displacement == Int64(Slot.stack) || displacement == Int64(Slot.stack) + 16 { return (false, true) }
+  /// What the slot at a displacement from ENV is, if there is one; `most`: the largest operand of a site.
+  private static func slot(_ displacement: Int64) -> (isRegion: Bool, writes: Bool, most: Int)? {
+    if displacement == Int64(Slot.stack) || displacement == Int64(Slot.stack) + 16 { return (false, true, 0) }
     let position = displacement - Int64(CHOST_SLOTS)
-    guard position >= 0, position < 2 * Int64(CHOST_SLOT_BYTES), position % 16 == 0 else { return nil }
-    let number = position / 16 % Int64(CHOST_SLOTS_PER_PRIVILEGE)
-    if number < 2 * Int64(CHOST_SITES) { return (false, number >= Int64(CHOST_SITES)) }
-    return (true, number >= 2 * Int64(CHOST_SITES) + Int64(CHOST_REGIONS))
+    guard position >= 0, position < 2 * Int64(CHOST_SLOT_BYTES), position % Int64(CHOST_SLOT_SIZE) == 0 else { return nil }
+    let number = position / Int64(CHOST_SLOT_SIZE) % Int64(CHOST_SLOTS_PER_PRIVILEGE)
+    let sites = Int64(CHOST_SITES)
+    if number < 2 * sites { return (false, number >= sites, HotCode.largest(Int(number % sites))) }
+    return (true, number >= 2 * sites + Int64(CHOST_REGIONS), 0)
   }
 
   /// The register that stands for what a group keeps at a displacement from ENV.
@@ -421,6 +427,12 @@ struct BlockChecker {
       return true
     case 0x3B where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:  // CMP with a region's tag
       state.flags = .nothing
+      if case .distance(let id, let offset, let table) = before[i.reg], Int64(i.displacement) == table + 16,
+        let slot = BlockChecker.slot(table), slot.most > 0
+      {
+        state.flags = .compared(id: id, offset: offset, table: table, size: slot.most)
+        return true
+      }
       guard let slot = BlockChecker.slot(Int64(i.displacement)), slot.isRegion else { return true }
       var size = 64
       if let (id, offset) = before[i.reg].linear, id == BlockChecker.pageAddress || id == Int.min, offset & 4095 == 0 { size = 4096 }
@@ -500,7 +512,9 @@ struct BlockChecker {
       return true
     case 7:
       state.flags = .nothing
-      if case .distance(let id, let offset, let table) = before[i.rm], wide, i.immediate < 4096 {
+      if case .distance(let id, let offset, let table) = before[i.rm], wide {
+        // A site's distance is compared with the slot's bound.
+        guard i.immediate < 4096, (BlockChecker.slot(table)?.most ?? 0) == 0 else { return true }
         state.flags = .compared(id: id, offset: offset, table: table, size: 4096 - Int(i.immediate))
       }
       return true

@@ -435,5 +435,5 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   /// Condition codes.
-  static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7
+  static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7, aboveOrEqual: UInt8 = 3
 }

@@ -94,7 +94,7 @@ typedef struct chost_cpu {
   uint64_t exit_stub;         // host address of the full exit
   uint64_t fault_pc;          // host address of a faulting instruction (CHOST_EXIT_FAULT)
   uint64_t stub_slot_miss, stub_group_miss;
-  uint64_t slot_guard;        // host address of CHOST_SLOT_GUARD inaccessible bytes: where empty slots lead
+  uint64_t slot_guard;        // host address of CHOST_SLOT_GUARD inaccessible bytes: where an empty stack entry leads
   uint64_t groups[CHOST_GROUPS]; // addends and host addresses that the checks of groups found, for the rest of their block
   uint64_t count_slot_fill;
 } chost_cpu;
@@ -173,14 +173,24 @@ enum {
   CHOST_BOUNCE = CHOST_PRIVATE + 32768,                 // operand copies of slow accesses
   CHOST_FPU = CHOST_BOUNCE + 4096,                      // XSAVE image, 64-byte aligned, standard format
   // Slots: entries that belong to a place in the code, so that no index is computed. Per privilege: sites that read,
-  // sites that write, regions that are read, regions that are written. A site's entry is like the TLB's. A region's
-  // holds the linear address of a page, or of a 64-byte chunk, and the host address of the same.
+  // sites that write, regions that are read, regions that are written.
   CHOST_SLOTS = CHOST_FPU + 4096,
   CHOST_SITES = 1024, CHOST_REGIONS = 256,
   CHOST_SLOTS_PER_PRIVILEGE = 2 * CHOST_SITES + 2 * CHOST_REGIONS,
-  CHOST_SLOT_BYTES = CHOST_SLOTS_PER_PRIVILEGE * 16,
+  CHOST_SLOT_SIZE = 32,
+  CHOST_SLOT_BYTES = CHOST_SLOTS_PER_PRIVILEGE * CHOST_SLOT_SIZE,
   CHOST_PAGE_BYTES = CHOST_SLOTS + 2 * CHOST_SLOT_BYTES + CHOST_ENV, // size of the whole vCPU page
 };
+
+// A site's slot is a hit if linear - tag < bound; host address = linear + value. It grows over pages that follow each
+// other in the host's memory as they do in the guest's. `bound` allows for operands of the site's class, which its
+// number tells, whoever shares the slot. A region's is a hit if its start is the tag; value is its host address.
+typedef struct chost_slot {
+  uint64_t tag, value, bound, unused;
+} chost_slot;
+
+// Of sites that read, and of those that write: the first number beyond each class, and its largest operand.
+#define CHOST_CLASSES {512, 640, 768, 896, 960, 1024}, {8, 16, 32, 64, 128, 256}
 
 // What a miss of a slot is asked, in a 64-bit word: the exit information word, the slot's displacement from ENV, and for
 // a region how far into it the access is.
@@ -210,7 +220,7 @@ chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info)
 chost_fill_result chost_slot_fill(chost_cpu *cpu, uint64_t linear, uint64_t request);
 // The same for the check of a group of accesses, with or without a slot; they must lie in one page.
 chost_fill_result chost_group_fill(chost_cpu *cpu, uint64_t linear, uint64_t request);
-// How often each site found another page in its slot: 2 * CHOST_SITES for the supervisor, and as many for the user.
+// How often each site's slot held another page: 2 * CHOST_SITES for the supervisor, and as many for the user.
 uint16_t *chost_site_misses(chost_cpu *cpu);
 // Translates a linear address with the rights asked, setting accessed and dirty bits. Returns 0 and
 // *physical, or the #PF error code with bit 31 set. Non-canonical addresses are the caller's business.

@@ -96,9 +96,8 @@ extension BlockBuilder {
     // Where a fault could not undo the loan of RDI (the copy rule's AH...BH) there is none.
     let i = instruction
     let lends = i.isMemory && traits.reg.isGeneral && traits.reg.isByte && i.isHighByte(i.reg)
-    guard size <= 64, !lends else { return nil }
     if let site { return site }
-    guard base == RegisterMap.stackPointer else { return nil }
+    guard base == RegisterMap.stackPointer, size <= 64, !lends else { return nil }
     return Slot.stack &+ (privilege == 3 ? 16 : 0)
   }
 
@@ -131,7 +130,6 @@ extension BlockBuilder {
     if let slot {
       tag = .env(slot)
       addend = .env(slot &+ 8)
-      isSlotAccess = true
     } else {
       let table = table(write: write)
       tag = HostMemory(RegisterMap.env, index: t1, table)
@@ -142,8 +140,14 @@ extension BlockBuilder {
     }
     if keepsAddress { hot.mov(offset, t0) }
     hot.alu(.sub, offset, tag)
-    hot.alu(.cmp, offset, immediate: 4096 &- Int32(truncatingIfNeeded: size), w: true)
-    hot.jump(if: CodeEmitter.above, to: cold.address)
+    if let slot, slot >= Int32(CHOST_SLOTS) {
+      hot.alu(.cmp, offset, .env(slot &+ 16))
+      hot.jump(if: CodeEmitter.aboveOrEqual, to: cold.address)
+    } else {
+      isSlotAccess = slot != nil
+      hot.alu(.cmp, offset, immediate: 4096 &- Int32(truncatingIfNeeded: size), w: true)
+      hot.jump(if: CodeEmitter.above, to: cold.address)
+    }
     if !keepsAddress { cold.alu(.add, t0, tag) }
     hot.load(t1, addend)
     coldMiss(request(size: size, write: write, slot: slot), slot: slot, group: group)
@@ -183,7 +187,7 @@ extension BlockBuilder {
     }
     let index = Int32(truncatingIfNeeded: number & (UInt64(CHOST_REGIONS) &- 1))
     let first = 2 &* Int32(CHOST_SITES) &+ (write ? Int32(CHOST_REGIONS) : 0)
-    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index) &* 16
+    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index) &* Int32(CHOST_SLOT_SIZE)
   }
 
   // MARK: Groups
