@@ -33,7 +33,7 @@ enum DecodedBlock {
   /// Most instructions in a block.
   static let maximumInstructions = 48
   /// Most host bytes per guest instruction, generously; checked against the room left.
-  static let roomPerInstruction = 320
+  static let roomPerInstruction = 400
 
   let table: OpcodeTable
   let decoder: Decoder
@@ -52,6 +52,8 @@ enum DecodedBlock {
   let exactFlags: Bool
   /// Every block counts its executions (BlockHistogram.swift).
   let countsBlocks: Bool
+  /// The next block is translated with a slot for each access.
+  var isHot = false
 
   init(
     table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
@@ -150,6 +152,44 @@ enum DecodedBlock {
     unsafe buffer[index].instruction = instruction
     unsafe buffer[index].instruction.row = substitute(instruction.row)
     unsafe buffer[index].offset = Int32(truncatingIfNeeded: offset)
+    unsafe buffer[index].operandGroup = -1
+    unsafe buffer[index].stackGroup = -1
+  }
+
+  /// Finds the accesses that share a check.
+  private func planGroups(_ builder: inout BlockBuilder, count: Int) {
+    var planner = AccessPlanner()
+    for index in 0..<count {
+      let row = table[self[index].instruction.row]
+      unsafe planner.take(
+        &buffer[index], row, traits(of: self[index].instruction.row), isInline: BlockTranslator.mayGroup(row))
+    }
+    let numbers = planner.finish(&builder.groups)
+    for index in 0..<count {
+      let item = self[index]
+      if item.operandGroup >= 0 { unsafe buffer[index].operandGroup = numbers[Int(item.operandGroup)] }
+      if item.stackGroup >= 0 { unsafe buffer[index].stackGroup = numbers[Int(item.stackGroup)] }
+    }
+  }
+
+  /// Gives the operand of the builder's current instruction a slot, if it will be checked by itself or for its group.
+  private func planSite(_ b: inout BlockBuilder, _ hotCode: inout HotCode) {
+    b.site = nil
+    let i = b.instruction
+    guard i.isMemory, BlockTranslator.mayGroup(b.row), b.needsSite else { return }
+    let group = b.current.operandGroup
+    let write = group >= 0 ? b.groups[Int(group)].writes : b.traits.memoryWrites
+    let size = group >= 0 ? Int(b.groups[Int(group)].high - b.groups[Int(group)].low) : b.traits.memoryBytes(i)
+    guard size > 0, size <= 240 else { return }
+    b.site = hotCode.site(b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
+  }
+
+  /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
+  private static func mayGroup(_ row: Opcode) -> Bool {
+    switch row.rule {
+    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect: true
+    default: false
+    }
   }
 
   private func endsBlock(_ rule: Rule) -> Bool {
@@ -220,7 +260,7 @@ enum DecodedBlock {
     var hotCount: Int
     var coldCount: Int
     var faultCount: Int
-    var edges: InlineArray<4, EdgeSite>
+    var edges: InlineArray<12, EdgeSite>
     var edgeCount: Int
     /// Guest bytes.
     var length: Int
@@ -231,8 +271,8 @@ enum DecodedBlock {
 
   /// Emits the `count` decoded instructions as block `number` of the cache.
   func emit(
-    _ bytes: GuestCode, count: Int, mode: UInt32, hot: consuming CodeEmitter, cold: consuming CodeEmitter,
-    stubs: CodeStubs, firstEdge: UInt32, number: Int = 0
+    _ bytes: GuestCode, count: Int, mode: UInt32, page: UInt64, hot: consuming CodeEmitter,
+    cold: consuming CodeEmitter, stubs: CodeStubs, firstEdge: UInt32, number: Int = 0, hotCode: inout HotCode
   ) -> Emitted {
     let first = self[0]
     let last = self[count - 1]
@@ -284,6 +324,8 @@ enum DecodedBlock {
     var builder = unsafe BlockBuilder(
       hot: hot, cold: cold, mode: mode, bytes: bytes, decoder: decoder, stubs: stubs, firstEdge: firstEdge,
       faults: faults, row: lastRow)
+    builder.pageNumber = page
+    if count > 1 && builder.canGroup && !straddles { planGroups(&builder, count: count) }
     let entries = builder.entries(offset: first.offset, needsFlags: needsFlags)
     if countsBlocks { builder.count(in: BlockHistogram.slot(number)) }
     var ended = false
@@ -294,6 +336,7 @@ enum DecodedBlock {
       builder.traits = traits(of: item.instruction.row)
       builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
+      if isHot { planSite(&builder, &hotCode) }
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
         builder.exitInstruction()

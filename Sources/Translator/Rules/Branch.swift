@@ -155,7 +155,6 @@ extension BlockBuilder {
   /// CALL rel.
   mutating func call(liveAtTarget: UInt8) -> Bool {
     guard hasInlineBranches, hasInlineStack, !truncatesIP else { return false }
-    clobberFlags()
     pushReturnAddress()
     let target = relativeTarget
     if isLinkable(target) {
@@ -211,6 +210,7 @@ extension BlockBuilder {
     let size: Int32 = isLong ? 8 : 4
     if i.isMemory {
       let memory = access(size: Int(size), write: false)
+      mayFaultInSlot()
       loadOperand(scratch, memory, size: size)
     } else {
       let value = value(of: i.rm, scratch: scratch)
