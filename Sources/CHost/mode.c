@@ -74,6 +74,7 @@ void chost_update_mode(chost_cpu *cpu) {
                 is_flat_data(&segments[CHOST_ES]) && is_flat_data(&segments[CHOST_SS]);
     mode |= when(!flat, CHOST_MODE_SEGMENTED);
     update_bounds(cpu, flat ? CHOST_FS : CHOST_ES, protected_mode && !vm86);
+    cpu->write_bound[CHOST_CS] = bound(&segments[CHOST_CS], protected_mode && !vm86, true);
     mode |= when(segments[CHOST_CS].attributes & ATTRIBUTE_DB, CHOST_MODE_CODE32);
     mode |= when(segments[CHOST_SS].attributes & ATTRIBUTE_DB, CHOST_MODE_STACK32);
   }

@@ -68,6 +68,8 @@ extension TranslatedCPU {
         if isRestarting {
           if case .exit(let exit) = outcome { return exit }
         }
+        // Not executed yet: the machine completes it or changes it.
+        if case .exit(.foreignHypercall) = outcome { return .foreignHypercall }
         // Transfers complete too; IRET alone loads RF.
         if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)
@@ -316,7 +318,11 @@ extension TranslatedCPU {
     }
     let entry = translation.cache.emitScratch(number, instruction, row, traits, mode: page[\.mode])
     page[\.linear] = 0
-    enter(entry)
+    if !page.isLongMode && (isXSAVE || traits.memorySize == .fxsave) {
+      unsafe keepingUpperVectors(inBounceBuffer: bounceBuffer, save: row.rule == .saveState, extended: isXSAVE) { enter(entry) }
+    } else {
+      enter(entry)
+    }
     exitCounts[0] &+= 1
     if isXSAVE {
       page[register: GPR.rax] = saved.0

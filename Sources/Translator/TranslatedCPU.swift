@@ -44,7 +44,8 @@ public import X86
     region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + histogramBytes + 4095) & ~4095)
     shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
-    let state = ProcessorState(cpuid: cpuid)
+    let options = translation.options
+    let state = ProcessorState(cpuid: cpuid, hypercall: options.nativeHypercall, policy: options.hypercallPolicy)
     processor = Processor(page: page, state: state)
     let memory = translation.memory
     unsafe page[\.ram] = UInt64(UInt(bitPattern: memory.baseAddress))
@@ -413,5 +414,6 @@ public import X86
 
   public var currentPrivilegeLevel: UInt8 { page.privilege }
   public var isIn64BitMode: Bool { page.isLongMode }
+  public var isLongModeActive: Bool { page.isLMA }
   public var timestampCounter: UInt64 { chost_read_tsc() &+ page[\.tsc_offset] }
 }

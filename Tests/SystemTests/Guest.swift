@@ -40,6 +40,7 @@ enum Guest {
   /// Where scripts/build-guests put the small guests of Guests/.
   static var guests: String? { variable("LGUEST_TEST_GUESTS") }
   static var userSpace: String? { variable("LGUEST_TEST_USERSPACE") }
+  static var userSpace386: String? { variable("LGUEST_TEST_USERSPACE_I386") }
   static var fullUserSpace: String? { variable("LGUEST_TEST_USERSPACE_FULL") }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }

@@ -85,7 +85,8 @@ typedef struct chost_cpu {
   uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
   uint64_t code_chunks;       // host address of a word per guest page: bit c, 64-byte chunk c may hold code
   // The first offset behind what may be read of and written to ES CS SS DS FS GS; 0 where Swift must look. Outside 64-bit
-  // mode only; computed with `mode`, for FS and GS always, for the others while CHOST_MODE_SEGMENTED is set.
+  // mode only; computed with `mode`, for FS, GS and writes through CS always, for the others while CHOST_MODE_SEGMENTED
+  // is set.
   uint64_t read_bound[6], write_bound[6];
 } chost_cpu;
 

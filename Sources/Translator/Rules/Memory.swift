@@ -11,7 +11,10 @@ extension BlockBuilder {
   var isInline: Bool { !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) }
 
   /// Whether offsets in `segment` are linear addresses, with nothing to add and nothing to check.
-  func isFlat(_ segment: UInt8) -> Bool { segment < 4 && (isLong || !has(Int(CHOST_MODE_SEGMENTED))) }
+  func isFlat(_ segment: UInt8, write: Bool = false) -> Bool {
+    // Outside 64-bit mode the code segment cannot be written.
+    isLong ? segment < 4 : segment < 4 && !has(Int(CHOST_MODE_SEGMENTED)) && !(write && segment == 1)
+  }
 
   /// Displacement from ENV of a table.
   private func table(write: Bool) -> Int32 {
@@ -84,7 +87,7 @@ extension BlockBuilder {
   /// Turns the offset in T0 of an operand into its linear address; Swift executes the instruction if the segment does
   /// not allow the access. Destroys EFLAGS, and T2 outside 64-bit mode, unless the segment is flat.
   mutating func toLinear(_ segment: UInt8, size: Int, write: Bool) {
-    if isFlat(segment) { return }
+    if isFlat(segment, write: write) { return }
     let t0 = RegisterMap.t0, t2 = RegisterMap.t2
     if !isLong {
       let refused = coldExitInstruction()

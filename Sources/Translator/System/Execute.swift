@@ -169,10 +169,7 @@ extension Processor {
       // What was held back comes before the next instruction (SDM volume 3, 11.8.6).
       if page[\.cr8] < old { return .exit(.kicked) }
     case 0x80...0x8F: try branch(if: condition(instruction.opcode & 15), instruction)
-    case 0x01 where instruction.modRM == 0xC1 || instruction.modRM == 0xD9:
-      // VMCALL, VMMCALL.
-      advance(instruction)
-      return .exit(.hypercall)
+    case 0x01 where HypercallOpcode(rawValue: instruction.modRM) != nil: return try hypercall(instruction)
     default:
       try executeSystemGroup(instruction)
       advance(instruction)
