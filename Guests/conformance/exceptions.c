@@ -175,6 +175,7 @@ here:
   CHECK("far jump to data", TRY("push %%rax; push $0; lea (%%rsp), %%rbx; movl $0, (%%rsp); movw $0x18, 4(%%rsp); ljmp *(%%rbx)", ) << 16 | last.error, GP << 16 | DATA);
 }
 
+static void nothing(struct frame *frame) { (void)frame; }
 static volatile unsigned traps, status, where[4];
 static void trap(struct frame *frame) {
   const word dr6 = READ("dr6");
@@ -200,6 +201,12 @@ static void debugging(void) {
   CHECK("single steps: NOP NOP PUSHF AND POPF", stepped(), 5 << 16 | 0x4000);
   TRY(STEP "mov %%ss, %%eax\n mov %%eax, %%ss\n nop\n" STOP, );
   CHECK("MOV SS holds its trap back", stepped(), 5 << 16 | 0x4000);
+  handlers[BP] = nothing;
+  TRY(STEP "mov %%ss, %%eax\n mov %%eax, %%ss\n int3\n" STOP, );
+  CHECK("... and loses it (6.8.3): INT3 next", stepped(), 4 << 16 | 0x4000);
+  TRY(STEP "mov %%ss, %%eax\n mov %%eax, %%ss\n .byte 0xF1\n" STOP, );
+  CHECK("INT1 next", stepped(), 5 << 16 | 0x4000);
+  handlers[BP] = 0;
   TRY(STEP "rep stosb\n" STOP, .D = (word)window + 0x1000, .c = 3);
   CHECK("REP traps after each element", stepped(), 6 << 16 | 0x4000);
   TRY(STEP "int $0x30\n" STOP, );

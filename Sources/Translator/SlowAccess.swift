@@ -98,7 +98,8 @@ extension TranslatedCPU {
     case .syscall, .sysret: traps = isStepping
     default:
       let isInterrupt = row.map == .one && [0xCC, 0xCD, 0xCE, 0xF1].contains(instruction.opcode)
-      traps = wasStepping && (!isInterrupt || isStepping)
+      // That of a load of SS is lost, not late (SDM volume 3, 6.8.3).
+      traps = wasStepping && (!isInterrupt || isStepping) && processor.state.interruptShadow != .movSS
     }
     processor.state.pendingDebug |= held | (traps ? DR6.step : 0)
   }
