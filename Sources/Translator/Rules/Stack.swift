@@ -24,10 +24,10 @@ extension BlockBuilder {
   mutating func push(_ value: HostRegister, size: Int32, stored: Int32? = nil) {
     clobberFlags()
     let sp = RegisterMap.stackPointer
-    if isLong {
-      let memory = access(base: sp, displacement: -size, size: Int(size), write: true)
-      storeOperand(memory, value, size: size)
-      hot.lea(sp, HostMemory(sp, -size))
+    if hasPlainAddresses {
+      let memory = access(base: sp, displacement: -size, size: Int(stored ?? size), write: true)
+      storeOperand(memory, value, size: stored ?? size)
+      release(-size)
     } else {
       var value = value
       if value == RegisterMap.t2 { hot.store(.env(Slot.scratch0), value) }
@@ -54,7 +54,7 @@ extension BlockBuilder {
     clobberFlags()
     let sp = RegisterMap.stackPointer
     let memory: HostMemory
-    if isLong {
+    if hasPlainAddresses {
       memory = access(base: sp, displacement: 0, size: Int(size), write: false)
     } else {
       // LEA and not MOV, which the checker takes for the beginning of a check.
@@ -173,7 +173,7 @@ extension BlockBuilder {
     clobberFlags()
     let size = stackSize
     let memory: HostMemory
-    if isLong {
+    if hasPlainAddresses {
       memory = access(base: 5, displacement: 0, size: Int(size), write: false)
     } else {
       hot.lea32(RegisterMap.t0, HostMemory(5))
