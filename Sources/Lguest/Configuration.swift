@@ -39,6 +39,17 @@ extension VirtualMachine {
     /// The vendor the guest's CPUID names.
     public enum CPUVendor: String, Sendable, CaseIterable { case intel, amd }
 
+    /// What becomes of the hypercall instruction that the CPU's vendor does not have: it works as well, the machine
+    /// performs it each time, the machine replaces it in guest memory, or it raises #UD in the guest.
+    public enum ForeignHypercall: String, Sendable, CaseIterable { case native, emulate, patch, fault }
+
+    /// Which of KVM's hypercall interfaces the guest meets: today's, that of August 2007 (no registration, no call that
+    /// exists) or that of February 2007 (a page registered by MSR, calls that the program answers).
+    public enum KVMAPI: String, Sendable, CaseIterable {
+      case modern, refactored
+      case year2007 = "2007"
+    }
+
     /// The kernel's command line.
     public enum CommandLine: Sendable, Equatable {
       /// The default line with this text behind it.
@@ -76,6 +87,11 @@ extension VirtualMachine {
     public var memorySize: UInt64 = 1 << 30
     public var cpuCount = 1
     public var cpuVendor = CPUVendor.intel
+    public var foreignHypercall = ForeignHypercall.native
+    public var kvmAPI = KVMAPI.modern
+    /// Hypercalls of the program's own, by number. KVM's own numbers cannot be replaced, but for the interface of 2007,
+    /// which had none.
+    public var hypercalls: [UInt64: HypercallHandler] = [:]
     /// A named level (`x86-64-v2`, `x86-64-v3`); nil is the highest the host has.
     public var cpuModel: String?
     /// From `start` until user space begins; nil is no limit.

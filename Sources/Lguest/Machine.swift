@@ -47,7 +47,9 @@ final class Machine: Sendable {
     let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
     state.tscOffset = time.timestampOffset
     clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
-    let options = try Machine.options(model, counter, time, configuration.inspection)
+    var options = try Machine.options(model, counter, time, configuration.inspection)
+    options.nativeHypercall = configuration.nativeHypercall
+    options.hypercallPolicy = configuration.hypercallPolicy
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
       cpu = try translation.makeCPU(0)

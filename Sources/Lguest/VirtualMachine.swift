@@ -144,7 +144,7 @@ extension VirtualMachine {
 
   /// Runs the guest on the calling thread and gathers what it leaves behind.
   private func runGuest(_ machine: Machine) -> RunResult {
-    let loop = RunLoop(machine) { [self] in markUserSpace() }
+    let loop = RunLoop(machine, configuration) { [self] in markUserSpace() }
     markGuestStart()
     let (ending, detail) = machine.ending(loop.run(), asked: stopRequested)
     var result = result(ending, detail: detail)

@@ -81,6 +81,20 @@ struct RunCommand: ParsableCommand {
     transform: RunCommand.cpuModel)
   var cpuModel: String?
 
+  @Option(help: "The vendor that the guest's CPUID names, and whose hypercall instruction is the CPU's own.")
+  var cpuVendor = VirtualMachine.Configuration.CPUVendor.intel
+
+  @Option(
+    help: ArgumentHelp(
+      "The other vendor's hypercall instruction: works as well (native), is performed by the machine each time, is replaced in guest memory, or raises #UD in the guest.",
+      valueName: "policy"))
+  var hypercallInsn = VirtualMachine.Configuration.ForeignHypercall.native
+
+  @Option(
+    help: ArgumentHelp(
+      "KVM's hypercall interface: today's, or that of August 2007 (refactored) or February 2007 (2007).", valueName: "version"))
+  var kvmApi = VirtualMachine.Configuration.KVMAPI.modern
+
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
 
@@ -123,6 +137,9 @@ struct RunCommand: ParsableCommand {
     configuration.entry = entry
     configuration.engine = engine
     configuration.cpuModel = cpuModel
+    configuration.cpuVendor = cpuVendor
+    configuration.foreignHypercall = hypercallInsn
+    configuration.kvmAPI = kvmApi
     configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)
@@ -133,6 +150,9 @@ struct RunCommand: ParsableCommand {
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.CPUVendor: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.ForeignHypercall: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.KVMAPI: ExpressibleByArgument {}
 extension EntryPoint: ExpressibleByArgument {}
 
 /// Options for those who work on the engine or profile a guest.

@@ -58,13 +58,18 @@ extension TranslatedCPU {
         if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else if row.rule == .gather || row.rule == .maskMove {
         try checkFPU(row.operand1 == .Pq ? .mmx : (instruction.hasVEX ? .avx : .sse), .none, waits: true)
-        try executeVectorMemory(instruction, row)
+        let outcome = try executeVectorMemoryWithDevices(instruction, row)
+        if case .exit(let exit) = outcome { return exit }
         if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else {
-        let outcome = try executeWithDevices(instruction, row)
+        let outcome = try executeWithDevices { () throws(Fault) in
+          try processor.execute(instruction, row: row)
+        }
         if isRestarting {
           if case .exit(let exit) = outcome { return exit }
         }
+        // Not executed yet: the machine completes it or changes it.
+        if case .exit(.foreignHypercall) = outcome { return .foreignHypercall }
         // Transfers complete too; IRET alone loads RF.
         if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)
@@ -323,7 +328,7 @@ extension TranslatedCPU {
       page[register: GPR.rdx] = saved.1
     }
     let reason = page[\.exit_info] >> UInt32(CHOST_INFO_REASON_SHIFT)
-    if reason == UInt32(CHOST_EXIT_FAULT) { throw TranslatedCPU.guestFault(hostTrap: page[\.fault_trap]) }
+    if reason == UInt32(CHOST_EXIT_FAULT) { throw guestFault(hostTrap: page[\.fault_trap]) }
     if row.rule == .saveState { hideHostAddresses(traits.memorySize, instruction) }
   }
 

@@ -18,6 +18,9 @@ public struct TranslationOptions: Sendable {
   public var tscOffset: UInt64 = 0
   /// MAXPHYADDR of the CPU model, 36...46 bits.
   public var physicalAddressBits: Int = 46
+  /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
+  public var nativeHypercall = HypercallOpcode.vmcall
+  public var hypercallPolicy = HypercallPolicy.native
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
   /// The arithmetic flags that a fault pushes are exact even where nothing reads them.
