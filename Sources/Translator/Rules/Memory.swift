@@ -18,6 +18,22 @@ extension BlockBuilder {
     isLong ? segment < 4 : segment < 4 && !has(Int(CHOST_MODE_SEGMENTED)) && !(write && segment == 1)
   }
 
+  /// Whether RSP, and a register plus a displacement, are linear addresses as they stand in 64-bit registers. Outside
+  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper half,
+  /// misses, and Swift computes what it means.
+  var hasPlainAddresses: Bool {
+    isLong || !has(Int(CHOST_MODE_LMA)) && !has(Int(CHOST_MODE_SEGMENTED)) && has(Int(CHOST_MODE_STACK32))
+  }
+
+  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that may
+  /// be addresses of tables in the upper half wrap as a rule, not by accident.
+  private func isPlain(write: Bool) -> Bool {
+    let i = instruction
+    guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
+    if isLong { return i.addressSize == 8 }
+    return hasPlainAddresses && i.addressSize == 4 && i.displacement > -0x1_0000
+  }
+
   /// Displacement from ENV of a table.
   private func table(write: Bool) -> Int32 {
     (write ? Int32(CHOST_TLB_WRITE) : Int32(CHOST_TLB_READ))
@@ -39,7 +55,7 @@ extension BlockBuilder {
       checkRegion(region, offset..<offset &+ Int64(size), write: write, group: nil)
       return HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: offset))
     }
-    if isLong && i.addressSize == 8 && i.index == 0xFF && !i.isRIPRelative && i.segment < 4 && i.base != 0xFF {
+    if isPlain(write: write) {
       let base = RegisterMap.host(i.base)
       if base != RegisterMap.inMemory { return access(base: base, displacement: i.displacement, size: size, write: write) }
     }

@@ -23,11 +23,11 @@ extension BlockBuilder {
   /// - Parameter stored: bytes that are written, if fewer than RSP moves by; outside 64-bit mode.
   mutating func push(_ value: HostRegister, size: Int32, stored: Int32? = nil) {
     let sp = RegisterMap.stackPointer
-    if isLong {
-      let memory = accessStack(displacement: -size, size: Int(size), write: true)
+    if hasPlainAddresses {
+      let memory = accessStack(displacement: -size, size: Int(stored ?? size), write: true)
       mayFaultInSlot()
-      storeOperand(memory, value, size: size)
-      hot.lea(sp, HostMemory(sp, -size))
+      storeOperand(memory, value, size: stored ?? size)
+      release(-size)
     } else {
       clobberFlags()
       var value = value
@@ -54,7 +54,7 @@ extension BlockBuilder {
   mutating func loadTop(_ target: HostRegister, size: Int32) {
     let sp = RegisterMap.stackPointer
     let memory: HostMemory
-    if isLong {
+    if hasPlainAddresses {
       memory = accessStack(displacement: 0, size: Int(size), write: false)
       mayFaultInSlot()
     } else {
@@ -182,7 +182,7 @@ extension BlockBuilder {
     clobberFlags()
     let size = stackSize
     let memory: HostMemory
-    if isLong {
+    if hasPlainAddresses {
       memory = access(base: 5, displacement: 0, size: Int(size), write: false)
     } else {
       hot.lea32(RegisterMap.t0, HostMemory(5))
