@@ -46,6 +46,8 @@ struct AccessGroup {
   var count = 0
   /// Its check has been emitted.
   var isOpen = false
+  /// It stands before a branch and only reads: a store behind the branch, which may never come, is not its own.
+  var isReadOnly = false
 }
 
 /// Finds the groups of one block.
@@ -64,7 +66,7 @@ struct AccessPlanner {
 
   /// Puts an access of `size` bytes at `position` from `base` into a group; its number, or -1.
   private mutating func add(_ base: AccessBase, _ position: Int64, size: Int, write: Bool) -> Int8 {
-    for number in 0..<count where groups[number].base == base {
+    for number in 0..<count where groups[number].base == base && !(write && groups[number].isReadOnly) {
       let low = min(groups[number].low, position)
       let high = max(groups[number].high, position &+ Int64(size))
       if high &- low > AccessPlanner.widest { continue }
@@ -111,7 +113,8 @@ struct AccessPlanner {
     case .ret: addStack(&item, offset: 0, size: 8, write: false)
     case .copy, .lea, .x87, .mmx, .sse, .avx, .bitMemory, .cmpxchgWide, .rdfsbase, .movSegment:
       takeEffect(i, row, traits)
-    case .nop, .pause, .wait, .cli, .sti, .cld, .std, .saveState, .restoreState, .jumpIndirect, .jump, .jcc: break
+    case .nop, .pause, .wait, .cli, .sti, .cld, .std, .saveState, .restoreState, .jumpIndirect, .jump: break
+    case .jcc: for number in 0..<count { groups[number].isReadOnly = !groups[number].writes }
     default:
       loseAll()
       for number in 0..<count { groups[number].base.kind = .none }

@@ -85,9 +85,9 @@ struct FaultSite {
   /// Some flag may still be read at this point.
   var flagsAreLive = false
 
-  /// Most direct edges: those of its last instruction, and one for each group.
-  static let maximumEdges = 4 + Int(CHOST_GROUPS)
-  var edges = InlineArray<12, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward))
+  /// Most direct edges: those of its last instruction, one for each other branch and one for each group.
+  static let maximumEdges = 4 + BlockTranslator.maximumBranches + Int(CHOST_GROUPS)
+  var edges = InlineArray<16, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward))
   var edgeCount = 0
   /// The guest-physical number of the page.
   var pageNumber: UInt64 = 0
@@ -274,8 +274,9 @@ struct FaultSite {
   // MARK: Entries
 
   /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. Returns the
-  /// offsets of the latter two from the first.
-  mutating func entries(offset: Int32, needsFlags: Bool) -> (poll: Int, plain: Int) {
+  /// offsets of the latter two from the first. `passesFlags`: the flags are wanted in the page.
+  mutating func entries(offset: Int32, needsFlags: Bool, passesFlags: Bool = false) -> (poll: Int, plain: Int) {
+    if passesFlags { return entriesToPage(offset: offset) }
     let begin = hot.count
     hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
     hot.store(.env(Slot.pageAddress), RegisterMap.t1)
@@ -308,5 +309,32 @@ struct FaultSite {
     hot.load(RegisterMap.t1, .env(slot))
     hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t1, 1))
     hot.store(.env(slot), RegisterMap.t1)
+  }
+
+  /// The same for a block that has the flags in the page throughout: the direct entries save them.
+  private mutating func entriesToPage(offset: Int32) -> (poll: Int, plain: Int) {
+    let begin = hot.count
+    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
+    hot.store(.env(Slot.pageAddress), RegisterMap.t1)
+    let stub = cold.address
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_ATTENTION), offset: offset, flagsSaved: true))
+    cold.jump(to: stubs.exit)
+    func poll(_ code: inout CodeEmitter) -> UInt64 {
+      code.alu32(.cmp, .env(Slot.attention), immediate: 0)
+      code.jump(if: CodeEmitter.notEqual, to: stub)
+      code.jump(to: stub)
+      return code.address
+    }
+    let first = poll(&hot)
+    let pollOffset = hot.count &- begin
+    hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
+    let second = poll(&hot)
+    let plainOffset = hot.count &- begin
+    hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
+    hot.patch(first, to: hot.address)
+    hot.patch(second, to: hot.address)
+    hostFlags = false
+    pageFlags = true
+    return (pollOffset, plainOffset)
   }
 }

@@ -34,6 +34,8 @@ enum DecodedBlock {
   static let maximumInstructions = 48
   /// Most host bytes per guest instruction, generously; checked against the room left.
   static let roomPerInstruction = 400
+  /// Most conditional branches inside a hot block.
+  static let maximumBranches = 4
 
   let table: OpcodeTable
   let decoder: Decoder
@@ -128,13 +130,20 @@ enum DecodedBlock {
     let single = singleInstruction || mode & UInt32(CHOST_MODE_STEP) != 0
     var position = offset
     var count = 0
+    var branches = 0
     loop: while count < BlockTranslator.maximumInstructions && position < 4096 {
       switch unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code) {
       case .complete(let instruction):
         store(count, instruction, position)
         count += 1
         position += Int(instruction.length)
-        if single || endsBlock(table[instruction.row].rule) { break loop }
+        let rule = table[instruction.row].rule
+        if rule == .jcc && isHot && !single && branches < BlockTranslator.maximumBranches {
+          // Hot code goes on behind a branch that is not taken.
+          branches += 1
+          continue
+        }
+        if single || endsBlock(rule) { break loop }
       case .needsMore:
         if count == 0 { return .straddles }
         break loop
@@ -238,6 +247,29 @@ enum DecodedBlock {
     return live | unknown
   }
 
+  /// Whether the block neither reads the flags it is entered with nor keeps them in EFLAGS until they are written: they
+  /// may as well be in the page from the start.
+  private func passesFlags(_ count: Int) -> Bool {
+    var entered = BlockTranslator.allFlags
+    var checks = false
+    for index in 0..<count {
+      let item = self[index]
+      let row = table[item.instruction.row]
+      let writes = row.flags.writesMaybe
+      if row.flags.reads(condition: item.instruction.opcode) & entered != 0 { return false }
+      if writes != 0 && item.liveAfter & ~row.flags.writes & entered != 0 { return false }
+      switch row.rule {
+      case .push, .pop, .call, .callIndirect, .ret, .jumpIndirect: checks = true
+      case .copy, .sse, .avx, .x87, .mmx: if item.instruction.isMemory { checks = true }
+      case .lea, .nop, .jump: break
+      default: return false
+      }
+      entered &= ~BlockTranslator.overwrites(row, item.instruction)
+      if entered == 0 { break }
+    }
+    return checks
+  }
+
   /// Flags that the instruction overwrites whatever happens: SCAS and CMPS repeated no times overwrite none.
   private static func overwrites(_ row: Opcode, _ instruction: Instruction) -> UInt8 {
     (row.rule == .scas || row.rule == .cmps) && instruction.isRepeated ? 0 : row.flags.writes
@@ -260,7 +292,7 @@ enum DecodedBlock {
     var hotCount: Int
     var coldCount: Int
     var faultCount: Int
-    var edges: InlineArray<12, EdgeSite>
+    var edges: InlineArray<16, EdgeSite>
     var edgeCount: Int
     /// Guest bytes.
     var length: Int
@@ -309,6 +341,11 @@ enum DecodedBlock {
     while index > 0 {
       index -= 1
       let row = table[self[index].instruction.row]
+      if row.rule == .jcc && index < count - 1 && !exactFlags {
+        let item = self[index]
+        let after = Int64(item.offset) &+ Int64(item.instruction.length)
+        live |= liveFlags(bytes, at: after &+ Int64(bitPattern: item.instruction.immediate), mode: mode, peek: &targetPeek)
+      }
       unsafe buffer[index].liveAfter = live
       if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
@@ -326,7 +363,8 @@ enum DecodedBlock {
       faults: faults, row: lastRow)
     builder.pageNumber = page
     if count > 1 && builder.canGroup && !straddles { planGroups(&builder, count: count) }
-    let entries = builder.entries(offset: first.offset, needsFlags: needsFlags)
+    let entries = builder.entries(
+      offset: first.offset, needsFlags: needsFlags, passesFlags: needsFlags && !exactFlags && passesFlags(count))
     if countsBlocks { builder.count(in: BlockHistogram.slot(number)) }
     var ended = false
     for index in 0..<count where !ended {

@@ -81,6 +81,8 @@ struct CheckedCode {
   /// Addresses outside the code that it may jump to.
   var exits: Set<UInt64>
   var stubs: CodeStubs
+  /// Addresses where it is entered, besides its start.
+  var entries: [UInt64] = []
 }
 
 struct BlockChecker {
@@ -103,6 +105,7 @@ struct BlockChecker {
     var start = CheckedState()
     for number in 0..<Int(CheckedState.count) { start[UInt8(number)] = .sum(id: -1 - number, offset: 0) }
     checker.arrive(code.hot.lowerBound, start)
+    for entry in code.entries { checker.arrive(entry, start) }
     while let address = checker.work.popLast(), checker.problem == nil { checker.step(address) }
     return checker.problem
   }
@@ -580,6 +583,7 @@ extension CodeCache {
       CheckedCode(
         hot: range(block.hot, block.hotCount), cold: range(block.cold, block.coldCount),
         hotBytes: codeBytes(block.hot, block.hotCount), coldBytes: codeBytes(block.cold, block.coldCount), exits: exits,
-        stubs: stubs))
+        stubs: stubs,
+        entries: [codeStart + UInt64(block.hot) + UInt64(block.pollOffset), codeStart + UInt64(block.hot) + UInt64(block.plainOffset)]))
   }
 }

@@ -217,7 +217,10 @@ public import X86
     let base = unsafe UnsafePointer<UInt8>(
       bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
     var bytes = unsafe GuestCode(page: base)
-    var decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
+    var decoded = translation.lock.withLock { _ in
+      cache.translator.isHot = cache.hotCode.contains(cache.key(physical, mode: mode))
+      return cache.translator.decode(bytes, offset: offset, mode: mode)
+    }
     var second = Block.noPage
     var joined = InlineArray<16, UInt8>(repeating: 0)
     if case .straddles = decoded {
