@@ -17,8 +17,10 @@ struct program {
 
 extern const struct program computation[];
 extern const struct program systemwork[];
+extern const struct program tools[];
 extern const char *self;      // this executable, for the programs that start it again
 extern const char *busybox;   // the shell
+extern const char *tree;      // a root file system with a compiler in it, or NULL
 
 // A small generator, so that the inputs are the same everywhere.
 static inline uint64_t next_random(uint64_t *state) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// bench [--list] [--busybox FILE] [--budget MS] [NAME...]: runs the programs, all of them without a name, and prints for
+// bench [--list] [--busybox FILE] [--tree DIRECTORY] [--budget MS] [NAME...]: runs the programs, all of them without a name, and prints for
 // each one line `NAME NANOSECONDS CHECKSUM`, the least time of an operation over the repetitions that fit in the budget
 // (at least three). Each runs in a process of its own, so that what one leaves behind does not slow the next. As process
 // 1 of a guest without a name, it prints `bench: init` and powers off: the smallest user space there is, to measure a
@@ -19,6 +19,7 @@
 
 const char *self;
 const char *busybox = "/bin/busybox";
+const char *tree;
 
 void fail(const char *what) {
   fprintf(stderr, "bench: %s: %s\n", what, strerror(errno));
@@ -78,7 +79,7 @@ static int run(const struct program *program, double budget) {
 
 int main(int count, char **words) {
   self = words[0];
-  const struct program *groups[] = {computation, systemwork};
+  const struct program *groups[] = {computation, systemwork, tools};
   double budget = 300e6;
   int first = 1, failed = 0, list = 0;
   if (count > 2 && strcmp(words[1], "--chain") == 0) {
@@ -101,15 +102,17 @@ int main(int count, char **words) {
       list = 1;
     } else if (strcmp(words[first], "--busybox") == 0 && first + 1 < count) {
       busybox = words[++first];
+    } else if (strcmp(words[first], "--tree") == 0 && first + 1 < count) {
+      tree = words[++first];
     } else if (strcmp(words[first], "--budget") == 0 && first + 1 < count) {
       budget = atof(words[++first]) * 1e6;
     } else {
-      fprintf(stderr, "usage: bench [--list] [--busybox FILE] [--budget MS] [NAME...]\n");
+      fprintf(stderr, "usage: bench [--list] [--busybox FILE] [--tree DIRECTORY] [--budget MS] [NAME...]\n");
       return 125;
     }
   }
   if (!list) clock_line("begin");
-  for (int group = 0; group < 2; group++) {
+  for (int group = 0; group < 3; group++) {
     for (const struct program *program = groups[group]; program->name != NULL; program++) {
       int wanted = first == count;
       for (int word = first; word < count; word++) wanted |= strcmp(words[word], program->name) == 0;

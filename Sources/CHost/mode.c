@@ -29,6 +29,28 @@ INLINE bool is_flat_code(const chost_segment *segment) {
          !(segment->attributes & ATTRIBUTE_UNUSABLE);
 }
 
+// The first offset that may not be accessed. `typed`: in protected mode the descriptor's type counts too. An expand-down
+// segment allows what lies above its limit: Swift's business, as everything is that 0 refuses.
+INLINE uint64_t bound(const chost_segment *segment, bool typed, bool write) {
+  const uint32_t attributes = segment->attributes;
+  if (typed) {
+    if (attributes & ATTRIBUTE_UNUSABLE) return 0;
+    if (attributes & ATTRIBUTE_CODE) {
+      if (write || !(attributes & ATTRIBUTE_WRITABLE)) return 0;
+    } else if ((attributes & ATTRIBUTE_EXPAND_DOWN) || (write && !(attributes & ATTRIBUTE_WRITABLE))) {
+      return 0;
+    }
+  }
+  return (uint64_t)segment->limit + 1;
+}
+
+INLINE void update_bounds(chost_cpu *cpu, unsigned first, bool typed) {
+  for (unsigned i = first; i < 6; i++) {
+    cpu->read_bound[i] = bound(&cpu->segments[i], typed, false);
+    cpu->write_bound[i] = bound(&cpu->segments[i], typed, true);
+  }
+}
+
 INLINE uint32_t when(bool condition, uint32_t bit) { return condition ? bit : 0; }
 
 void chost_update_mode(chost_cpu *cpu) {
@@ -51,6 +73,8 @@ void chost_update_mode(chost_cpu *cpu) {
     bool flat = protected_mode && !vm86 && is_flat_code(&segments[CHOST_CS]) && is_flat_data(&segments[CHOST_DS]) &&
                 is_flat_data(&segments[CHOST_ES]) && is_flat_data(&segments[CHOST_SS]);
     mode |= when(!flat, CHOST_MODE_SEGMENTED);
+    update_bounds(cpu, flat ? CHOST_FS : CHOST_ES, protected_mode && !vm86);
+    cpu->write_bound[CHOST_CS] = bound(&segments[CHOST_CS], protected_mode && !vm86, true);
     mode |= when(segments[CHOST_CS].attributes & ATTRIBUTE_DB, CHOST_MODE_CODE32);
     mode |= when(segments[CHOST_SS].attributes & ATTRIBUTE_DB, CHOST_MODE_STACK32);
   }

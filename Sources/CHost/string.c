@@ -61,6 +61,13 @@ INLINE uint64_t elements_before_wrap(uint64_t address, uint64_t mask, unsigned s
   return room < size ? 1 : room >> size_log2; // an operand may straddle the wrap, its bytes do not wrap
 }
 
+// The same for the limit of the segment. 0: the first one is beyond it.
+INLINE uint64_t elements_in_bound(uint64_t address, uint64_t bound, unsigned size_log2, bool down) {
+  if (bound == ~0ull) return bound;
+  if (address >= bound || bound - address < 1u << size_log2) return 0;
+  return down ? ~0ull : (bound - address) >> size_log2;
+}
+
 INLINE uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 static void move(void *to, const void *from, uint64_t count, unsigned size_log2, bool down) {
@@ -136,15 +143,16 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
   const bool writes = kind == CHOST_STRING_MOVS || kind == CHOST_STRING_STOS;
   const bool compares = kind == CHOST_STRING_SCAS || kind == CHOST_STRING_CMPS;
 
-  uint64_t source_base = 0;
-  if (long_mode) {
-    if (segment == CHOST_FS || segment == CHOST_GS) source_base = cpu->segments[segment].base;
-  } else {
-    // Limits are the slow path's. CHOST_MODE_SEGMENTED says nothing about FS and GS, nor about writes
-    // through CS, which a string instruction does not do.
-    if (cpu->mode & CHOST_MODE_SEGMENTED) return SLOW;
-    if (reads && (segment == CHOST_FS || segment == CHOST_GS)) return SLOW;
+  uint64_t source_base = 0, source_bound = ~0ull, destination_base = 0, destination_bound = ~0ull;
+  if (segment == CHOST_FS || segment == CHOST_GS || (cpu->mode & CHOST_MODE_SEGMENTED)) {
+    source_base = cpu->segments[segment].base;
+    if (!long_mode) source_bound = cpu->read_bound[segment];
   }
+  if (cpu->mode & CHOST_MODE_SEGMENTED) {
+    destination_base = cpu->segments[CHOST_ES].base;
+    destination_bound = writes ? cpu->write_bound[CHOST_ES] : cpu->read_bound[CHOST_ES];
+  }
+  const uint64_t linear_mask = long_mode ? ~0ull : 0xFFFFFFFF;
   const uint64_t mask = address_log2 >= 3 ? ~0ull : (1ull << (8u << address_log2)) - 1;
   const bool down = cpu->system_flags & SYSTEM_DF;
 
@@ -154,15 +162,17 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
   if (remaining == 0) return DONE;
 
   for (;;) {
-    const uint64_t from = source_base + source, to = destination; // ES has no base here
+    const uint64_t from = (source_base + source) & linear_mask, to = (destination_base + destination) & linear_mask;
     uint64_t count = least(remaining, budget), from_addend = 0, to_addend = 0;
     if (reads) {
       count = least(count, elements_in_page(from, size_log2, down));
       count = least(count, elements_before_wrap(source, mask, size_log2, down));
+      count = least(count, elements_in_bound(source, source_bound, size_log2, down));
     }
     if (uses_destination) {
       count = least(count, elements_in_page(to, size_log2, down));
       count = least(count, elements_before_wrap(destination, mask, size_log2, down));
+      count = least(count, elements_in_bound(destination, destination_bound, size_log2, down));
     }
     if (count == 0) return SLOW;
     // Both accesses are checked before either has an effect; the source faults first.

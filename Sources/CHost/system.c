@@ -1,79 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The light forms of the system instructions and of exception delivery that a running Linux executes thousands of
 // times a second: SYSCALL, SYSRET, IRET, POPF, MOV CR3, INVLPG, WRFSBASE, and #PF. Each handles the case
-// that 64-bit kernels meet and declines everything else before it has changed anything; the complete semantics
-// are Swift's (Translator/System), which then executes the instruction.
-#include "private.h"
-
-enum {
-  RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R11 = 11,
-
-  FLAG_TF = 1 << 8, FLAG_IF = 1 << 9, FLAG_IOPL = 3 << 12, FLAG_NT = 1 << 14, FLAG_RF = 1 << 16, FLAG_VM = 1 << 17,
-  FLAG_AC = 1 << 18,
-  SYSTEM_FLAGS = 0x3f7700, // what `system_flags` holds: TF IF DF IOPL NT RF VM AC VIF VIP ID
-
-  FLAT_CODE64 = 0xa09b, FLAT_DATA = 0xc093, DPL3 = 0x60,
-};
-
-static uint64_t rflags(const chost_cpu *cpu) {
-  uint64_t packed = cpu->flags;
-  return (packed >> 8 & 0xd5) | (packed & 1) << 11 | cpu->system_flags | 2;
-}
-
-static void set_rflags(chost_cpu *cpu, uint64_t flags) {
-  cpu->flags = ((flags & 0xd5) | 2) << 8 | (flags >> 11 & 1);
-  cpu->system_flags = flags & SYSTEM_FLAGS;
-}
-
-INLINE bool canonical(uint64_t address) { return (uint64_t)((int64_t)(address << 16) >> 16) == address; }
-
-INLINE void set_flat(chost_segment *segment, uint16_t selector, uint32_t attributes) {
-  *segment = (chost_segment){.limit = 0xffffffff, .attributes = attributes, .selector = selector};
-}
-
-// Continues at `linear`, which is canonical, in the mode that the state now has.
-static uint64_t go_to(chost_cpu *cpu, uint64_t linear) {
-  cpu->linear = linear;
-  uint64_t entry = chost_lookup(cpu, linear);
-  return entry ? entry : CHOST_LIGHT_LOOKUP;
-}
-
-// The address of the instruction that the information word describes, and of the next.
-INLINE uint64_t here(const chost_cpu *cpu, uint32_t info) { return cpu->page_va + (info & CHOST_INFO_OFFSET); }
-INLINE uint64_t next(const chost_cpu *cpu, uint32_t info) { return here(cpu, info) + (info >> CHOST_INFO_SIZE_SHIFT & 0xff); }
-
-// The host address of `count` bytes of supervisor memory inside one page, or 0.
-INLINE uint8_t *supervisor(chost_cpu *cpu, uint64_t linear, unsigned count, bool write) {
-  uint64_t addend;
-  if ((linear & (PAGE_SIZE - 1)) > PAGE_SIZE - count || !canonical(linear)) return 0;
-  if (!chost_access_page(cpu, linear, false, write, &addend)) return 0;
-  return (uint8_t *)(linear + addend);
-}
-
-INLINE uint64_t load64(const uint8_t *from) { return *(const volatile uint64_t *)from; }
-INLINE void store64(uint8_t *to, uint64_t value) { *(volatile uint64_t *)to = value; }
-
-// Reads a GDT descriptor of 8 bytes; 0 (not present) if it is not simply there.
-static uint64_t descriptor(chost_cpu *cpu, uint16_t selector) {
-  uint32_t offset = selector & 0xfff8;
-  if ((selector & 4) || !offset || offset + 7 > cpu->gdtr.limit) return 0;
-  const uint8_t *entry = supervisor(cpu, cpu->gdtr.base + offset, 8, false);
-  return entry ? load64(entry) : 0;
-}
-
-INLINE uint32_t attributes_of(uint64_t descriptor) { return (descriptor >> 40 & 0xff) | (descriptor >> 52 & 0xf) << 12; }
-
-INLINE uint32_t limit_of(uint64_t descriptor) {
-  uint32_t limit = (descriptor & 0xffff) | (descriptor >> 32 & 0xf0000);
-  return descriptor >> 55 & 1 ? limit << 12 | 0xfff : limit;
-}
-
-INLINE uint64_t base_of(uint64_t descriptor) { return (descriptor >> 16 & 0xffffff) | (descriptor >> 56) << 24; }
-
-INLINE void set_segment(chost_segment *segment, uint16_t selector, uint64_t descriptor) {
-  *segment = (chost_segment){
-      .base = base_of(descriptor), .limit = limit_of(descriptor), .attributes = attributes_of(descriptor), .selector = selector};
-}
+// that 64-bit kernels meet, hands what 32-bit kernels do to system32.c, and declines everything else before it has
+// changed anything; the complete semantics are Swift's (Translator/System), which then executes the instruction.
+#include "light.h"
 
 uint64_t chost_light_syscall(chost_cpu *cpu, uint32_t info) {
   if (cpu->no_light || !(cpu->efer & 1) || !(cpu->mode & CHOST_MODE_LONG) || (cpu->system_flags & FLAG_TF)) return CHOST_LIGHT_DECLINED;
@@ -102,20 +32,9 @@ uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info) {
   return go_to(cpu, target);
 }
 
-// Data segments that the outer level may not use are cleared by IRET: Swift's business.
-static bool keeps_data_segments(const chost_cpu *cpu) {
-  static const uint8_t numbers[] = {CHOST_ES, CHOST_DS, CHOST_FS, CHOST_GS};
-  for (unsigned i = 0; i < 4; i++) {
-    const chost_segment *segment = &cpu->segments[numbers[i]];
-    if (segment->attributes & 1 << 16) continue;
-    if ((segment->attributes >> 5 & 3) != 3) return false;
-  }
-  return true;
-}
-
 // IRETQ in 64-bit mode, to the same code segment or out to level 3 in 64-bit mode.
 uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
-  (void)info;
+  if (!(cpu->mode & CHOST_MODE_LONG)) return chost_light32_iret(cpu, info);
   if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (cpu->system_flags & (FLAG_NT | FLAG_TF)) ||
       cpu->interrupt_waiting || cpu->no_light)
     return CHOST_LIGHT_DECLINED;
@@ -148,7 +67,7 @@ uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
 
 // POPFQ in 64-bit mode.
 uint64_t chost_light_popf(chost_cpu *cpu, uint32_t info) {
-  (void)info;
+  if (!(cpu->mode & CHOST_MODE_LONG)) return chost_light32_popf(cpu, info);
   bool user = (cpu->mode & CHOST_MODE_CPL) == 3;
   uint64_t addend, rsp = cpu->gpr[RSP];
   if (cpu->no_light || !(cpu->mode & CHOST_MODE_LONG) || !canonical(rsp) || (rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ||
@@ -168,7 +87,7 @@ uint64_t chost_light_popf(chost_cpu *cpu, uint32_t info) {
 
 // MOV CR3, RAX-like: the value is in scratch[0]. Only where nothing but the page tables changes.
 uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info) {
-  (void)info;
+  if (!(cpu->mode & CHOST_MODE_LONG)) return chost_light32_cr3(cpu, info);
   uint64_t value = cpu->scratch[0];
   // With PCID (not offered) or reserved bits set, or PAE paging, Swift decides.
   if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (value & ~cpu->physical_mask) ||
@@ -181,7 +100,7 @@ uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info) {
 
 // INVLPG: the linear address is in scratch[0].
 uint64_t chost_light_invlpg(chost_cpu *cpu, uint32_t info) {
-  (void)info;
+  if (!(cpu->mode & CHOST_MODE_LONG)) return chost_light32_invlpg(cpu, info);
   if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || cpu->no_light) return CHOST_LIGHT_DECLINED;
   if (canonical(cpu->scratch[0])) chost_flush_page(cpu, cpu->scratch[0]);
   return CHOST_LIGHT_CONTINUE;
@@ -247,8 +166,8 @@ static uint64_t deliver(chost_cpu *cpu, unsigned vector, uint32_t error, uint64_
 uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) {
   uint32_t size = info >> CHOST_INFO_SIZE_SHIFT & 0xff;
   // Large operands may owe #GP for their alignment first; crossing ones have two pages to fault on.
-  if (cpu->no_light || !(cpu->mode & CHOST_MODE_LONG) || size > 8 || size == 0 || (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size ||
-      !canonical(linear))
+  if (cpu->no_light || ((cpu->efer & EFER_LMA) && !(cpu->mode & CHOST_MODE_LONG)) || size > 8 || size == 0 || (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size ||
+      !canonical(linear) || (!(cpu->mode & CHOST_MODE_LONG) && linear >> 32))
     return CHOST_LIGHT_DECLINED;
   uint32_t access = (info & CHOST_INFO_WRITE ? CHOST_ACCESS_WRITE : 0) | (info & CHOST_INFO_USER ? CHOST_ACCESS_USER : 0);
   uint64_t physical;
@@ -256,7 +175,7 @@ uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) 
   if (!code) return CHOST_LIGHT_DECLINED;
   uint64_t old = cpu->cr2;
   cpu->cr2 = linear;
-  uint64_t entry = deliver(cpu, 14, code & 0x7fffffff, here(cpu, info));
+  uint64_t entry = (cpu->mode & CHOST_MODE_LONG ? deliver : chost_light32_deliver)(cpu, 14, code & 0x7fffffff, here(cpu, info));
   if (!entry) cpu->cr2 = old;
   return entry;
 }

@@ -294,7 +294,8 @@ continue_light:
         .balign 8
 light_table:
         .quad   chost_light_syscall, chost_light_sysret, chost_light_iret, chost_light_popf, chost_light_cr3
-        .quad   chost_light_invlpg, chost_light_wrmsr
+        .quad   chost_light_invlpg, chost_light_wrmsr, chost_light_sysenter, chost_light_sysexit, chost_light_int
+        .quad   chost_light_segment
         .text
 
 // void chost_set_stubs(chost_cpu *cpu)

@@ -97,7 +97,7 @@ public final class Bus: Sendable {
     }
   }
 
-  /// An access belongs to the device its first byte hits: a 32-bit write to 0xCF8 is not a write to 0xCF9.
+  /// An access belongs to the device its first byte hits.
   private func mapping(at address: UInt64) -> Mapping? {
     var low = 0
     var high = mappings.count

@@ -7,6 +7,11 @@ public enum PlatformAddress {
   public static let serial: UInt64 = 0x3F8
   public static let powerManagement: UInt64 = 0x600
   public static let debugExit: UInt64 = 0xF4
+  /// Of the test machine.
+  public static let scratchPort: UInt64 = 0xE0
+  public static let firmwareConfiguration: UInt64 = 0x510
+  public static let interruptLines: UInt64 = 0x2000
+  public static let scratchMemory: UInt64 = 0xFF00_0000
   public static let ioapic: UInt64 = 0xFEC0_0000
   /// Where the ACPI tables go; the RSDP is first.
   public static let acpiTables: UInt64 = 0xE0000
@@ -23,6 +28,8 @@ public struct PlatformConfiguration: Sendable {
   public var clocks: [Clock]
   public var wallTime: @Sendable () -> WallTime
   public var hasDebugExit = false
+  /// Whether the devices of the test machine are there, the debug exit among them.
+  public var hasTestDevices = false
   /// Takes serial output.
   public var serialOutput: @Sendable ([UInt8]) -> Void
   /// The serial port can take input again.
@@ -102,15 +109,44 @@ public final class Platform: Sendable {
       .init(
         base: PlatformAddress.powerManagement, count: PowerManagement.portCount,
         device: PowerManagement(clock: clock, report: power), widestAccess: 4),
-      .init(base: 0xCF9, count: 1, device: ResetControl(report: power)),
+      .init(
+        base: 0xCF8, count: PCIHostBridge.portCount, device: PCIHostBridge(reset: ResetControl(report: power)),
+        widestAccess: 4),
     ]
-    if configuration.hasDebugExit {
+    if configuration.hasDebugExit || configuration.hasTestDevices {
       ports.append(
         .init(base: PlatformAddress.debugExit, count: 4, device: DebugExit(report: power), widestAccess: 4))
     }
+    var mappings: [Bus.Mapping] = [.init(base: PlatformAddress.ioapic, count: 0x1000, device: ioapic, widestAccess: 4)]
+    if configuration.hasTestDevices {
+      let (testPorts, testMemory) = Platform.testDevices(configuration, pic, ioapic)
+      ports += testPorts
+      mappings.append(testMemory)
+    }
     self.ports = Bus(ports, onUnclaimed: configuration.onUnclaimedPort)
-    mmio = Bus(
-      [.init(base: PlatformAddress.ioapic, count: 0x1000, device: ioapic, widestAccess: 4)] + configuration.mmio,
-      onUnclaimed: configuration.onUnclaimedMMIO)
+    mmio = Bus(mappings + configuration.mmio, onUnclaimed: configuration.onUnclaimedMMIO)
+  }
+
+  /// What conformance suites expect beside a PC.
+  private static func testDevices(
+    _ configuration: PlatformConfiguration, _ pic: PIC, _ ioapic: IOAPIC
+  ) -> (ports: [Bus.Mapping], memory: Bus.Mapping) {
+    // Pins without an ISA interrupt exist at the IOAPIC alone.
+    func ioapicLine(_ pin: Int) -> InterruptLine { InterruptLine { ioapic.set(pin: pin, $0) } }
+    let lines = InterruptLinePorts(
+      (0..<IOAPIC.pinCount).map { $0 < 16 ? .isa($0, pic: pic, ioapic: ioapic) : ioapicLine($0) })
+    let information = FirmwareConfiguration(
+      memory: configuration.memoryBelow4G + configuration.memoryAbove4G, cpuCount: configuration.cpuCount)
+    return (
+      [
+        .init(
+          base: PlatformAddress.scratchPort, count: ScratchPort.byteCount, device: ScratchPort(), widestAccess: 4),
+        .init(base: PlatformAddress.firmwareConfiguration, count: 2, device: information, widestAccess: 2),
+        .init(base: PlatformAddress.interruptLines, count: lines.count, device: lines),
+      ],
+      .init(
+        base: PlatformAddress.scratchMemory, count: UInt64(ScratchMemory.byteCount), device: ScratchMemory(),
+        widestAccess: 8)
+    )
   }
 }

@@ -40,6 +40,15 @@ import SystemPackage
     byteCount = Int(status.st_size)
   }
 
+  /// A memory file as one that is only read; it stays when the memory file goes.
+  public init(_ file: borrowing MemoryFile, description: String) throws(HostError) {
+    self.description = description
+    byteCount = file.byteCount
+    do { descriptor = try file.descriptor.duplicate() } catch {
+      throw HostError("open", description, errno: error as? Errno ?? .ioError)
+    }
+  }
+
   deinit { try? descriptor.close() }
 
   /// Fills a buffer from `offset` on.

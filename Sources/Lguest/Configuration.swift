@@ -28,8 +28,27 @@ extension VirtualMachine {
     /// Which CPU engine executes the guest.
     public enum Engine: String, Sendable, CaseIterable { case translator }
 
+    /// Which devices the machine has.
+    public enum MachineKind: String, Sendable, CaseIterable {
+      /// The least with which stock kernels are calm.
+      case pc
+      /// The same, and the devices conformance suites talk to: debug exit, scratch ports and memory, interrupt wires.
+      case testdev
+    }
+
     /// The vendor the guest's CPUID names.
     public enum CPUVendor: String, Sendable, CaseIterable { case intel, amd }
+
+    /// What becomes of the hypercall instruction that the CPU's vendor does not have: it works as well, the machine
+    /// performs it each time, the machine replaces it in guest memory, or it raises #UD in the guest.
+    public enum ForeignHypercall: String, Sendable, CaseIterable { case native, emulate, patch, fault }
+
+    /// Which of KVM's hypercall interfaces the guest meets: today's, that of August 2007 (no registration, no call that
+    /// exists) or that of February 2007 (a page registered by MSR, calls that the program answers).
+    public enum KVMAPI: String, Sendable, CaseIterable {
+      case modern, refactored
+      case year2007 = "2007"
+    }
 
     /// The kernel's command line.
     public enum CommandLine: Sendable, Equatable {
@@ -48,9 +67,19 @@ extension VirtualMachine {
         case .complete(let text): text
         }
       }
+
+      /// What a multiboot kernel gets: its file's name as the first word, as such loaders have it, and none of the
+      /// defaults, which are Linux's.
+      func multibootText(kernel: FilePath) -> String {
+        switch self {
+        case .appending(""): kernel.string
+        case .appending(let more): kernel.string + " " + more
+        case .complete(let text): text
+        }
+      }
     }
 
-    /// A bzImage or an ELF vmlinux.
+    /// A bzImage, an ELF vmlinux or a multiboot kernel.
     public var kernel: FilePath
     public var initrd: FilePath?
     public var commandLine = CommandLine.appending("")
@@ -58,6 +87,11 @@ extension VirtualMachine {
     public var memorySize: UInt64 = 1 << 30
     public var cpuCount = 1
     public var cpuVendor = CPUVendor.intel
+    public var foreignHypercall = ForeignHypercall.native
+    public var kvmAPI = KVMAPI.modern
+    /// Hypercalls of the program's own, by number. KVM's own numbers cannot be replaced, but for the interface of 2007,
+    /// which had none.
+    public var hypercalls: [UInt64: HypercallHandler] = [:]
     /// A named level (`x86-64-v2`, `x86-64-v3`); nil is the highest the host has.
     public var cpuModel: String?
     /// From `start` until user space begins; nil is no limit.
@@ -68,6 +102,7 @@ extension VirtualMachine {
     public var start = ContinuousClock.now
     /// The guest may end the run with a status by writing to port 0xF4.
     public var debugExit = false
+    public var machine = MachineKind.pc
     /// How the kernel is entered.
     public var entry = EntryPoint.auto
     public var engine = Engine.translator

@@ -22,6 +22,8 @@ public struct ConsoleTail: Sendable {
 
   /// A line contained `Kernel panic - not syncing`.
   public private(set) var sawPanic = false
+  /// What the first such line said behind it, when it is whole: the line itself may be older than those kept.
+  public private(set) var panicReason: String?
   /// A whole line announced that the kernel has nothing more to say (`---[ end Kernel panic - not syncing`).
   public private(set) var sawPanicEnd = false
   /// A line announced that the kernel starts init (`Run /init as init process`).
@@ -54,6 +56,7 @@ public struct ConsoleTail: Sendable {
 
   private mutating func endLine() {
     lengths[row] = length
+    if panic.isMatched, panicReason == nil { panicReason = reason(line(row, length)) }
     row = (row + 1) % ConsoleTail.lineCount
     filled = min(filled + 1, ConsoleTail.lineCount)
     length = 0
@@ -75,6 +78,12 @@ public struct ConsoleTail: Sendable {
     }
     if length > 0 { result.append(line(row, length)) }
     return result
+  }
+
+  /// "sysrq triggered crash", of "[    1.05] Kernel panic - not syncing: sysrq triggered crash".
+  private func reason(_ line: String) -> String? {
+    guard let phrase = line.firstRange(of: "Kernel panic - not syncing: ") else { return nil }
+    return String(line[phrase.upperBound...])
   }
 
   private func line(_ index: Int, _ count: Int) -> String {

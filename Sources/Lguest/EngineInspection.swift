@@ -12,6 +12,8 @@ public struct EngineInspection: Sendable {
   /// Receives at the end of the run what is translated then, for `perf report`, which looks for
   /// `/tmp/perf-PID.map`. Costs nothing until then.
   public var perfMap: FilePath?
+  /// Receives at the end of the run how often each block of guest code ran. Costs a tenth of the speed or so.
+  public var histogram: FilePath?
   /// Whether arithmetic flags are exact in every pushed image, also those that no instruction reads. Costs speed.
   public var exactFlags = false
   /// Whether every instruction is a block of its own, for comparing against. Costs most of the speed.

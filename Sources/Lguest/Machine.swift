@@ -47,7 +47,9 @@ final class Machine: Sendable {
     let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
     state.tscOffset = time.timestampOffset
     clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
-    let options = try Machine.options(model, counter, time, configuration.inspection)
+    var options = try Machine.options(model, counter, time, configuration.inspection)
+    options.nativeHypercall = configuration.nativeHypercall
+    options.hypercallPolicy = configuration.hypercallPolicy
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
       cpu = try translation.makeCPU(0)
@@ -68,6 +70,7 @@ final class Machine: Sendable {
       memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: [deviceClock], wallTime: Machine.wallTime,
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { _ in doorbell.ring() })
     parts.hasDebugExit = configuration.debugExit
+    parts.hasTestDevices = configuration.machine == .testdev
     parts.serialHasRoom = { console.fill() }
     parts.rearmCPU = { _ in timers.rearm(Source.localAPIC.rawValue) }
     parts.rearm = {
@@ -147,6 +150,7 @@ final class Machine: Sendable {
     options.tscOffset = time.timestampOffset
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
     options.exactFlags = inspection.exactFlags
+    options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction
     if let path = inspection.trace {
       let file = try TraceFile(path)
@@ -161,9 +165,13 @@ final class Machine: Sendable {
     let tables = ACPITables.build(
       ACPIConfiguration(cpuCount: configuration.cpuCount), at: PlatformAddress.acpiTables)
     do throws(BootError) {
+      let image = try KernelImage(configuration.kernel)
+      let isMultiboot = try image.resolve(configuration.entry) == .multiboot
       return try BootLoader.load(
-        KernelImage(configuration.kernel), initrd: configuration.initrd.map { InitialRAMDisk($0) },
-        commandLine: configuration.commandLine.text, into: memory,
+        image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
+        commandLine: isMultiboot
+          ? configuration.commandLine.multibootText(kernel: configuration.kernel) : configuration.commandLine.text,
+        into: memory,
         acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
         entry: configuration.entry)
     } catch { throw ConfigurationError(error) }

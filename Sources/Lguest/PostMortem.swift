@@ -13,12 +13,35 @@ extension Machine {
     switch outcome {
     case .stopped: (asked ?? .internal, nil)
     case .power(.powerOff): (.poweroff, nil)
-    case .power(.reset(_)): (hasPanicMark || console.tail.sawPanic ? .panic : .reset, nil)
+    case .power(.reset(_)):
+      hasPanicMark || console.tail.sawPanic ? (.panic, console.tail.panicReason) : (.reset, nil)
     case .power(.debugExit(let code)): (.debugExit(code), nil)
-    case .panicked: (.panic, nil)
+    case .panicked: (.panic, console.tail.panicReason)
     case .tripleFault: (.tripleFault, nil)
     case .failed(let text): (.internal, text)
     }
+  }
+}
+
+extension Machine {
+  /// What `EngineInspection.histogram` writes: how much of what the guest executed was translated, and a line per block,
+  /// the heaviest first.
+  func histogramText(helperInstructions: UInt64) -> String {
+    let rows = translation.histogram.rows
+    let translated = rows.reduce(0) { $0 &+ $1.weight }
+    let total = max(translated &+ helperInstructions, 1)
+    func percent(_ part: UInt64) -> String {
+      let hundredThousandths = UInt64(Double(part) / Double(total) * 10_000_000)
+      let digits = String(hundredThousandths % 100_000)
+      return "\(hundredThousandths / 100_000)." + String(repeating: "0", count: 5 - digits.count) + digits
+    }
+    var text = "# \(translated) instructions in translated code, \(percent(translated)) %; "
+    text += "\(helperInstructions) by helpers in Swift\n# share in %, executions, instructions, guest-physical address, mode\n"
+    for row in rows {
+      text += "\(percent(row.weight)) \(row.executions) \(row.instructions) 0x" + String(row.physical, radix: 16)
+      text += " 0x" + String(row.mode, radix: 16) + "\n"
+    }
+    return text
   }
 }
 

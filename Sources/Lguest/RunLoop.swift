@@ -26,6 +26,8 @@ final class RunLoop {
   private let apic: LocalAPIC
   private var registers: KVMModelSpecificRegisters<ParavirtMemory>
   private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
+  private let patching: HypercallPatching
+  private let interface: KVMInterface
   private let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
@@ -37,7 +39,7 @@ final class RunLoop {
   private var timestampOffset: UInt64
 
   /// - Parameter userSpaceBegan: Called once, when the guest first executes user code.
-  init(_ machine: Machine, userSpaceBegan: @escaping () -> Void) {
+  init(_ machine: Machine, _ configuration: VirtualMachine.Configuration, userSpaceBegan: @escaping () -> Void) {
     self.machine = machine
     self.userSpaceBegan = userSpaceBegan
     engine = machine.cpu
@@ -47,7 +49,10 @@ final class RunLoop {
       features: .implemented, clock: machine.clock, memory: memory, isBootCPU: true)
     hypercalls = KVMHypercalls(
       features: .implemented, clock: machine.clock, memory: memory,
-      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: [machine.doorbell]))
+      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: [machine.doorbell]),
+      interface: configuration.kvmInterface, program: configuration.program(machine.memory))
+    patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
+    interface = configuration.kvmInterface
     taskPriority = machine.cpu.taskPriority
     firstTimestampOffset = machine.cpu.timestampOffset
     timestampOffset = firstTimestampOffset
@@ -62,6 +67,7 @@ final class RunLoop {
       if let outcome = deliver() { return outcome }
       let exit = engine.run()
       doorbell.leaveGuest()
+      noteTaskPriority()
       if let outcome = handle(exit) { return outcome }
       noteChanges()
     }
@@ -105,9 +111,16 @@ final class RunLoop {
       if let value = read(register: index) { engine.completeRead(value) } else { refuse(index) }
     case .msrWrite(let index, let value):
       if write(register: index, value) { engine.completeWrite() } else { refuse(index) }
-    case .hypercall:
-      let record = hypercalls.perform(on: engine, timestampOffset: registers.timestampOffset)
-      statistics.count(hypercall: record.number)
+    case .hypercall: performHypercall()
+    case .foreignHypercall:
+      switch patching.answer(engine, isProtected: engine.isProtected) {
+      case .perform:
+        performHypercall()
+        statistics.hypercallsEmulated &+= 1
+      case .patched: statistics.hypercallsPatched &+= 1
+      case .refused: statistics.hypercallsRefused &+= 1
+      case .retried: break
+      }
     case .halt:
       waitForInterrupt()
     case .interruptWindow, .kicked:
@@ -118,6 +131,11 @@ final class RunLoop {
       return .failed(text)
     }
     return nil
+  }
+
+  private func performHypercall() {
+    let record = hypercalls.perform(on: engine, timestampOffset: registers.timestampOffset)
+    statistics.count(hypercall: record.number)
   }
 
   private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
@@ -166,11 +184,23 @@ final class RunLoop {
 
   private func write(register index: UInt32, _ value: UInt64) -> Bool {
     if LocalAPIC.owns(msr: index) {
-      defer { if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) { adoptTaskPriority() } }
+      defer {
+        if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) || index == RunLoop.apicBase { adoptTaskPriority() }
+        if index == RunLoop.apicBase { engine.isAPICEnabled = apic.isEnabled }
+      }
       return apic.writeMSR(index, value)
     }
     if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.write(index, value) }
+    if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
     return false
+  }
+
+  /// The registration of 2007; false is #GP. Nothing reads what was registered: the guest calls its stub.
+  private func register2007(_ address: UInt64) -> Bool {
+    let record = KVMParaState.register(
+      address, in: ParavirtMemory(memory: machine.memory), native: engine.nativeHypercall)
+    machine.logger?.debug("\(record.text)")
+    return record.guestVersion != nil
   }
 
   private func refuse(_ index: UInt32) {
@@ -183,6 +213,7 @@ final class RunLoop {
   // MARK: What changes without an exit of its own
 
   private static let taskPriorityRegister: UInt64 = 8
+  private static let apicBase: UInt32 = 0x1B
 
   /// The APIC's task priority changed: CR8 follows.
   private func adoptTaskPriority() {
@@ -190,14 +221,18 @@ final class RunLoop {
     engine.taskPriority = taskPriority
   }
 
+  /// CR8 changed: the APIC's task priority follows, before anything is asked of the APIC.
+  private func noteTaskPriority() {
+    if engine.taskPriority != taskPriority {
+      taskPriority = engine.taskPriority
+      apic.taskPriority = taskPriority
+    }
+  }
+
   private func noteChanges() {
     if !isInUserSpace, engine.hasMetUserCode {
       isInUserSpace = true
       userSpaceBegan()
-    }
-    if engine.taskPriority != taskPriority {
-      taskPriority = engine.taskPriority
-      apic.taskPriority = taskPriority
     }
     if engine.timestampOffset != timestampOffset {
       timestampOffset = engine.timestampOffset
@@ -219,6 +254,7 @@ extension Statistics.ExitReason {
       case .msrRead: .msrRead
       case .msrWrite: .msrWrite
       case .hypercall: .hypercall
+      case .foreignHypercall: .foreignHypercall
       case .halt: .halt
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked

@@ -6,7 +6,7 @@ public struct Statistics: Sendable {
   /// Why vCPUs came back to the run loop. The order is the order of `exits`.
   public enum ExitReason: String, Sendable, CaseIterable {
     case portRead, portWrite, mmioRead, mmioWrite, msrRead, msrWrite
-    case hypercall, halt, interruptWindow, kicked, shutdown, failed
+    case hypercall, foreignHypercall, halt, interruptWindow, kicked, shutdown, failed
   }
 
   private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
@@ -30,6 +30,10 @@ public struct Statistics: Sendable {
   /// Instructions executed by a Swift helper instead of translated code.
   public var helperInstructions: UInt64 = 0
   public var exceptions: UInt64 = 0
+  /// Hypercall instructions of the other vendor: performed for the guest, replaced in its memory, refused.
+  public var hypercallsEmulated: UInt64 = 0
+  public var hypercallsPatched: UInt64 = 0
+  public var hypercallsRefused: UInt64 = 0
 
   public init() {}
 
@@ -77,6 +81,9 @@ public struct Statistics: Sendable {
     ("lookupMisses", \.lookupMisses),
     ("fullExits", \.fullExits),
     ("helperInstructions", \.helperInstructions),
+    ("hypercallsEmulated", \.hypercallsEmulated),
+    ("hypercallsPatched", \.hypercallsPatched),
+    ("hypercallsRefused", \.hypercallsRefused),
   ]
 
   /// Adds another thread's counters.
@@ -136,11 +143,12 @@ extension Statistics.ExitReason {
     case .msrRead: 4
     case .msrWrite: 5
     case .hypercall: 6
-    case .halt: 7
-    case .interruptWindow: 8
-    case .kicked: 9
-    case .shutdown: 10
-    case .failed: 11
+    case .foreignHypercall: 7
+    case .halt: 8
+    case .interruptWindow: 9
+    case .kicked: 10
+    case .shutdown: 11
+    case .failed: 12
     }
   }
 }

@@ -144,7 +144,7 @@ extension VirtualMachine {
 
   /// Runs the guest on the calling thread and gathers what it leaves behind.
   private func runGuest(_ machine: Machine) -> RunResult {
-    let loop = RunLoop(machine) { [self] in markUserSpace() }
+    let loop = RunLoop(machine, configuration) { [self] in markUserSpace() }
     markGuestStart()
     let (ending, detail) = machine.ending(loop.run(), asked: stopRequested)
     var result = result(ending, detail: detail)
@@ -152,6 +152,9 @@ extension VirtualMachine {
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
       file.write(machine.translation.perfMap)
+    }
+    if let path = configuration.inspection.histogram, let file = try? TraceFile(path) {
+      file.write(machine.histogramText(helperInstructions: result.statistics.helperInstructions))
     }
     result.consoleTail = machine.console.tail.text
     switch ending {

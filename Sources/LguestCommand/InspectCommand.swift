@@ -9,7 +9,8 @@ struct InspectCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "inspect", abstract: "Say what a kernel file is and whether this build can boot it.")
 
-  @Argument(help: ArgumentHelp("A bzImage or an ELF vmlinux.", valueName: "file"), completion: .file())
+  @Argument(
+    help: ArgumentHelp("A bzImage, an ELF vmlinux or a multiboot kernel.", valueName: "file"), completion: .file())
   var file: String
 
   @Flag(help: "Print one JSON object.") var json = false

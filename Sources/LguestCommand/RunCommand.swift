@@ -17,7 +17,9 @@ struct RunCommand: ParsableCommand {
   /// When the console borrows the terminal.
   enum TTY: String, CaseIterable, ExpressibleByArgument { case auto, always, never }
 
-  @Option(help: ArgumentHelp("A bzImage (vmlinuz) or an ELF vmlinux.", valueName: "file"), completion: .file())
+  @Option(
+    help: ArgumentHelp("A bzImage (vmlinuz), an ELF vmlinux or a multiboot kernel.", valueName: "file"),
+    completion: .file())
   var kernel: String
 
   @Option(help: ArgumentHelp("An initramfs or initrd image.", valueName: "file"), completion: .file())
@@ -49,6 +51,9 @@ struct RunCommand: ParsableCommand {
     transform: Limit.init)
   var bootTimeout = Limit(.seconds(120))
 
+  @Option(help: "The machine; testdev is a pc with the devices that conformance suites talk to.")
+  var machine = VirtualMachine.Configuration.MachineKind.pc
+
   @Flag(help: "Let the guest end the run with status (code << 1) | 1 by writing code to port 0xf4.")
   var debugExit = false
 
@@ -63,7 +68,7 @@ struct RunCommand: ParsableCommand {
   @Flag(name: [.short, .long], help: "Say more on stderr.")
   var verbose = false
 
-  @Option(help: "How to enter the kernel; auto chooses by its content.")
+  @Option(help: "How to enter the kernel; auto chooses by its content and unpacks it on the host where it can.")
   var entry = EntryPoint.auto
 
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
@@ -75,6 +80,20 @@ struct RunCommand: ParsableCommand {
       valueName: "name"),
     transform: RunCommand.cpuModel)
   var cpuModel: String?
+
+  @Option(help: "The vendor that the guest's CPUID names, and whose hypercall instruction is the CPU's own.")
+  var cpuVendor = VirtualMachine.Configuration.CPUVendor.intel
+
+  @Option(
+    help: ArgumentHelp(
+      "The other vendor's hypercall instruction: works as well (native), is performed by the machine each time, is replaced in guest memory, or raises #UD in the guest.",
+      valueName: "policy"))
+  var hypercallInsn = VirtualMachine.Configuration.ForeignHypercall.native
+
+  @Option(
+    help: ArgumentHelp(
+      "KVM's hypercall interface: today's, or that of August 2007 (refactored) or February 2007 (2007).", valueName: "version"))
+  var kvmApi = VirtualMachine.Configuration.KVMAPI.modern
 
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
@@ -114,9 +133,13 @@ struct RunCommand: ParsableCommand {
     configuration.timeout = timeout.duration
     configuration.start = processStart
     configuration.debugExit = debugExit
+    configuration.machine = machine
     configuration.entry = entry
     configuration.engine = engine
     configuration.cpuModel = cpuModel
+    configuration.cpuVendor = cpuVendor
+    configuration.foreignHypercall = hypercallInsn
+    configuration.kvmAPI = kvmApi
     configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)
@@ -126,6 +149,10 @@ struct RunCommand: ParsableCommand {
 }
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.CPUVendor: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.ForeignHypercall: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.KVMAPI: ExpressibleByArgument {}
 extension EntryPoint: ExpressibleByArgument {}
 
 /// Options for those who work on the engine or profile a guest.
@@ -138,6 +165,11 @@ struct InspectionOptions: ParsableArguments {
   @Flag(help: "Write /tmp/perf-PID.map at the end, for perf report.")
   var perfMap = false
 
+  @Option(
+    help: ArgumentHelp("Write at the end how often each block of guest code ran.", valueName: "file"),
+    completion: .file())
+  var histogram: String?
+
   @Flag(help: "Keep arithmetic flags exact also where no instruction reads them.")
   var exactFlags = false
 
@@ -148,6 +180,7 @@ struct InspectionOptions: ParsableArguments {
     var value = EngineInspection()
     value.trace = trace.map { FilePath($0) }
     if perfMap { value.perfMap = FilePath("/tmp/perf-\(System.processID).map") }
+    value.histogram = histogram.map { FilePath($0) }
     value.exactFlags = exactFlags
     value.singleInstruction = singleInstruction
     return value

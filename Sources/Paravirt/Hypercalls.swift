@@ -67,18 +67,35 @@ public struct HypercallRecord: Sendable, Equatable {
   }
 }
 
+/// A hypercall that the program around the machine answers.
+public struct HypercallRequest: Sendable {
+  public let number: UInt64
+  /// RBX, RCX, RDX and RSI, cut to 32 bits if the caller was not 64-bit code; in the interface of 2007 the six registers
+  /// of that time.
+  public let arguments: [UInt64]
+  public let isLong: Bool
+}
+
 /// The hypercall entry of a VM.
 public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachine> {
   public let features: KVMFeatures
   private let clock: KVMClock
   private let memory: Memory
   private let machine: Machine
+  private let interface: KVMInterface
+  /// Answers what is no call of KVM's; nil is "no such call".
+  private let program: (@Sendable (HypercallRequest) -> UInt64?)?
 
-  public init(features: KVMFeatures, clock: KVMClock, memory: Memory, machine: Machine) {
+  public init(
+    features: KVMFeatures, clock: KVMClock, memory: Memory, machine: Machine, interface: KVMInterface = .modern,
+    program: (@Sendable (HypercallRequest) -> UInt64?)? = nil
+  ) {
     self.features = features
     self.clock = clock
     self.memory = memory
     self.machine = machine
+    self.interface = interface
+    self.program = program
   }
 
   /// Answers `VCPUExit.hypercall`: reads the registers, performs the call and stores RAX.
@@ -86,16 +103,30 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
   /// - Parameter timestampOffset: What the vCPU's TSC is ahead of the VM's; wraps.
   @discardableResult
   public func perform<Engine: CPUEngine>(on cpu: Engine, timestampOffset: UInt64 = 0) -> HypercallRecord {
-    let isLong = cpu.isIn64BitMode
+    if interface == .year2007 { return performIn2007(on: cpu) }
+    // August 2007 looked at EFER.LMA alone and at no privilege level, and knew no call.
+    let isLong = interface == .modern ? cpu.isIn64BitMode : cpu.isLongModeActive
     let mask: UInt64 = isLong ? .max : 0xFFFF_FFFF
     let number = cpu[register: 0] & mask
     let arguments = HypercallArguments(
       cpu[register: 3] & mask, cpu[register: 1] & mask, cpu[register: 2] & mask, cpu[register: 6] & mask,
       isLong: isLong)
-    let result = mask & answer(
-      number, arguments, privilegeLevel: cpu.currentPrivilegeLevel, timestampOffset: timestampOffset)
+    let result =
+      mask
+      & (interface == .modern
+        ? answer(number, arguments, privilegeLevel: cpu.currentPrivilegeLevel, timestampOffset: timestampOffset)
+        : KVMStatus.noSuchCall.result)
     cpu[register: 0] = result
     return HypercallRecord(number: number, result: result)
+  }
+
+  /// Every call is the host program's; RAX is what it says.
+  private func performIn2007<Engine: CPUEngine>(on cpu: Engine) -> HypercallRecord {
+    let call = KVMCall2007(cpu)
+    let request = HypercallRequest(number: call.number, arguments: call.arguments, isLong: call.isLong)
+    let result = (program?(request) ?? KVMCall2007.unanswered) & (call.isLong ? .max : 0xFFFF_FFFF)
+    cpu[register: 0] = result
+    return HypercallRecord(number: call.number, result: result)
   }
 
   /// The result of any number with any arguments, at any privilege level, as 64 bits.
@@ -104,7 +135,11 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
   ) -> UInt64 {
     // Before the number: user space must not find out what is offered.
     guard privilegeLevel == 0 else { return KVMStatus.notPermitted.result }
-    guard let call = KVMHypercall(rawValue: number) else { return KVMStatus.noSuchCall.result }
+    guard let call = KVMHypercall(rawValue: number) else {
+      let list = [arguments.a0, arguments.a1, arguments.a2, arguments.a3]
+      return program?(HypercallRequest(number: number, arguments: list, isLong: arguments.isLong))
+        ?? KVMStatus.noSuchCall.result
+    }
     do throws(KVMStatus) {
       return try perform(call, arguments, timestampOffset: timestampOffset)
     } catch {

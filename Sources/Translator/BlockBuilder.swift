@@ -304,6 +304,13 @@ struct FaultSite {
     return (poll, hot.count &- begin)
   }
 
+  /// Counts one execution in a slot off ENV, leaving EFLAGS alone. Behind the plain entry, which all ways in pass.
+  mutating func count(in slot: Int32) {
+    hot.load(RegisterMap.t1, .env(slot))
+    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t1, 1))
+    hot.store(.env(slot), RegisterMap.t1)
+  }
+
   /// The same for a block that has the flags in the page throughout: the direct entries save them.
   private mutating func entriesToPage(offset: Int32) -> (poll: Int, plain: Int) {
     let begin = hot.count

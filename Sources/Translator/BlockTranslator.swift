@@ -52,16 +52,20 @@ enum DecodedBlock {
   let singleInstruction: Bool
   /// Every flag is live everywhere.
   let exactFlags: Bool
+  /// Every block counts its executions (BlockHistogram.swift).
+  let countsBlocks: Bool
   /// The next block is translated with a slot for each access.
   var isHot = false
 
   init(
-    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false
+    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
+    countsBlocks: Bool = false
   ) {
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
     self.exactFlags = exactFlags
+    self.countsBlocks = countsBlocks
     let rows = table.count
     unsafe missing = .allocate(capacity: rows)
     unsafe traits = .allocate(capacity: rows)
@@ -297,10 +301,10 @@ enum DecodedBlock {
     var nextPeek: Range<Int>
   }
 
-  /// Emits the `count` decoded instructions.
+  /// Emits the `count` decoded instructions as block `number` of the cache.
   func emit(
     _ bytes: GuestCode, count: Int, mode: UInt32, page: UInt64, hot: consuming CodeEmitter,
-    cold: consuming CodeEmitter, stubs: CodeStubs, firstEdge: UInt32, hotCode: inout HotCode
+    cold: consuming CodeEmitter, stubs: CodeStubs, firstEdge: UInt32, number: Int = 0, hotCode: inout HotCode
   ) -> Emitted {
     let first = self[0]
     let last = self[count - 1]
@@ -361,6 +365,7 @@ enum DecodedBlock {
     if count > 1 && builder.canGroup && !straddles { planGroups(&builder, count: count) }
     let entries = builder.entries(
       offset: first.offset, needsFlags: needsFlags, passesFlags: needsFlags && !exactFlags && passesFlags(count))
+    if countsBlocks { builder.count(in: BlockHistogram.slot(number)) }
     var ended = false
     for index in 0..<count where !ended {
       let item = self[index]
@@ -390,8 +395,8 @@ enum DecodedBlock {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break
     }
-    if rule == .system {
-      // MOV CR3 and INVLPG may have changed what the next address means.
+    if rule == .system || rule == .popSegment {
+      // MOV CR3 and INVLPG may have changed what the next address means, a segment register the mode.
       b.goIndirect(to: next)
     } else if b.has(Int(CHOST_MODE_STEP)) {
       b.exit(Int(CHOST_EXIT_STEP), at: Int32(truncatingIfNeeded: next))
@@ -427,6 +432,8 @@ enum DecodedBlock {
     case .pop: return b.pop()
     case .leave: return b.leave()
     case .pushFlags: return b.pushFlags()
+    case .pushSegment: return b.pushSegment()
+    case .popSegment: return b.popSegment()
     case .movs: return b.string(Int(CHOST_STRING_MOVS))
     case .stos: return b.string(Int(CHOST_STRING_STOS))
     case .lods: return b.string(Int(CHOST_STRING_LODS))

@@ -24,6 +24,8 @@ struct Block {
   /// Offset and number of guest bytes.
   var offset: UInt16 = 0
   var length: UInt16 = 0
+  /// Number of guest instructions.
+  var instructions: UInt16 = 0
   /// Bytes of the page that the translation rests on besides its own, as offsets: at a branch's target and behind
   /// the block.
   var targetPeek: (start: UInt16, end: UInt16) = (0, 0)
@@ -276,7 +278,7 @@ struct CodeCacheCounters {
     translator.isHot = hotCode.contains(key(physical, mode: mode))
     let emitted = translator.emit(
       bytes, count: count, mode: mode, page: physical >> 12, hot: hot, cold: cold, stubs: stubs,
-      firstEdge: UInt32(truncatingIfNeeded: edgeCount), hotCode: &hotCode)
+      firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount, hotCode: &hotCode)
 
     var block = Block()
     block.key = key(physical, mode: mode)
@@ -288,6 +290,7 @@ struct CodeCacheCounters {
     block.plainOffset = UInt16(truncatingIfNeeded: emitted.plainOffset)
     block.offset = UInt16(truncatingIfNeeded: physical & 4095)
     block.length = UInt16(truncatingIfNeeded: emitted.length)
+    block.instructions = UInt16(truncatingIfNeeded: count)
     func range(_ peek: Range<Int>) -> (start: UInt16, end: UInt16) {
       (UInt16(truncatingIfNeeded: peek.lowerBound), UInt16(truncatingIfNeeded: peek.upperBound))
     }
@@ -508,7 +511,6 @@ struct CodeCacheCounters {
       unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
     }
     unsafe blocks[Int(index)].isLive = false
-    unsafe blocks[Int(index)].key = 0
     counters.discards &+= 1
   }
 

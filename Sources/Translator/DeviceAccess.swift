@@ -94,7 +94,7 @@ struct DeviceAccess {
 extension TranslatedCPU {
   /// Executes an instruction by Swift's rules, as often as devices have to be asked first: an exit of `mmioRead` means
   /// that nothing has happened yet.
-  func executeWithDevices(_ instruction: Instruction, _ row: Opcode) throws(Fault) -> SystemOutcome {
+  func executeWithDevices(_ body: () throws(Fault) -> SystemOutcome) throws(Fault) -> SystemOutcome {
     let state = processor.state
     let before = unsafe page.pointer.pointee
     let shadow = state.interruptShadow
@@ -102,7 +102,7 @@ extension TranslatedCPU {
     let nmiBlocked = state.nmiBlocked
     state.device.begin()
     let outcome: Result<SystemOutcome, Fault>
-    do throws(Fault) { outcome = .success(try processor.execute(instruction, row: row)) } catch {
+    do throws(Fault) { outcome = .success(try body()) } catch {
       outcome = .failure(error)
     }
     guard let missing = state.device.missing else {
@@ -122,6 +122,24 @@ extension TranslatedCPU {
     return .exit(.mmioRead(address: missing.address, size: missing.size))
   }
 
+  /// Delivers an event, as often as devices have to be asked first: tables and stacks may lie in one.
+  func deliver(_ event: Event) -> VCPUExit? {
+    let outcome: SystemOutcome
+    do throws(Fault) {
+      outcome = try executeWithDevices { () throws(Fault) in
+        processor.deliver(event) == .shutdown ? .shutdown : .done
+      }
+    } catch {
+      preconditionFailure("deliveries do not throw")
+    }
+    if isRestarting { undelivered = event }
+    switch outcome {
+    case .done: return nil
+    case .shutdown: return .shutdown
+    case .exit(let exit): return exit
+    }
+  }
+
   /// The next store of a complete instruction to a device.
   func pendingDeviceWrite() -> VCPUExit? {
     guard let piece = processor.state.device.nextWrite() else { return nil }
@@ -131,6 +149,7 @@ extension TranslatedCPU {
   /// Forgets an instruction that waits for a device: the state has been replaced.
   func dropDeviceAccess() {
     isRestarting = false
+    undelivered = nil
     processor.state.device = DeviceAccess()
   }
 }

@@ -52,4 +52,10 @@ extension TranslatedCPU {
     get { UInt8(truncatingIfNeeded: page[\.cr8]) & 15 }
     set { page[\.cr8] = UInt64(newValue & 15) }
   }
+
+  /// Whether the local APIC exists for CPUID: IA32_APIC_BASE.EN, which the machine keeps.
+  public var isAPICEnabled: Bool {
+    get { processor.state.isAPICEnabled }
+    set { processor.state.isAPICEnabled = newValue }
+  }
 }

@@ -58,13 +58,18 @@ extension TranslatedCPU {
         if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else if row.rule == .gather || row.rule == .maskMove {
         try checkFPU(row.operand1 == .Pq ? .mmx : (instruction.hasVEX ? .avx : .sse), .none, waits: true)
-        try executeVectorMemory(instruction, row)
+        let outcome = try executeVectorMemoryWithDevices(instruction, row)
+        if case .exit(let exit) = outcome { return exit }
         if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else {
-        let outcome = try executeWithDevices(instruction, row)
+        let outcome = try executeWithDevices { () throws(Fault) in
+          try processor.execute(instruction, row: row)
+        }
         if isRestarting {
           if case .exit(let exit) = outcome { return exit }
         }
+        // Not executed yet: the machine completes it or changes it.
+        if case .exit(.foreignHypercall) = outcome { return .foreignHypercall }
         // Transfers complete too; IRET alone loads RF.
         if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)
@@ -93,7 +98,8 @@ extension TranslatedCPU {
     case .syscall, .sysret: traps = isStepping
     default:
       let isInterrupt = row.map == .one && [0xCC, 0xCD, 0xCE, 0xF1].contains(instruction.opcode)
-      traps = wasStepping && (!isInterrupt || isStepping)
+      // That of a load of SS is lost, not late (SDM volume 3, 6.8.3).
+      traps = wasStepping && (!isInterrupt || isStepping) && processor.state.interruptShadow != .movSS
     }
     processor.state.pendingDebug |= held | (traps ? DR6.step : 0)
   }
@@ -312,14 +318,18 @@ extension TranslatedCPU {
     }
     let entry = translation.cache.emitScratch(number, instruction, row, traits, mode: page[\.mode])
     page[\.linear] = 0
-    enter(entry)
+    if !page.isLongMode && (isXSAVE || traits.memorySize == .fxsave) {
+      unsafe keepingUpperVectors(inBounceBuffer: bounceBuffer, save: row.rule == .saveState, extended: isXSAVE) { enter(entry) }
+    } else {
+      enter(entry)
+    }
     exitCounts[0] &+= 1
     if isXSAVE {
       page[register: GPR.rax] = saved.0
       page[register: GPR.rdx] = saved.1
     }
     let reason = page[\.exit_info] >> UInt32(CHOST_INFO_REASON_SHIFT)
-    if reason == UInt32(CHOST_EXIT_FAULT) { throw TranslatedCPU.guestFault(hostTrap: page[\.fault_trap]) }
+    if reason == UInt32(CHOST_EXIT_FAULT) { throw guestFault(hostTrap: page[\.fault_trap]) }
     if row.rule == .saveState { hideHostAddresses(traits.memorySize, instruction) }
   }
 

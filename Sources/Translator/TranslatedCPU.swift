@@ -28,6 +28,8 @@ public import X86
   var slow: SlowAccess?
   /// The instruction at RIP is executed again once a device has answered (DeviceAccess.swift).
   var isRestarting = false
+  /// What is being delivered, if that is what waits for a device.
+  var undelivered: Event?
   /// Another thread has changed code: jumps to it must be forgotten at the next boundary.
   private let codeChanged = Atomic<Bool>(false)
 
@@ -41,10 +43,12 @@ public import X86
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
     self.number = number
-    region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + 4095) & ~4095)
+    let histogramBytes = translation.options.countsBlocks ? BlockHistogram.byteCount : 0
+    region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + histogramBytes + 4095) & ~4095)
     shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
-    let state = ProcessorState(cpuid: cpuid)
+    let options = translation.options
+    let state = ProcessorState(cpuid: cpuid, hypercall: options.nativeHypercall, policy: options.hypercallPolicy)
     processor = Processor(page: page, state: state)
     let memory = translation.memory
     unsafe page[\.ram] = UInt64(UInt(bitPattern: memory.baseAddress))
@@ -71,10 +75,19 @@ public import X86
 
   public func run() -> VCPUExit {
     while true {
+      if let exit = deliveryExit {
+        deliveryExit = nil
+        return exit
+      }
       if let exit = pendingDeviceWrite() { return exit }
       if isRestarting {
         isRestarting = false
-        if let exit = executeSlowly() { return exit }
+        if let event = undelivered {
+          undelivered = nil
+          if let exit = deliver(event) { return exit }
+        } else if let exit = executeSlowly() {
+          return exit
+        }
         continue
       }
       if slow != nil {
@@ -100,12 +113,8 @@ public import X86
     return line
   }
 
-  private var exitRequested = false
-
-  private func shutdown() -> VCPUExit {
-    exitRequested = false
-    return .shutdown
-  }
+  /// What delivering a fault of an instruction came to, if the machine has to hear of it.
+  private var deliveryExit: VCPUExit?
 
   /// What is due before the next instruction: debug traps, NMIs, interrupts, kicks.
   private func boundary() -> VCPUExit? {
@@ -115,20 +124,19 @@ public import X86
       if codeChanged.exchange(false, ordering: .sequentiallyConsistent) { dropJumpCache() }
       if interruptRequest.exchange(false, ordering: .sequentiallyConsistent) { return .kicked }
     }
-    if exitRequested { return shutdown() }
     // A load of SS holds them back too: the handler could not rely on its stack.
     if state.pendingDebug != 0 && state.interruptShadow != .movSS {
       let status = state.pendingDebug
       state.pendingDebug = 0
-      if processor.debugTrap(status) == .shutdown { return .shutdown }
+      if let exit = deliverDebug(status) { return exit }
     }
     if pendingNMI && !state.nmiBlocked && state.interruptShadow != .movSS {
       pendingNMI = false
-      if processor.deliver(2, kind: .nmi) == .shutdown { return .shutdown }
+      if let exit = deliver(Event(vector: 2, kind: .nmi, returnAddress: page[\.rip])) { return exit }
     }
     if let vector = pendingInterrupt, isInterruptible {
       pendingInterrupt = nil
-      if processor.deliver(vector, kind: .external) == .shutdown { return .shutdown }
+      if let exit = deliver(Event(vector: vector, kind: .external, returnAddress: page[\.rip])) { return exit }
     }
     if windowWanted && canAcceptInterrupt { return .interruptWindow }
     // IRET has to come to Swift while it would end the blocking of NMIs.
@@ -136,9 +144,14 @@ public import X86
     if processor.hasBreakpoints && state.interruptShadow != .movSS {
       // Lower in priority than everything above, and a fault: RIP is the instruction's.
       let hits = processor.instructionBreakpoint(at: linearIP)
-      if hits != 0 && processor.debugTrap(hits) == .shutdown { return .shutdown }
+      if hits != 0, let exit = deliverDebug(hits) { return exit }
     }
     return nil
+  }
+
+  private func deliverDebug(_ status: UInt64) -> VCPUExit? {
+    processor.recordDebug(status)
+    return deliver(Event(vector: 1, kind: .exception, returnAddress: page[\.rip]))
   }
 
   /// IF set and no shadow.
@@ -188,7 +201,7 @@ public import X86
 
   /// Delivers a fault of the instruction at RIP.
   func fault(_ fault: Fault) {
-    if processor.deliver(fault) == .shutdown { exitRequested = true }
+    deliveryExit = deliver(processor.event(fault))
   }
 
   private func translate(_ linear: UInt64, split: Bool) throws(Fault) -> UInt64 {
@@ -258,6 +271,7 @@ public import X86
   private func makeRoom() {
     let flushed = translation.lock.withLock { _ in
       if translation.cache.hasRoom { return false }
+      translation.collectHistogram()
       translation.cache.flush()
       return true
     }
@@ -342,7 +356,7 @@ public import X86
     }
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
     if trap == UInt32(CHOST_TRAP_SLOT) { return executeSlowly() }
-    self.fault(TranslatedCPU.guestFault(hostTrap: trap))
+    self.fault(guestFault(hostTrap: trap))
     return nil
   }
 
@@ -354,13 +368,13 @@ public import X86
   }
 
   /// What the guest sees of a host trap.
-  static func guestFault(hostTrap: UInt32) -> Fault {
+  func guestFault(hostTrap: UInt32) -> Fault {
     switch hostTrap {
     case 0: .divideError
     case 6: .invalidOpcode
     case 16: .floatingPoint
     case 17: .alignmentCheck
-    case 19: .simdFloatingPoint
+    case 19: page[\.cr4] & CR4.osxmmexcpt != 0 ? .simdFloatingPoint : .invalidOpcode
     default: .generalProtection()
     }
   }
@@ -376,8 +390,14 @@ public import X86
       completeSlowRead(value)
     } else {
       processor.state.device.begin()
-      do throws(Fault) { try processor.completeRead(value) } catch { fault(error) }
-      processor.state.device.finish()
+      do throws(Fault) {
+        try processor.completeRead(value)
+        processor.state.device.finish()
+      } catch {
+        processor.state.device.dropWrites()
+        processor.state.device.finish()
+        fault(error)
+      }
     }
   }
 
@@ -407,5 +427,6 @@ public import X86
 
   public var currentPrivilegeLevel: UInt8 { page.privilege }
   public var isIn64BitMode: Bool { page.isLongMode }
+  public var isLongModeActive: Bool { page.isLMA }
   public var timestampCounter: UInt64 { chost_read_tsc() &+ page[\.tsc_offset] }
 }

@@ -18,6 +18,9 @@ public struct TranslationOptions: Sendable {
   public var tscOffset: UInt64 = 0
   /// MAXPHYADDR of the CPU model, 36...46 bits.
   public var physicalAddressBits: Int = 46
+  /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
+  public var nativeHypercall = HypercallOpcode.vmcall
+  public var hypercallPolicy = HypercallPolicy.native
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
   /// The arithmetic flags that a fault pushes are exact even where nothing reads them.
@@ -26,6 +29,8 @@ public struct TranslationOptions: Sendable {
   public var lightPaths = true
   /// Host bytes of code after which everything is forgotten; nil: what there is.
   public var codeBytes: Int?
+  /// Every block counts its executions, for `Translation.histogram`. Costs a tenth of the speed or so.
+  public var countsBlocks = false
   /// Called with a line per instruction, which runs alone: RIP, registers, flags. Very slow.
   public var trace: (@Sendable (String) -> Void)?
 
@@ -58,6 +63,7 @@ public final class Translation: Sendable {
   let options: TranslationOptions
   /// Guards the cache.
   let lock = Mutex<Void>(())
+  private let executions = BlockHistogram()
   private let vcpus = Mutex<[Unowned]>([])
 
   private struct Unowned: @unchecked Sendable {
@@ -71,7 +77,8 @@ public final class Translation: Sendable {
     self.memory = memory
     self.options = options
     let translator = BlockTranslator(
-      supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags)
+      supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags,
+      countsBlocks: options.countsBlocks)
     cache = try CodeCache(memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart)
     let error = chost_install_fault_handlers()
     guard error == 0 else {
@@ -108,6 +115,17 @@ public final class Translation: Sendable {
       }
       return text
     }
+  }
+
+  /// How often blocks ran so far, if `TranslationOptions.countsBlocks` asked for it. Not while a vCPU runs.
+  public var histogram: BlockHistogram {
+    lock.withLock { _ in collectHistogram() }
+    return executions
+  }
+
+  /// Adds what the vCPUs have counted since the last time. With the lock held.
+  func collectHistogram() {
+    if options.countsBlocks { forEachCPU { executions.collect($0.page, cache) } }
   }
 
   func forEachCPU(_ body: (TranslatedCPU) -> Void) {

@@ -166,4 +166,7 @@ enum Slot {
   static let groups: Int32 = 880
   /// Of the supervisor's stack; the user's follows.
   static let shadowTop: Int32 = 728
+  /// Of ES; those of CS, SS, DS, FS and GS follow.
+  static let readBounds: Int32 = 952
+  static let writeBounds: Int32 = readBounds + 6 * 8
 }

@@ -42,6 +42,18 @@ import X86
     unsafe base.storeBytes(of: components | 6, toByteOffset: 512, as: UInt64.self)
   }
 
+  /// All of it, to be put back: x87, SSE, header and AVX.
+  var contents: InlineArray<104, UInt64> {
+    get {
+      var words = InlineArray<104, UInt64>(repeating: 0)
+      for word in 0..<104 { words[word] = unsafe base.load(fromByteOffset: word * 8, as: UInt64.self) }
+      return words
+    }
+    nonmutating set {
+      for word in 0..<104 { unsafe base.storeBytes(of: newValue[word], toByteOffset: word * 8, as: UInt64.self) }
+    }
+  }
+
   private var top: Int { Int(unsafe base.load(fromByteOffset: 2, as: UInt16.self) >> 11 & 7) }
 
   /// A byte of an MMX register. The image holds the x87 registers from the top of their stack on.
@@ -68,8 +80,19 @@ import X86
 }
 
 extension TranslatedCPU {
-  /// Executes an instruction of the gather or masked-move rule.
-  func executeVectorMemory(_ instruction: Instruction, _ row: Opcode) throws(Fault) {
+  /// Executes an instruction of the gather or masked-move rule, as often as devices have to be asked first.
+  func executeVectorMemoryWithDevices(_ instruction: Instruction, _ row: Opcode) throws(Fault) -> SystemOutcome {
+    let vectors = VectorImage(page)
+    let before = vectors.contents
+    let outcome = try executeWithDevices { () throws(Fault) in
+      try executeVectorMemory(instruction, row)
+      return .done
+    }
+    if isRestarting { vectors.contents = before }
+    return outcome
+  }
+
+  private func executeVectorMemory(_ instruction: Instruction, _ row: Opcode) throws(Fault) {
     if row.rule == .gather {
       try gather(instruction, row)
     } else if instruction.isMemory {

@@ -18,11 +18,14 @@ public enum VCPUExit: Sendable, Equatable {
   case msrWrite(index: UInt32, value: UInt64)
   /// VMCALL or VMMCALL, to be performed. RIP is already past it; the caller stores the result in RAX.
   case hypercall
+  /// The other vendor's hypercall instruction raised #UD to the machine (`HypercallPolicy` `emulate` or `patch`). RIP is
+  /// at it. The machine may perform the call and `skipHypercall()`, `replaceHypercall`, or `refuseHypercall`.
+  case foreignHypercall
   /// HLT: nothing to do until an interrupt. RIP is past it.
   case halt
   /// Interrupts are now deliverable and `requestInterruptWindow` asked to be told.
   case interruptWindow
-  /// `kick()` was called.
+  /// `kick()` was called, or the guest lowered its task priority in CR8, so that an interrupt may be due.
   case kicked
   /// Triple fault.
   case shutdown
@@ -61,6 +64,22 @@ public protocol CPUEngine: AnyObject {
   var currentPrivilegeLevel: UInt8 { get }
   /// Whether the vCPU executes 64-bit code (EFER.LMA and CS.L).
   var isIn64BitMode: Bool { get }
+  /// Whether long mode is active (EFER.LMA), also in compatibility mode.
+  var isLongModeActive: Bool { get }
+
+  /// At `foreignHypercall`: the three bytes at RIP, fetched anew through the guest's page tables; fewer where a page is
+  /// absent.
+  var hypercallCode: [UInt8] { get }
+  /// Moves RIP past the instruction, whose effect is complete.
+  func skipHypercall()
+  /// Changes the instruction as the running code could itself, in one byte and at once for every vCPU. Returns false
+  /// if it may not: the page fault has then been delivered to the guest.
+  func replaceHypercall(with opcode: HypercallOpcode) -> Bool
+  /// Raises #UD, or #GP(0), in the guest.
+  func refuseHypercall(privileged: Bool)
+  /// Forgets how the address of the instruction was translated: it is fetched anew.
+  func refetchCode()
+
   /// Now, in guest TSC ticks.
   var timestampCounter: UInt64 { get }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPUID table of a model, leaf by leaf in ascending order. Instruction features come from the model's
 // set; the other bits are what the engine and the machine do for every guest. Left out on purpose:
-// MONITOR/MWAIT (with it Linux does not use paravirtual TLB flushes), PCID, SMAP, UMIP, XSAVEOPT (its
+// MONITOR/MWAIT (with it Linux does not use paravirtual TLB flushes), PCID, SMAP, XSAVEOPT (its
 // "modified" optimization compares with an XRSTOR that may have been the host's own), invariant TSC (it
 // would rank "tsc" above kvm-clock), and everything speculative.
 
@@ -110,11 +110,12 @@ extension CPUModel {
   }
 
   private var leaf7: CPUIDEntry {
+    let tscAdjust: UInt32 = 1 << 1
     let smep: UInt32 = 1 << 7
     let enhancedStrings: UInt32 = 1 << 9  // ERMS
     let fastShortStrings: UInt32 = 1 << 4  // FSRM
     return CPUIDEntry(
-      7, subleaf: 0, ebx: word(7, .ebx) | smep | enhancedStrings, ecx: word(7, .ecx),
+      7, subleaf: 0, ebx: word(7, .ebx) | tscAdjust | smep | enhancedStrings, ecx: word(7, .ecx),
       edx: word(7, .edx) | fastShortStrings)
   }
 

@@ -89,13 +89,14 @@ public struct CPUModel: Sendable, Hashable {
 
   /// The bits of CR4 a guest may set; any other is #GP.
   ///
-  /// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, FSGSBASE, SMEP, and OSXSAVE with XSAVE.
+  /// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, UMIP, FSGSBASE, SMEP, and OSXSAVE with XSAVE.
   public var supportedCR4: UInt64 {
     let always: UInt64 = 0x0000_07FF
     let smep: UInt64 = 1 << 20
+    let umip: UInt64 = supports(.umip) ? 1 << 11 : 0
     let fsgsbase: UInt64 = supports(.fsgsbase) ? 1 << 16 : 0
     let osxsave: UInt64 = supports(.xsave) ? 1 << 18 : 0
-    return always | smep | fsgsbase | osxsave
+    return always | umip | smep | fsgsbase | osxsave
   }
 
   /// The bits of XCR0 a guest may set: x87, SSE and, on v3, AVX; 0 without XSAVE.
@@ -130,5 +131,5 @@ public struct CPUModel: Sendable, Hashable {
     .base, .fpu, .mmx, .sse, .sse2, .sse3, .ssse3, .sse41, .sse42, .popcnt, .cmpxchg16b)
   static let featuresAddedByV3 = FeatureSet(.xsave, .avx, .avx2, .fma, .f16c, .bmi1, .bmi2, .lzcnt, .movbe)
   /// Done by the engine on any host.
-  static let providedByEngine = FeatureSet(.fsgsbase, .rdtscp, .prefetchw)
+  static let providedByEngine = FeatureSet(.fsgsbase, .rdtscp, .prefetchw, .umip)
 }

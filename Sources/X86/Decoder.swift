@@ -104,6 +104,11 @@ public struct Decoder: Sendable {
       map += 3
       if !is64 { extend = 0 }
       byte = stream.byte()
+      if !is64 {
+        if Decoder.widensGeneral(map: map - 3, byte) { i.vexW = false }
+        // VPEXTRQ and VPINSRQ do not become VPEXTRD and VPINSRD.
+        if i.vexW && map == 6 && (byte == 0x16 || byte == 0x22) { return }
+      }
     }
     i.opcode = byte
 
@@ -171,6 +176,17 @@ public struct Decoder: Sendable {
     if i.hasVEX && !shape.usesVvvv && i.vvvv != 0 { return }
     if !is64 { i.vvvv &= 7 }
     i.row = row
+  }
+
+  /// VEX-encoded instructions whose W is the width of a general register, and means nothing outside 64-bit mode: VCVTSI2SS
+  /// and its like, VMOVD, VPCMPESTRM, VPCMPESTRI, BMI.
+  private static func widensGeneral(map: Int, _ byte: UInt8) -> Bool {
+    switch (map, byte) {
+    case (1, 0x2A), (1, 0x2C), (1, 0x2D), (1, 0x6E), (1, 0x7E): true
+    case (2, 0xF2...0xF7): true
+    case (3, 0x60), (3, 0x61), (3, 0xF0): true
+    default: false
+    }
   }
 
   @inline(__always)

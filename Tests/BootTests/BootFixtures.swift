@@ -75,7 +75,8 @@ func syntheticELF(
   word(UInt64(base), 32, 28)
   put(UInt16(size), is64Bit ? 54 : 42, &image)
   put(UInt16(2), is64Bit ? 56 : 44, &image)
-  func segment(_ index: Int, _ type: UInt32, _ offset: UInt64, _ address: UInt64, _ fileCount: UInt64, _ count: UInt64) {
+  func segment(_ index: Int, _ type: UInt32, _ offset: UInt64, _ address: UInt64, _ fileCount: UInt64, _ count: UInt64)
+  {
     let row = base + index * size
     put(type, row, &image)
     word(offset, row + 8, row + 4)
@@ -104,5 +105,19 @@ func syntheticELF(
     put(UInt32(3), 0x904, &image)
     put(UInt32(0) &- 0x1BAD_B002 &- 3, 0x908, &image)
   }
+  return image
+}
+
+/// A flat file with a multiboot header 16 bytes in, whose address fields put it at 1 MiB: 4 KiB of 0xC0, 8 KiB of bss.
+func syntheticMultiboot(_ change: (inout [UInt8]) -> Void = { _ in }) -> [UInt8] {
+  var image = [UInt8](repeating: 0xC0, count: 0x1000)
+  put(UInt32(0x1BAD_B002), 16, &image)
+  put(UInt32(0x1_0003), 20, &image)
+  for (index, field) in [0x10_0010, 0x10_0000, 0x10_1000, 0x10_3000, 0x10_0040].enumerated() {
+    put(UInt32(field), 28 + 4 * index, &image)
+  }
+  change(&image)
+  let flags = UInt32(little(image, 20, 4))
+  put(0 &- 0x1BAD_B002 &- flags, 24, &image)
   return image
 }

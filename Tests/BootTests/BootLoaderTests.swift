@@ -110,18 +110,19 @@ struct BootLoaderTests {
     #expect(little(info, 0, 4) == 0x336E_C578 && little(info, 4, 4) == 1 && little(info, 12, 4) == 1)
     #expect(little(info, 32, 8) == 0xE0000 && little(info, 48, 4) == 5)
     let module = try memory.bytes(at: GuestPhysical(little(info, 16, 8)), count: 32)
-    #expect(try memory.bytes(at: GuestPhysical(little(module, 0, 8)), count: 3) == [9, 9, 9] && little(module, 8, 8) == 3)
+    #expect(
+      try memory.bytes(at: GuestPhysical(little(module, 0, 8)), count: 3) == [9, 9, 9] && little(module, 8, 8) == 3)
     let map = try memory.bytes(at: GuestPhysical(little(info, 40, 8)), count: 24)
     #expect(little(map, 0, 8) == 0 && little(map, 8, 8) == 0x9FC00 && little(map, 16, 4) == 1)
     #expect(try memory.bytes(at: GuestPhysical(little(info, 24, 8)), count: 4) == [0x61, 0x3D, 0x62, 0])
   }
 
-  @Test("Entry points the image does not have, or we do not start")
+  @Test("Entry points the image does not have")
   func entryPoints() throws {
     for (bytes, entry) in [
       (syntheticELF(), EntryPoint.pvh), (syntheticELF(), .linux32), (syntheticBzImage(), .pvh),
       (syntheticBzImage { put(UInt16(0), 0x236, &$0) }, .linux64),
-      (syntheticELF(is64Bit: false, banner: false, multiboot: true), .auto),
+      (syntheticELF(), .multiboot),
     ] {
       let error = #expect(throws: BootError.self) { try load(bytes, entry: entry) }
       #expect(error?.kind == .entryPoint && error?.remedy.isEmpty == false)

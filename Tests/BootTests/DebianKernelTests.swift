@@ -36,6 +36,25 @@ struct DebianKernelTests {
     }
   }
 
+  @Test("A bzImage unpacked by the host is the vmlinux inside", arguments: kernels("vmlinuz-").filter { $0.hasSuffix("amd64") })
+  func unpacked(name: String) throws {
+    let image = try open(name)
+    let vmlinux = try open(name.replacing("vmlinuz-", with: "vmlinux-"))
+    guard case .elf(let elf) = vmlinux.format else { return }
+    let memory = try GuestMemory(byteCount: 256 << 20)
+    let own = try BootLoader.load(vmlinux, commandLine: "", into: memory)
+    func contents() throws -> [[UInt8]] {
+      try elf.segments.map { try memory.bytes(at: GuestPhysical($0.physicalAddress), count: Int($0.memoryByteCount)) }
+    }
+    let expected = try contents()
+    let fixed = try BootLoader.load(image, commandLine: "quiet nokaslr", into: memory)
+    #expect(fixed.rip == own.rip)
+    #expect(try contents() == expected)
+    #expect(try memory.load(UInt8.self, at: GuestPhysical(fixed.registers[6] + 0x211)) & 2 == 0)
+    let random = try BootLoader.load(image, commandLine: "quiet", into: memory)
+    #expect(try memory.load(UInt8.self, at: GuestPhysical(random.registers[6] + 0x211)) & 2 == 2)
+  }
+
   @Test("The vmlinux inside is understood and loaded", arguments: kernels("vmlinux-"))
   func vmlinux(name: String) throws {
     let image = try open(name)

@@ -6,7 +6,8 @@ import Lguest
 import SystemPackage
 import Testing
 
-private let cpio = ["/usr/bin/cpio", "/bin/cpio"].first { FileManager.default.isExecutableFile(atPath: $0) }
+private let cpio =
+  ["/usr/bin/cpio", "/bin/cpio"].first { FileManager.default.isExecutableFile(atPath: $0) }
   ?? ProcessInfo.processInfo.environment["LGUEST_TEST_CPIO"]
 
 private func sample() -> Initramfs {
@@ -44,7 +45,8 @@ struct InitramfsTests {
       case "dev/console": #expect(word(1) == 0o020600 && word(9) == 5 && word(10) == 1)
       case "dev/vda": #expect(word(1) == 0o060660 && word(9) == 254 && word(10) == 0)
       case "init": #expect(word(1) == 0o100755 && word(6) == 10 && bytes[data] == 0x23)
-      case "sbin": #expect(word(1) == 0o120777 && String(decoding: bytes[data..<data + word(6)], as: UTF8.self) == "usr/sbin")
+      case "sbin":
+        #expect(word(1) == 0o120777 && String(decoding: bytes[data..<data + word(6)], as: UTF8.self) == "usr/sbin")
       default: break
       }
       offset = (data + word(6) + 3) & ~3
@@ -71,7 +73,10 @@ struct InitramfsTests {
     process.waitUntilExit()
     #expect(process.terminationStatus == 0)
     let lines = text.split(separator: "\n").map { $0.split(separator: " ", omittingEmptySubsequences: true) }
-    #expect(lines.map { $0[0] } == ["drwxr-xr-x", "crw-------", "brw-rw----", "-rwxr-xr-x", "lrwxrwxrwx", "-rw-r--r--", "-rw-r--r--"])
+    #expect(
+      lines.map { $0[0] } == [
+        "drwxr-xr-x", "crw-------", "brw-rw----", "-rwxr-xr-x", "lrwxrwxrwx", "-rw-r--r--", "-rw-r--r--",
+      ])
     #expect(text.contains("sbin -> usr/sbin") && text.contains("dev/console"))
   }
 }

@@ -28,12 +28,14 @@ private let refused: [Case] = [
   Case(testDescription: "gzip", bytes: padded([0x1F, 0x8B, 8]), kind: .compressed, words: ["gzip -dc"]),
   Case(testDescription: "xz", bytes: padded([0xFD, 0x37, 0x7A, 0x58, 0x5A, 0]), kind: .compressed, words: ["xz -dc"]),
   Case(testDescription: "zstd", bytes: padded([0x28, 0xB5, 0x2F, 0xFD]), kind: .compressed, words: ["zstd -dc"]),
-  Case(testDescription: "arm64", bytes: padded([UInt8]("ARM\u{64}".utf8), at: 56), kind: .foreign, words: ["arm64", "x86"]),
+  Case(
+    testDescription: "arm64", bytes: padded([UInt8]("ARM\u{64}".utf8), at: 56), kind: .foreign, words: ["arm64", "x86"]),
   Case(testDescription: "RISC-V", bytes: padded([UInt8]("RISCV".utf8), at: 48), kind: .foreign, words: ["RISC-V"]),
   Case(testDescription: "arm64 ELF", bytes: syntheticELF(machine: 183), kind: .foreign, words: ["arm64"]),
   Case(testDescription: "cpio", bytes: padded([UInt8]("070701".utf8)), kind: .notAKernel, words: ["initrd"]),
   Case(testDescription: "deb", bytes: padded([UInt8]("!<arch>\n".utf8)), kind: .notAKernel, words: ["dpkg-deb"]),
-  Case(testDescription: "boot sector", bytes: padded([0x55, 0xAA], at: 0x1FE), kind: .notAKernel, words: ["boot sector"]),
+  Case(
+    testDescription: "boot sector", bytes: padded([0x55, 0xAA], at: 0x1FE), kind: .notAKernel, words: ["boot sector"]),
   Case(testDescription: "zImage", bytes: syntheticBzImage { $0[0x211] = 0 }, kind: .notAKernel, words: ["zImage"]),
   Case(
     testDescription: "protocol 2.01", bytes: syntheticBzImage { put(UInt16(0x0201), 0x206, &$0) }, kind: .notAKernel,
@@ -44,7 +46,19 @@ private let refused: [Case] = [
   Case(
     testDescription: "payload outside", bytes: syntheticBzImage { put(UInt32.max, 0x24C, &$0) }, kind: .truncated,
     words: ["truncated"]),
-  Case(testDescription: "entry outside", bytes: syntheticELF(entry: 0x20_0000), kind: .malformed, words: ["entry point"]),
+  Case(
+    testDescription: "signature outside",
+    bytes: syntheticBzImage { image in
+      image.replaceSubrange(0..<2, with: [0x4D, 0x5A])
+      put(UInt32(0x40), 0x3C, &image)
+      image.replaceSubrange(0x40..<0x44, with: [0x50, 0x45, 0, 0])
+      put(UInt16(0x20B), 0x58, &image)
+      put(UInt32(6), 0x58 + 108, &image)
+      put(UInt32(UInt32(image.count)), 0x58 + 112 + 32, &image)
+      put(UInt32(1), 0x58 + 112 + 36, &image)
+    }, kind: .truncated, words: ["truncated"]),
+  Case(
+    testDescription: "entry outside", bytes: syntheticELF(entry: 0x20_0000), kind: .malformed, words: ["entry point"]),
   Case(
     testDescription: "object file",
     bytes: {
@@ -107,7 +121,8 @@ struct KernelImageTests {
       guard let kernel = try? KernelImage(path) else { continue }
       _ = KernelReport(kernel).lines
       for entry in EntryPoint.allCases {
-        _ = try? BootLoader.load(kernel, initrd: InitialRAMDisk([.bytes([1])]), commandLine: "", into: memory, entry: entry)
+        _ = try? BootLoader.load(
+          kernel, initrd: InitialRAMDisk([.bytes([1])]), commandLine: "", into: memory, entry: entry)
       }
     }
   }

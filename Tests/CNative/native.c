@@ -4,12 +4,15 @@
 #define _GNU_SOURCE
 #include "cnative.h"
 
+#include <asm/ldt.h>
 #include <errno.h>
 #include <signal.h>
 #include <stddef.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -18,12 +21,20 @@
 // Used by the assembly below.
 cnative_state *cnative_current;
 uint64_t cnative_host_rsp, cnative_host_fs, cnative_host_gs, cnative_target;
+struct {
+  uint32_t offset;
+  uint16_t selector;
+} __attribute__((packed)) cnative_far;
+static int cnative_is_legacy;
 static long cnative_thread;
 void cnative_enter(cnative_state *state);
+void cnative_enter_legacy(cnative_state *state);
 void cnative_leave(void);
+void cnative_leave_legacy(void);
 
 _Static_assert(offsetof(cnative_state, rflags) == 128 && offsetof(cnative_state, rip) == 136, "assembly");
 _Static_assert(offsetof(cnative_state, fs_base) == 144 && offsetof(cnative_state, gs_base) == 152, "assembly");
+_Static_assert(offsetof(cnative_state, segments) == 184, "assembly");
 _Static_assert(offsetof(cnative_state, xsave) % 64 == 0 && offsetof(cnative_state, xsave) == 256, "assembly");
 
 __asm__(
@@ -66,6 +77,47 @@ __asm__(
     "  mov r15, [rdi + 120]\n"
     "  mov rdi, [rdi + 56]\n"
     "  jmp [rip + cnative_target]\n"
+    ".globl cnative_enter_legacy\n"
+    ".type cnative_enter_legacy, @function\n"
+    "cnative_enter_legacy:\n"
+    "  push rbp; push rbx; push r12; push r13; push r14; push r15\n"
+    "  mov [rip + cnative_host_rsp], rsp\n"
+    "  rdfsbase rax\n"
+    "  mov [rip + cnative_host_fs], rax\n"
+    "  rdgsbase rax\n"
+    "  mov [rip + cnative_host_gs], rax\n"
+    "  mov eax, 7\n"
+    "  xor edx, edx\n"
+    "  xrstor64 [rdi + 256]\n"
+    "  mov eax, [rdi + 136]\n"
+    "  mov [rip + cnative_far], eax\n"
+    "  mov eax, [rdi + 188]\n"
+    "  mov [rip + cnative_far + 4], ax\n"
+    "  push qword ptr [rdi + 128]\n"
+    "  popfq\n"
+    "  mov es, [rdi + 184]\n"
+    "  mov ds, [rdi + 196]\n"
+    "  mov fs, [rdi + 200]\n"
+    "  mov gs, [rdi + 204]\n"
+    "  mov rax, [rdi]\n"
+    "  mov rcx, [rdi + 8]\n"
+    "  mov rdx, [rdi + 16]\n"
+    "  mov rbx, [rdi + 24]\n"
+    "  mov rbp, [rdi + 40]\n"
+    "  mov rsi, [rdi + 48]\n"
+    "  mov ss, [rdi + 192]\n"
+    "  mov rsp, [rdi + 32]\n"
+    "  mov rdi, [rdi + 56]\n"
+    "  jmp fword ptr [rip + cnative_far]\n"
+    ".globl cnative_leave_legacy\n"
+    ".type cnative_leave_legacy, @function\n"
+    "cnative_leave_legacy:\n"
+    "  xor eax, eax\n"
+    "  mov ds, eax\n"
+    "  mov es, eax\n"
+    "  mov fs, eax\n"
+    "  mov gs, eax\n"
+    "  jmp cnative_leave\n"
     ".globl cnative_leave\n"
     ".type cnative_leave, @function\n"
     "cnative_leave:\n"
@@ -125,6 +177,11 @@ __attribute__((no_stack_protector)) static void handle(int signal, siginfo_t *in
     cnative_current = 0;
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     registers[REG_RIP] = (greg_t)cnative_leave;
+    if (cnative_is_legacy) {
+      // CS and SS of 64-bit mode; DS, ES, FS and GS are loaded by the code gone to.
+      registers[REG_RIP] = (greg_t)cnative_leave_legacy;
+      registers[REG_CSGSFS] = (greg_t)(((uint64_t)registers[REG_CSGSFS] & 0xffffffff0000) | (uint64_t)0x2b << 48 | 0x33);
+    }
     registers[REG_RSP] = (greg_t)cnative_host_rsp;
     registers[REG_EFL] = 0x202;
     return;
@@ -154,7 +211,37 @@ int cnative_prepare(void) {
 
 int cnative_can_run(void) { return (getauxval(AT_HWCAP2) & 2) != 0; }
 
+void cnative_run_legacy(cnative_state *state) {
+  cnative_thread = thread();
+  cnative_is_legacy = 1;
+  cnative_current = state;
+  cnative_enter_legacy(state);
+}
+
+int cnative_set_segment(unsigned entry, uint32_t base, uint32_t limit, int kind, int is32, int pages) {
+  struct user_desc description = {
+      .entry_number = entry,
+      .base_addr = base,
+      .limit = limit,
+      .seg_32bit = is32 != 0,
+      .contents = (unsigned)kind,
+      .limit_in_pages = pages != 0,
+      .useable = 1,
+  };
+  return syscall(SYS_modify_ldt, 0x11, &description, sizeof description) ? errno : 0;
+}
+
+int cnative_can_run_legacy(void) {
+  // LAR tells whether the kernel's 32-bit user code segment is there.
+  uint32_t rights = 0;
+  uint8_t valid;
+  __asm__("lar %2, %0\n\tsetz %1" : "+r"(rights), "=q"(valid) : "r"(0x23) : "cc");
+  if (!valid) return ENOEXEC;
+  return cnative_set_segment(0, 0, 0, 0, 1, 0);
+}
+
 void cnative_run(cnative_state *state) {
+  cnative_is_legacy = 0;
   cnative_thread = thread();
   cnative_current = state;
   cnative_enter(state);

@@ -37,7 +37,7 @@ struct Fixture {
   let unclaimed = Log<UInt64>()
   let platform: Platform
 
-  init(cpuCount: Int = 1) {
+  init(cpuCount: Int = 1, hasTestDevices: Bool = false) {
     let (time, wall, power, wakes, output, room, unclaimed) = (time, wall, power, wakes, output, room, unclaimed)
     var configuration = PlatformConfiguration(
       cpuCount: cpuCount, memoryBelow4G: 1 << 30, memoryAbove4G: 0,
@@ -45,6 +45,7 @@ struct Fixture {
       wallTime: { WallTime(seconds: wall.seconds, nanoseconds: UInt32(time.nanoseconds % 1_000_000_000)) },
       serialOutput: { output.append($0) }, power: { power.append($0) }, wake: { wakes.append($0) })
     configuration.hasDebugExit = true
+    configuration.hasTestDevices = hasTestDevices
     configuration.serialHasRoom = { room.append(true) }
     configuration.onUnclaimedPort = { port, _, _ in unclaimed.append(port) }
     platform = Platform(configuration)

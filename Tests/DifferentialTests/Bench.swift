@@ -144,8 +144,16 @@ import X86
 
   /// Runs `input` translated into `translated`. Returns what went wrong, if the engine gave up.
   func runTranslated(privilege: Int) -> String? {
-    let page = cpu.page
     setPrivilege(privilege)
+    return runTranslated()
+  }
+
+  /// CS and SS are not what `setPrivilege` left.
+  func forgetPrivilege() { privilege = -1 }
+
+  /// The same in the segments that the vCPU has.
+  func runTranslated() -> String? {
+    let page = cpu.page
     for number in 0..<16 { page[register: UInt8(number)] = unsafe Bench.register(input, number) }
     page.rflags = unsafe input.pointee.rflags | 2
     page[\.rip] = unsafe input.pointee.rip

@@ -195,7 +195,7 @@ extension Generator {
     return isReadable(bench[4], 8) && isWritable(c.target! &+ 8, 8)
   }
 
-  private mutating func tuneCopy(_ c: inout Case) {
+  mutating func tuneCopy(_ c: inout Case) {
     let i = c.instruction
     if c.row.flags == .divide, ![0, 2].contains(i.base), ![0, 2].contains(i.index) {
       if random.chance(75) { bench[2] = random.chance(50) ? 0 : UInt64(random.below(3)) }
@@ -309,7 +309,7 @@ extension Generator {
     return true
   }
 
-  private mutating func tuneState(_ c: inout Case) -> Bool {
+  mutating func tuneState(_ c: inout Case) -> Bool {
     guard let target = c.target else { return true }
     if RowTraits(c.row).memorySize == .xsave {
       bench[0] = UInt64(random.below(8))

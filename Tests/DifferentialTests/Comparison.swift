@@ -35,7 +35,7 @@ extension Bench {
   func difference(_ tolerance: Tolerance, privilege: Int) -> String? {
     let host = unsafe native.pointee
     var guest = unsafe translated.pointee
-    let faults: [UInt64] = [13, 14]
+    let faults: [UInt64] = [12, 13, 14]
     if tolerance.eitherOperand && host.rip == guest.rip && faults.contains(host.vector) && faults.contains(guest.vector) {
       guest.vector = host.vector
       guest.cr2 = host.cr2

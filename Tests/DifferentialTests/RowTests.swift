@@ -71,7 +71,7 @@ extension Bench {
   }
 
   /// A MOV of an aligned operand is one access of its size to a device.
-  private func deviceProblem(_ c: Case) -> String? {
+  func deviceProblem(_ c: Case) -> String? {
     guard c.row.map == .one, (0x88...0x8B).contains(c.row.byte), let target = c.target, arena.kind(target) == .device,
       target % UInt64(c.size) == 0, let physical = arena.physical(target)
     else { return nil }
@@ -85,7 +85,7 @@ extension Bench {
   }
 
   /// The processor stores its x87 instruction and operand pointers, or leaves memory alone; the engine stores zeroes.
-  private func ignorePointers(_ c: Case) {
+  func ignorePointers(_ c: Case) {
     guard c.row.rule == .saveState, let target = c.target, unsafe native.pointee.rip != c.code else { return }
     let range: Range<UInt64> =
       switch c.size {
@@ -97,7 +97,7 @@ extension Bench {
   }
 
   /// If the case touches the page that should hold code, makes the translator see code there.
-  private func markCode(_ c: Case) throws {
+  func markCode(_ c: Case) throws {
     for address in c.touched where arena.kind(address) == .code || arena.kind(address &+ UInt64(c.size)) == .code {
       let page = arena.kind(address) == .code ? address & ~0xFFF : (address &+ UInt64(c.size)) & ~0xFFF
       let frame = arena.physical(page)!
@@ -113,7 +113,7 @@ extension Bench {
   }
 
   /// Flags that the manual does not define for this case.
-  private func undefinedFlags(_ c: Case) -> UInt8 {
+  func undefinedFlags(_ c: Case) -> UInt8 {
     let effect = c.row.flags
     let i = c.instruction
     let size = c.row.operand1 == .Eb ? 1 : Int(i.operandSize)

@@ -33,6 +33,13 @@ import Testing
   ])
   func panic(text: String, isPanic: Bool) { #expect(tail(text).sawPanic == isPanic) }
 
+  @Test("the reason of a panic outlives the lines kept") func panicReason() {
+    let more = String(repeating: "trace\n", count: 100)
+    #expect(tail("[    1.0] Kernel panic - not syncing: VFS: no root\r\n" + more).panicReason == "VFS: no root")
+    #expect(tail("Kernel panic - not syncing: one\nKernel panic - not syncing: two\n").panicReason == "one")
+    #expect(tail("Kernel panic - not syncing: half a l").panicReason == nil)
+  }
+
   @Test(arguments: [
     ("[    0.5] Run /init as init process\r\n", true), ("Run /sbin/init as init process\n", true),
     ("Run /init\n as init process\n", false), ("init process", false), ("RunRun /x as  as init process", true),

@@ -45,8 +45,8 @@ final class TestMemory: GuestPhysicalWriter {
 
   func loadByte(at address: UInt64) -> UInt8? { load(1, at: address).map { UInt8($0) } }
   func loadWord(at address: UInt64) -> UInt32? { load(4, at: address).map { UInt32($0) } }
-  func store(_ value: UInt32, at address: UInt64) -> Bool { put(UInt64(value), 4, at: address) }
-  func store(_ value: UInt64, at address: UInt64) -> Bool { put(value, 8, at: address) }
+  @discardableResult func store(_ value: UInt32, at address: UInt64) -> Bool { put(UInt64(value), 4, at: address) }
+  @discardableResult func store(_ value: UInt64, at address: UInt64) -> Bool { put(value, 8, at: address) }
 }
 
 /// Clocks that stand still until they are told; `step` is added to the TSC at each reading.
@@ -137,6 +137,26 @@ final class TestCPU: CPUEngine {
   var registers = [UInt64](repeating: 0, count: 16)
   var currentPrivilegeLevel: UInt8 = 0
   var isIn64BitMode = true
+  var isLongModeActive = true
+  /// The code at RIP, whether it may be stored to, and what became of it.
+  var hypercallCode: [UInt8] = []
+  var isCodeWritable = true
+  enum Event: Equatable {
+    case skipped, refetched, pageFault
+    case refused(privileged: Bool)
+  }
+  var events: [Event] = []
+  func skipHypercall() { events.append(.skipped) }
+  func replaceHypercall(with opcode: HypercallOpcode) -> Bool {
+    guard isCodeWritable else {
+      events.append(.pageFault)
+      return false
+    }
+    hypercallCode[2] = opcode.rawValue
+    return true
+  }
+  func refuseHypercall(privileged: Bool) { events.append(.refused(privileged: privileged)) }
+  func refetchCode() { events.append(.refetched) }
   var state = CPUState()
   var timestampCounter: UInt64 { 0 }
   var canAcceptInterrupt: Bool { false }

@@ -56,6 +56,13 @@ extension SystemTests {
           try Data(count: 100).write(to: URL(filePath: path))
         }
       },
+      BadFile(testDescription: "kernel without its last byte") { path in
+        if let kernel = Guest.kernel {
+          try Data(contentsOf: URL(filePath: kernel)).dropLast().write(to: URL(filePath: path))
+        } else {
+          try Data(count: 100).write(to: URL(filePath: path))
+        }
+      },
       BadFile(testDescription: "ARM64 Image") { path in
         var image = Data(count: 4096)
         image.replaceSubrange(0x38..<0x3C, with: [0x41, 0x52, 0x4D, 0x64])  // "ARMd"

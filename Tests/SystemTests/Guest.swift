@@ -34,9 +34,13 @@ enum Guest {
   static var kernel: String? { variable("LGUEST_TEST_KERNEL") }
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
+  /// Debian's kernels for i386 by flavour, and the initramfs with a 32-bit busybox.
+  static func kernel386(_ flavour: String) -> String? { variable(flavour == "686" ? "LGUEST_TEST_KERNEL_686" : "LGUEST_TEST_KERNEL_686_PAE") }
+  static var initrd386: String? { variable("LGUEST_TEST_INITRD_I386") }
   /// Where scripts/build-guests put the small guests of Guests/.
   static var guests: String? { variable("LGUEST_TEST_GUESTS") }
   static var userSpace: String? { variable("LGUEST_TEST_USERSPACE") }
+  static var userSpace386: String? { variable("LGUEST_TEST_USERSPACE_I386") }
   static var fullUserSpace: String? { variable("LGUEST_TEST_USERSPACE_FULL") }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }

@@ -12,11 +12,13 @@ extension SystemTests {
     ]
 
     /// Boots an archive of scripts/make-userspace and compares what its checks said.
-    private func check(_ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int, _ more: String...
+    private func check(
+      _ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int, kernel: String? = Guest.kernel,
+      _ more: String...
     ) throws {
       let result = try Guest.run(
         [
-          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(archive), "--memory", memory,
+          "run", "--kernel", #require(kernel), "--initrd", #require(archive), "--memory", memory,
           "--append", "quiet lguest.checks=\(checks)", "--timeout", "\(limit)s",
         ] + more, limit: Double(limit) + 10, expecting: 0)
       // A serial line ends in CR LF, which is one Character.
@@ -39,6 +41,16 @@ extension SystemTests {
     func smallOnLowerModel() throws {
       try check(
         Guest.userSpace, "small", memory: "1G", limit: 240, atLeast: UserSpaceTests.names.count, "--cpu-model", "x86-64-v2")
+    }
+
+    // All of it on both kernels takes a minute or two.
+    @Test(
+      "that of i386", .enabled(if: Guest.initrd386 != nil && Guest.userSpace386 != nil, "no i386 user space in the cache"),
+      arguments: Guest.isLong ? ["686-pae", "686"] : ["686-pae"])
+    func i386(flavour: String) throws {
+      try check(
+        Guest.userSpace386, Guest.isLong ? "i386" : "bash,luajit,python", memory: "800M", limit: 240,
+        atLeast: Guest.isLong ? 7 : 3, kernel: Guest.kernel386(flavour))
     }
 
     @Test(

@@ -279,6 +279,8 @@ enum Accepted {
       if theirs == "mov" && (seen.contains(0x8C) || seen.contains(0x8E) || seen.contains(0x24) || seen.contains(0x26)) {
         return true
       }
+      // Outside 64-bit mode VEX.W is #UD here (measured).
+      if i.code != .code64 && i.hasVEX && i.vexW && ["vpinsrd", "vpextrd"].contains(theirs) { return true }
       // 64-bit mode only.
       if i.code != .code64 && ["rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "swapgs"].contains(theirs) { return true }
       // EVEX, XOP, 3DNow!.

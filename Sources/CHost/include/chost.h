@@ -97,6 +97,10 @@ typedef struct chost_cpu {
   uint64_t slot_guard;        // host address of CHOST_SLOT_GUARD inaccessible bytes: where an empty stack entry leads
   uint64_t groups[CHOST_GROUPS]; // addends and host addresses that the checks of groups found, for the rest of their block
   uint64_t count_slot_fill;
+  // The first offset behind what may be read of and written to ES CS SS DS FS GS; 0 where Swift must look. Outside 64-bit
+  // mode only; computed with `mode`, for FS, GS and writes through CS always, for the others while CHOST_MODE_SEGMENTED
+  // is set.
+  uint64_t read_bound[6], write_bound[6];
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
@@ -250,7 +254,7 @@ uint64_t chost_block_find(const chost_block_slot *table, uint64_t mask, uint64_t
 void chost_block_insert(chost_block_slot *table, uint64_t mask, uint64_t key, uint64_t entry);
 int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key); // 1 when it was there
 
-// --- system.c: light forms of system instructions. They return the host address to continue at, or one of these.
+// --- system.c, system32.c: light forms of system instructions. They return the host address to continue at, or one of these.
 enum {
   CHOST_LIGHT_DECLINED = 0, // nothing has changed: Swift executes the instruction
   CHOST_LIGHT_CONTINUE = 1, // done: the next instruction follows
@@ -259,7 +263,7 @@ enum {
 // The order in which stub_light numbers them.
 enum {
   CHOST_LIGHT_SYSCALL, CHOST_LIGHT_SYSRET, CHOST_LIGHT_IRET, CHOST_LIGHT_POPF, CHOST_LIGHT_CR3, CHOST_LIGHT_INVLPG,
-  CHOST_LIGHT_WRMSR,
+  CHOST_LIGHT_WRMSR, CHOST_LIGHT_SYSENTER, CHOST_LIGHT_SYSEXIT, CHOST_LIGHT_INT, CHOST_LIGHT_SEGMENT,
 };
 uint64_t chost_light_syscall(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info);
@@ -268,6 +272,10 @@ uint64_t chost_light_popf(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_invlpg(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_wrmsr(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_sysenter(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_sysexit(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_int(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_segment(chost_cpu *cpu, uint32_t info);
 // #PF for an access that chost_tlb_fill refused.
 uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info);
 

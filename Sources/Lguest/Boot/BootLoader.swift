@@ -37,6 +37,8 @@ public enum BootLoader {
     _ image: KernelImage, initrd: InitialRAMDisk? = nil, commandLine: String, into memory: GuestMemory,
     acpi: ACPI? = nil, entry: EntryPoint = .auto
   ) throws(BootError) -> CPUState {
+    // Asked for by name, the entry point is the image's own.
+    let mayUnpack = entry == .auto
     let entry = try image.resolve(entry)
     guard memory.byteCount >= BootLayout.minimumByteCount else {
       throw BootError(
@@ -45,10 +47,17 @@ public enum BootLoader {
     }
     try place(acpi, in: memory)
 
+    if entry == .multiboot, let header = image.multiboot {
+      return try MultibootBoot.load(
+        header, image.elf, image.file, initrd: initrd, commandLine: commandLine, into: memory)
+    }
     let loaded: LoadedKernel
     switch image.format {
-    case .bzImage(let header): loaded = try load(header, image.file, entry, into: memory)
+    case .bzImage(let header):
+      let unpacked = mayUnpack && entry == .linux64 ? UnpackedKernel(header, in: image.file) : nil
+      loaded = try load(header, image.file, unpacked, entry, commandLine, into: memory)
     case .elf(let elf): loaded = try load(elf, image.file, entry, into: memory)
+    case .multiboot: preconditionFailure("has one entry point only")
     }
     try place(commandLine, limit: loaded.commandLineMax, in: memory)
     let disk = try initrd?.load(
@@ -79,7 +88,8 @@ public enum BootLoader {
   }
 
   private static func load(
-    _ header: SetupHeader, _ file: HostFile, _ entry: EntryPoint, into memory: GuestMemory
+    _ header: SetupHeader, _ file: HostFile, _ unpacked: UnpackedKernel?, _ entry: EntryPoint, _ commandLine: String,
+    into memory: GuestMemory
   ) throws(BootError) -> LoadedKernel {
     // A kernel unpacks itself no lower than it prefers to be, wherever it was put.
     let needed = max(header.initByteCount, UInt64(header.kernelByteCount))
@@ -90,14 +100,20 @@ public enum BootLoader {
         "\(file) needs \(describe(byteCount: needed)) at 0x\(String(address, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
         remedy: "give it at least \(describe(byteCount: address + needed))")
     }
-    do throws(HostError) {
-      try memory.read(
-        from: file, at: header.kernelOffset, count: header.kernelByteCount, to: GuestPhysical(address))
-    } catch { throw BootError(error) }
     var parameters = BootParameters(header)
     parameters.setLoadAddress(address)
+    var entryAddress = entry == .linux64 ? address + 0x200 : address
+    if let unpacked {
+      parameters.setRandomized(try unpacked.load(into: memory, header, commandLine: commandLine))
+      entryAddress = unpacked.image.entry
+    } else {
+      do throws(HostError) {
+        try memory.read(
+          from: file, at: header.kernelOffset, count: header.kernelByteCount, to: GuestPhysical(address))
+      } catch { throw BootError(error) }
+    }
     return LoadedKernel(
-      entry: entry == .linux64 ? address + 0x200 : address, end: address + needed,
+      entry: entryAddress, end: address + needed,
       initrdLimit: header.initrdAddressMax + 1, commandLineMax: header.commandLineMax, parameters: parameters)
   }
 

@@ -32,6 +32,9 @@ struct BootParameters {
     bytes.setLittle(UInt32(truncatingIfNeeded: address), at: 0x214)
   }
 
+  /// Whether the kernel may place its memory at random (loadflags, KASLR_FLAG): what its decompressor would tell it.
+  mutating func setRandomized(_ isRandomized: Bool) { if isRandomized { bytes[0x211] |= 2 } }
+
   /// The address of the NUL-terminated command line.
   mutating func setCommandLine(_ address: UInt64) {
     bytes.setLittle(UInt32(truncatingIfNeeded: address), at: 0x228)

@@ -16,6 +16,23 @@ public struct ELFImage: Sendable {
     public var memoryByteCount: UInt64
     /// Does not wrap: checked when read.
     var physicalEnd: UInt64 { physicalAddress + memoryByteCount }
+
+    /// Copies the segment to its physical address and clears what the file does not fill.
+    ///
+    /// - Throws: `BootError` `.memory` if it is not all RAM.
+    func load(from file: HostFile, into memory: GuestMemory) throws(BootError) {
+      let address = GuestPhysical(physicalAddress)
+      guard memory.contains(address, count: Int(memoryByteCount)) else {
+        throw BootError(
+          .memory,
+          "\(file) needs memory at \(address)...0x\(String(physicalEnd, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
+          remedy: "give the guest more memory")
+      }
+      do throws(HostError) {
+        try memory.read(from: file, at: offset, count: fileByteCount, to: address)
+      } catch { throw BootError(error) }
+      try memory.clear(address + UInt64(fileByteCount), count: Int(memoryByteCount) - fileByteCount)
+    }
   }
 
   public let is64Bit: Bool
@@ -25,8 +42,8 @@ public struct ELFImage: Sendable {
   public let segments: [LoadSegment]
   /// The 32-bit physical entry point of PVH (note "Xen", type 18 PHYS32_ENTRY), if there is one.
   public let pvhEntry: UInt64?
-  /// Whether a multiboot 1 header lies in the first 8 KiB.
-  public let hasMultibootHeader: Bool
+  /// The multiboot 1 header, if there is one.
+  public let multiboot: MultibootHeader?
 
   /// The lowest and the highest physical address it occupies.
   public var physicalRange: Range<UInt64> {
@@ -73,7 +90,8 @@ public struct ELFImage: Sendable {
     let type = header.little(UInt16.self, at: 16)!
     guard type == 2 || type == 3 else {
       let what = type == 1 ? "an object file or kernel module" : type == 4 ? "a core dump" : "ELF type \(type)"
-      throw BootError(.notAKernel, "\(file) is \(what), not a kernel", remedy: "use a bzImage or an uncompressed vmlinux")
+      throw BootError(
+        .notAKernel, "\(file) is \(what), not a kernel", remedy: "use a bzImage or an uncompressed vmlinux")
     }
 
     let full = is64Bit ? try bytes(0, 64, "header") : header
@@ -112,7 +130,9 @@ public struct ELFImage: Sendable {
           .truncated, "\(file) is truncated: segment \(index) lies beyond the end at \(file.byteCount) bytes",
           remedy: "copy or download it again")
       }
-      guard physical < 1 << 52, memoryCount < 1 << 52 else { throw malformed("segment \(index) has no physical address") }
+      guard physical < 1 << 52, memoryCount < 1 << 52 else {
+        throw malformed("segment \(index) has no physical address")
+      }
       segments.append(
         LoadSegment(
           offset: Int(offset), fileByteCount: Int(fileCount), virtualAddress: word(row, 16, 8),
@@ -132,7 +152,7 @@ public struct ELFImage: Sendable {
     self.is64Bit = is64Bit
     self.segments = segments
     self.pvhEntry = pvhEntry
-    hasMultibootHeader = multibootHeaderOffset(in: head) != nil
+    multiboot = MultibootHeader(in: head)
   }
 
   /// Looks for PHYS32_ENTRY among notes: name and descriptor sizes, type, then both padded to four bytes.
@@ -162,28 +182,7 @@ public struct ELFImage: Sendable {
           .malformed, "\(file) wants to be loaded at \(address), in the first MiB, where the boot data lies",
           remedy: "link it at 1 MiB or higher")
       }
-      guard memory.contains(address, count: Int(segment.memoryByteCount)) else {
-        throw BootError(
-          .memory,
-          "\(file) needs memory at \(address)...0x\(String(segment.physicalEnd, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
-          remedy: "give the guest more memory")
-      }
-      do throws(HostError) {
-        try memory.read(from: file, at: segment.offset, count: segment.fileByteCount, to: address)
-      } catch { throw BootError(error) }
-      let rest = Int(segment.memoryByteCount) - segment.fileByteCount
-      try memory.clear(address + UInt64(segment.fileByteCount), count: rest)
+      try segment.load(from: file, into: memory)
     }
   }
-}
-
-/// Where a multiboot 1 header begins: magic, flags and their checksum, aligned to four bytes within the first
-/// 8 KiB (Multiboot specification 0.6.96, 3.1).
-func multibootHeaderOffset(in head: [UInt8]) -> Int? {
-  for offset in stride(from: 0, to: min(8192, head.count) - 11, by: 4) {
-    guard head.little(UInt32.self, at: offset) == 0x1BAD_B002 else { continue }
-    let sum = 0x1BAD_B002 &+ head.little(UInt32.self, at: offset + 4)! &+ head.little(UInt32.self, at: offset + 8)!
-    if sum == 0 { return offset }
-  }
-  return nil
 }

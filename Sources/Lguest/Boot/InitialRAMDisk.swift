@@ -21,14 +21,24 @@ public struct InitialRAMDisk: Sendable {
   /// A file as it is.
   public init(_ path: FilePath) { parts = [.file(path)] }
 
-  /// Copies the parts to the top of the RAM below `limit`, page-aligned, each part at a multiple of 4 bytes.
+  /// What the first part is called, for protocols that name it.
+  var name: String {
+    if case .file(let path)? = parts.first { path.string } else { "" }
+  }
+
+  /// Which end of the room to use.
+  enum Place { case lowest, highest }
+
+  /// Copies the parts to the top of the RAM below `limit`, or right above the floor, page-aligned, each part at a multiple of 4 bytes.
   ///
   /// - Parameters:
   ///   - floor: The end of the memory the kernel needs.
   ///   - limit: The first address it may not use, by the kernel's own word or the end of RAM.
   /// - Returns: The range, ending with the last byte; `nil` if there are no parts.
   /// - Throws: `BootError` `.initrd` if it does not fit, `.host` if a file cannot be read.
-  func load(into memory: GuestMemory, above floor: UInt64, below limit: UInt64) throws(BootError) -> Range<UInt64>? {
+  func load(
+    into memory: GuestMemory, above floor: UInt64, below limit: UInt64, place: Place = .highest
+  ) throws(BootError) -> Range<UInt64>? {
     var opened: [(file: HostFile?, bytes: [UInt8], offset: UInt64, count: Int)] = []
     var size: UInt64 = 0
     for part in parts {
@@ -48,7 +58,8 @@ public struct InitialRAMDisk: Sendable {
       }
     }
     guard size > 0 else { return nil }
-    guard floor < limit, size <= limit - floor, case let start = (limit - size) & ~4095, start >= floor else {
+    let lowest = (floor + 4095) & ~4095
+    guard floor < limit, size <= limit - floor, lowest <= (limit - size) & ~4095 else {
       let room = limit > floor ? limit - floor : 0
       throw BootError(
         .initrd,
@@ -56,6 +67,7 @@ public struct InitialRAMDisk: Sendable {
         remedy: room < memory.lowEnd / 2 && limit == memory.lowEnd || memory.highEnd == GuestMemory.highStart
           ? "give the guest more memory" : "use a smaller initrd")
     }
+    let start = place == .lowest ? lowest : (limit - size) & ~4095
     for part in opened {
       let address = GuestPhysical(start + part.offset)
       if let file = part.file {

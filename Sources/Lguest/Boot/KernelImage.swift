@@ -15,7 +15,7 @@ public enum EntryPoint: String, Sendable, CaseIterable, Codable {
   case linux32
   /// Xen's PVH: protected mode without paging, start information in EBX.
   case pvh
-  /// Multiboot 1. Recognised, not started yet.
+  /// Multiboot 1: protected mode without paging, information record in EBX.
   case multiboot
 }
 
@@ -25,6 +25,8 @@ public struct KernelImage: Sendable {
   public enum Format: Sendable {
     case bzImage(SetupHeader)
     case elf(ELFImage)
+    /// Neither, but with a multiboot header that says where the file goes.
+    case multiboot(MultibootHeader)
   }
 
   public let file: HostFile
@@ -33,6 +35,9 @@ public struct KernelImage: Sendable {
   public let version: String?
   /// What can be asked for, best first; never empty, never `auto`.
   public let entryPoints: [EntryPoint]
+
+  var elf: ELFImage? { if case .elf(let elf) = format { elf } else { nil } }
+  var multiboot: MultibootHeader? { if case .multiboot(let header) = format { header } else { elf?.multiboot } }
 
   /// Opens a file and finds out what it is.
   ///
@@ -58,8 +63,12 @@ public struct KernelImage: Sendable {
       self.version = version
       let linux: EntryPoint = image.is64Bit ? .linux64 : .linux32
       // Linux takes its own protocol best; what is not Linux says by its headers what it takes.
-      let others: [EntryPoint] = (image.pvhEntry == nil ? [] : [.pvh]) + (image.hasMultibootHeader ? [.multiboot] : [])
+      let others: [EntryPoint] = (image.pvhEntry == nil ? [] : [.pvh]) + (image.multiboot == nil ? [] : [.multiboot])
       entryPoints = version != nil ? [linux] + others : others.isEmpty ? [linux] : others
+    } else if let header = MultibootHeader(in: head), header.addresses != nil {
+      format = .multiboot(header)
+      version = nil
+      entryPoints = [.multiboot]
     } else {
       throw KernelImage.whatElse(head, file)
     }
@@ -67,17 +76,11 @@ public struct KernelImage: Sendable {
 
   /// The entry point `wanted` stands for.
   func resolve(_ wanted: EntryPoint) throws(BootError) -> EntryPoint {
-    let entry = wanted == .auto ? entryPoints.first { $0 != .multiboot } ?? .multiboot : wanted
-    let usable = entryPoints.filter { $0 != .multiboot }.map(\.rawValue).joined(separator: ", ")
+    let entry = wanted == .auto ? entryPoints[0] : wanted
     guard entryPoints.contains(entry) else {
       throw BootError(
         .entryPoint, "\(file) has no \(entry.rawValue) entry point",
-        remedy: usable.isEmpty ? "use another kernel" : "it has: \(usable)")
-    }
-    guard entry != .multiboot else {
-      throw BootError(
-        .entryPoint, "\(file) is a multiboot kernel, and multiboot is not supported",
-        remedy: usable.isEmpty ? "use a kernel with a Linux or PVH entry point" : "it also has: \(usable)")
+        remedy: "it has: \(entryPoints.map(\.rawValue).joined(separator: ", "))")
     }
     return entry
   }
@@ -127,7 +130,8 @@ public struct KernelImage: Sendable {
     let ours = "use a bzImage or an uncompressed vmlinux for x86"
     let foreign: [(String, Int, String)] = [
       ("ARM\u{64}", 56, "an arm64 kernel image"), ("RISCV", 48, "a RISC-V kernel image"),
-      ("\u{18}\u{28}\u{6F}\u{01}", 36, "a 32-bit Arm zImage"), ("zimg", 4, "an EFI zboot kernel of another architecture"),
+      ("\u{18}\u{28}\u{6F}\u{01}", 36, "a 32-bit Arm zImage"),
+      ("zimg", 4, "an EFI zboot kernel of another architecture"),
     ]
     for (magic, offset, name) in foreign where head.matches(magic, at: offset) {
       return BootError(.foreign, "\(file) is \(name)", remedy: "use a kernel built for x86")
@@ -142,7 +146,10 @@ public struct KernelImage: Sendable {
     }
     let others: [([UInt8], String, String)] = [
       ([0x30, 0x37, 0x30, 0x37, 0x30], "an initial RAM disk (cpio)", "give it as the initrd and name a kernel"),
-      ([0x21, 0x3C, 0x61, 0x72, 0x63, 0x68, 0x3E], "a Debian package or archive", "extract it (dpkg-deb -x) and name the vmlinuz in it"),
+      (
+        [0x21, 0x3C, 0x61, 0x72, 0x63, 0x68, 0x3E], "a Debian package or archive",
+        "extract it (dpkg-deb -x) and name the vmlinuz in it"
+      ),
       ([0xED, 0xAB, 0xEE, 0xDB], "an RPM package", "extract it (rpm2cpio) and name the vmlinuz in it"),
       ([0x51, 0x46, 0x49, 0xFB], "a qcow2 disk image", "name a kernel; a disk cannot be booted directly"),
       ([0x68, 0x73, 0x71, 0x73], "a squashfs file system", "name the kernel inside it"),
@@ -152,8 +159,14 @@ public struct KernelImage: Sendable {
     for (magic, name, remedy) in others where head.matches(magic) {
       return BootError(.notAKernel, "\(file) is \(name), not a kernel", remedy: remedy)
     }
-    if multibootHeaderOffset(in: head) != nil {
-      return BootError(.entryPoint, "\(file) is a multiboot kernel that is not ELF", remedy: ours)
+    if MultibootHeader(in: head) != nil {
+      return BootError(
+        .entryPoint, "\(file) is no ELF file, and its multiboot header does not say where it goes",
+        remedy: "set flag 16 in the header and fill the address fields in")
+    }
+    if MultibootHeader.isDamaged(in: head) {
+      return BootError(
+        .malformed, "\(file) has a multiboot header with a wrong checksum", remedy: "copy, download or build it again")
     }
     if head.allSatisfy({ $0 == 0 }) {
       return BootError(.notAKernel, "\(file) begins with \(head.count) zero bytes", remedy: "copy or download it again")
@@ -163,7 +176,8 @@ public struct KernelImage: Sendable {
     }
     if head.count < 0x206 {
       return BootError(
-        .notAKernel, "\(file) has only \(head.count) bytes: too short for a kernel", remedy: "copy or download it again")
+        .notAKernel, "\(file) has only \(head.count) bytes: too short for a kernel", remedy: "copy or download it again"
+      )
     }
     return BootError(.notAKernel, "\(file) is not a kernel image", remedy: ours)
   }

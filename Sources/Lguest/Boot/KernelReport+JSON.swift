@@ -36,6 +36,7 @@ extension KernelReport {
       ("initrdAddressMax", initrdAddressMax.map(JSON.unsigned) ?? .null),
       ("entryAddress", entryAddress.map(JSON.unsigned) ?? .null),
       ("pvhEntryAddress", pvhEntryAddress.map(JSON.unsigned) ?? .null),
+      ("multibootFlags", multibootFlags.map { .unsigned(UInt64($0)) } ?? .null),
     ])
   }
 }

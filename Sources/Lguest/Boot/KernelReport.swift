@@ -7,7 +7,7 @@ import Host
 public struct KernelReport: Sendable, Equatable, Encodable {
   /// What the file was called on the command line, with its role.
   public var file: String
-  /// "bzImage", "ELF64" or "ELF32".
+  /// "bzImage", "ELF64", "ELF32" or "multiboot".
   public var format: String
   public var byteCount: Int
   public var version: String?
@@ -29,9 +29,11 @@ public struct KernelReport: Sendable, Equatable, Encodable {
   public var commandLineMax: Int?
   /// bzImage only: the last usable address.
   public var initrdAddressMax: UInt64?
-  /// ELF only: where execution begins.
+  /// ELF and multiboot only: where execution begins.
   public var entryAddress: UInt64?
   public var pvhEntryAddress: UInt64?
+  /// The flags of the multiboot header, if there is one.
+  public var multibootFlags: UInt32?
 
   /// Collects the facts.
   public init(_ image: KernelImage) {
@@ -40,12 +42,22 @@ public struct KernelReport: Sendable, Equatable, Encodable {
     version = image.version
     entryPoints = image.entryPoints
     defaultEntryPoint = try? image.resolve(.auto)
+    multibootFlags = image.multiboot?.flags
     switch image.format {
+    case .multiboot(let header):
+      format = "multiboot"
+      let fields = header.addresses!
+      loadAddress = UInt64(fields.load)
+      memoryByteCount = (try? header.segment(fields, of: image.file))?.memoryByteCount ?? 0
+      entryAddress = UInt64(fields.entry)
     case .bzImage(let header):
       format = "bzImage"
       bootProtocol = "\(header.protocolVersion >> 8).\(header.protocolVersion & 0xFF)"
       compression = header.compression
-      let names = ["64-bit entry", "loads above 4 GiB", "EFI handover 32", "EFI handover 64", "EFI kexec", "5-level paging", "5-level enabled"]
+      let names = [
+        "64-bit entry", "loads above 4 GiB", "EFI handover 32", "EFI handover 64", "EFI kexec", "5-level paging",
+        "5-level enabled",
+      ]
       flags = names.enumerated().filter { header.xloadflags >> UInt16($0.offset) & 1 != 0 }.map(\.element)
       isRelocatable = header.isRelocatable
       loadAddress = header.preferredAddress
@@ -71,13 +83,16 @@ public struct KernelReport: Sendable, Equatable, Encodable {
     }
     fact("format", format + (bootProtocol.map { ", boot protocol \($0)" } ?? ""))
     fact("version", version ?? "unknown")
-    fact("entry points", entryPoints.map { $0.rawValue + ($0 == defaultEntryPoint ? " (default)" : "") }.joined(separator: ", "))
+    fact(
+      "entry points",
+      entryPoints.map { $0.rawValue + ($0 == defaultEntryPoint ? " (default)" : "") }.joined(separator: ", "))
     fact("compression", compression?.rawValue)
     fact("flags", flags.flatMap { $0.isEmpty ? nil : $0.joined(separator: ", ") })
     fact("load address", hex(loadAddress) + (isRelocatable.map { $0 ? ", relocatable" : ", fixed" } ?? ""))
     fact("memory", "\(memoryByteCount / 1024) KiB from there on")
     fact("entry", entryAddress.map(hex))
     fact("PVH entry", pvhEntryAddress.map(hex))
+    fact("multiboot", multibootFlags.map { "flags " + hex(UInt64($0)) })
     fact("command line", commandLineMax.map { "at most \($0) bytes" })
     fact("initrd", initrdAddressMax.map { "up to \(hex($0))" })
     return lines

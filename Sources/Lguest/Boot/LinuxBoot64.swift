@@ -34,7 +34,12 @@ enum LinuxBoot64 {
 /// The descriptor table all protocols use: code at selector 0x10, data at 0x18, a busy TSS at 0x20.
 enum FlatSegments {
   /// Writes the table and returns a CPU whose segment registers are loaded from it. Interrupts are off.
-  static func install(in memory: GuestMemory, code: Segment) throws(BootError) -> CPUState {
+  ///
+  /// - Parameter address: Where the table goes, and an empty interrupt table 64 bytes behind it.
+  static func install(
+    in memory: GuestMemory, code: Segment, at address: UInt64 = BootLayout.gdt
+  ) throws(BootError) -> CPUState {
+    let idt = address + BootLayout.idt - BootLayout.gdt
     let is64Bit = code.attributes & 0x2000 != 0
     let table: [UInt64] = [
       0, 0, is64Bit ? 0x00AF_9B00_0000_FFFF : 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF,
@@ -42,8 +47,8 @@ enum FlatSegments {
     ]
     var bytes: [UInt8] = []
     for entry in table { bytes.appendLittle(entry) }
-    try memory.place(bytes, at: BootLayout.gdt)
-    try memory.place([UInt8](repeating: 0, count: 8), at: BootLayout.idt)
+    try memory.place(bytes, at: address)
+    try memory.place([UInt8](repeating: 0, count: 8), at: idt)
 
     var state = CPUState()
     state.cs = code
@@ -54,8 +59,8 @@ enum FlatSegments {
     state.gs = .flatData
     state.ldtr = .unusable
     state.tr = Segment(selector: 0x20, base: 0, limit: 0x67, attributes: 0x8B)
-    state.gdtr = DescriptorTable(base: BootLayout.gdt, limit: UInt16(bytes.count - 1))
-    state.idtr = DescriptorTable(base: BootLayout.idt, limit: 7)
+    state.gdtr = DescriptorTable(base: address, limit: UInt16(bytes.count - 1))
+    state.idtr = DescriptorTable(base: idt, limit: 7)
     state.rflags = 2
     state.registers[4] = BootLayout.stackTop  // RSP: no protocol asks for a stack, every kernel likes one
     return state

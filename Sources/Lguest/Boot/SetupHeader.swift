@@ -79,7 +79,8 @@ public struct SetupHeader: Sendable {
     guard let spoken = head.little(UInt16.self, at: 0x206), let sectors = head.little(UInt8.self, at: 0x1F1),
       let paragraphs = head.little(UInt32.self, at: 0x1F4), let loadflags = head.little(UInt8.self, at: 0x211)
     else { throw truncated() }
-    func field<T: FixedWidthInteger>(_ type: T.Type, _ offset: Int, since: UInt16, else value: T) throws(BootError) -> T {
+    func field<T: FixedWidthInteger>(_ type: T.Type, _ offset: Int, since: UInt16, else value: T) throws(BootError) -> T
+    {
       guard spoken >= since else { return value }
       guard let value = head.little(type, at: offset) else { throw truncated() }
       return value
@@ -95,6 +96,8 @@ public struct SetupHeader: Sendable {
     let declared = Int(spoken >= 0x0204 ? paragraphs : paragraphs & 0xFFFF) * 16
     guard file.byteCount > kernelOffset, file.byteCount >= kernelOffset + declared else { throw truncated() }
     kernelByteCount = declared > 0 ? declared : file.byteCount - kernelOffset
+    // A signed image ends with its signatures, behind what the setup header counts.
+    guard file.byteCount >= SetupHeader.signatureEnd(in: head) else { throw truncated() }
 
     let end = min(0x202 + Int(head[0x201]), 0x290)
     guard head.count >= end, end > 0x230 || spoken < 0x0205, end > 0x214 else { throw truncated() }
@@ -135,5 +138,20 @@ public struct SetupHeader: Sendable {
     } else {
       version = nil
     }
+  }
+
+  /// File offset of the end of an EFI image's certificate table, 0 if it has none (PE format specification, optional
+  /// header, data directory 4).
+  private static func signatureEnd(in head: [UInt8]) -> Int {
+    guard head.matches([0x4D, 0x5A]), let header = head.little(UInt32.self, at: 0x3C).map({ Int($0) }),
+      head.matches([0x50, 0x45, 0, 0], at: header),
+      let magic = head.little(UInt16.self, at: header + 24), magic == 0x20B || magic == 0x10B
+    else { return 0 }
+    let directories = header + 24 + (magic == 0x20B ? 112 : 96)
+    guard let count = head.little(UInt32.self, at: directories - 4), count > 4,
+      let offset = head.little(UInt32.self, at: directories + 4 * 8),
+      let byteCount = head.little(UInt32.self, at: directories + 4 * 8 + 4)
+    else { return 0 }
+    return Int(offset) + Int(byteCount)
   }
 }

@@ -49,8 +49,8 @@ extension BlockBuilder {
   }
 
   private mutating func addToT0(_ offset: Int64) {
-    hot.lea(RegisterMap.t0, HostMemory(RegisterMap.t0, Int32(truncatingIfNeeded: offset)))
-    if !isLong { hot.mov32(RegisterMap.t0, RegisterMap.t0) }
+    let target = HostMemory(RegisterMap.t0, Int32(truncatingIfNeeded: offset))
+    if isLong { hot.lea(RegisterMap.t0, target) } else { hot.lea32(RegisterMap.t0, target) }
   }
 
   /// Goes to the linear address in T0. The page's flags are current.
@@ -174,8 +174,8 @@ extension BlockBuilder {
   /// Pushes the guest's return address on its stack; it stays in T2.
   private mutating func pushReturnAddress() {
     hot.load(RegisterMap.t2, .env(Slot.pageAddress))
-    hot.lea(RegisterMap.t2, HostMemory(RegisterMap.t2, nextOffset))
-    if !isLong { hot.mov32(RegisterMap.t2, RegisterMap.t2) }
+    let next = HostMemory(RegisterMap.t2, nextOffset)
+    if isLong { hot.lea(RegisterMap.t2, next) } else { hot.lea32(RegisterMap.t2, next) }
     pushT2(size: isLong ? 8 : 4)
   }
 
@@ -225,7 +225,7 @@ extension BlockBuilder {
   /// JMP r/m.
   mutating func jumpIndirect() -> Bool {
     let i = instruction
-    guard hasInlineBranches, !truncatesIP, !i.isMemory || isInline(segment: i.segment) else { return false }
+    guard hasInlineBranches, !truncatesIP, !i.isMemory || isInline else { return false }
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
@@ -236,7 +236,7 @@ extension BlockBuilder {
   /// CALL r/m.
   mutating func callIndirect() -> Bool {
     let i = instruction
-    guard hasInlineBranches, hasInlineStack, !truncatesIP, !i.isMemory || isInline(segment: i.segment) else {
+    guard hasInlineBranches, hasInlineStack, !truncatesIP, !i.isMemory || isInline else {
       return false
     }
     needPageFlags()

@@ -18,7 +18,7 @@ extension BlockBuilder {
   mutating func copy() -> Bool {
     let i = instruction
     if i.isMemory {
-      guard isInline(segment: i.segment) else { return false }
+      guard isInline else { return false }
       let size = traits.memoryBytes(i)
       guard size > 0 else { return false }
       var memory = access(size: size, write: traits.memoryWrites)
@@ -206,13 +206,15 @@ extension BlockBuilder {
   private mutating func encode(_ fields: RenamedFields, memory: HostMemory?) {
     let i = instruction
     if i.hasVEX {
+      // Outside 64-bit mode there are eight vector registers: VZEROUPPER and VZEROALL leave the others alone.
+      if !isLong && row.map == .vex0F && row.byte == 0x77 { return zeroVectors() }
       encodeVEX(fields, memory: memory)
     } else {
       if i.hasLock { hot.byte(0xF0) }
       // 66 is a mandatory prefix, or means 16-bit operands, or nothing.
+      let isSized = traits.usesOperandSize && row.rule != .mmx && row.rule != .sse
       let wants66 =
-        row.prefix == .p66 || traits.usesOperandSize && i.operandSize == 2
-        || !traits.usesOperandSize && row.prefix != .any && i.hasOperandSizePrefix
+        isSized ? i.operandSize == 2 : row.prefix == .p66 || row.prefix != .any && i.hasOperandSizePrefix
       if wants66 { hot.byte(0x66) }
       if i.repeatPrefix != 0 && row.prefix != .any { hot.byte(i.repeatPrefix) }
       var rex: UInt8 = i.rex & 8
@@ -249,7 +251,19 @@ extension BlockBuilder {
         hot.modRM(reg: fields.reg, rm: fields.rm)
       }
     }
-    immediate(i.immediate, bytes: i.immediateBytes)
+    // The register in an immediate is one of eight outside 64-bit mode.
+    let isRegister = row.operand4 == .Lx && !isLong
+    immediate(isRegister ? i.immediate & ~0x80 : i.immediate, bytes: i.immediateBytes)
+  }
+
+  /// VZEROUPPER or VZEROALL on the first eight registers: VMOVDQA XMMn,XMMn or VPXOR XMMn,XMMn,XMMn.
+  private mutating func zeroVectors() {
+    for number in UInt8(0)..<8 {
+      hot.byte(0xC5)
+      hot.byte(0x81 | (instruction.vexL ? ~number & 15 : 15) << 3)
+      hot.byte(instruction.vexL ? 0xEF : 0x6F)
+      hot.modRM(reg: number, rm: number)
+    }
   }
 
   mutating func immediate(_ value: UInt64, bytes: UInt8) {

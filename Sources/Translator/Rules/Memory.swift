@@ -9,12 +9,29 @@ import CHost
 import X86
 
 extension BlockBuilder {
-  /// Whether this mode's memory operands in `segment` are served in line. Segments with a base or a limit to
-  /// check are left to Swift outside 64-bit mode, and so is everything while breakpoints are armed or every
-  /// element of a string traps.
-  func isInline(segment: UInt8) -> Bool {
-    if has(Int(CHOST_MODE_ALIGN)) || has(Int(CHOST_MODE_STEP)) { return false }
-    return isLong || (!has(Int(CHOST_MODE_SEGMENTED)) && segment < 4)
+  /// Whether memory operands are served in line: not while breakpoints are armed or alignment is checked.
+  var isInline: Bool { !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) }
+
+  /// Whether offsets in `segment` are linear addresses, with nothing to add and nothing to check.
+  func isFlat(_ segment: UInt8, write: Bool = false) -> Bool {
+    // Outside 64-bit mode the code segment cannot be written.
+    isLong ? segment < 4 : segment < 4 && !has(Int(CHOST_MODE_SEGMENTED)) && !(write && segment == 1)
+  }
+
+  /// Whether RSP, and a register plus a displacement, are linear addresses as they stand in 64-bit registers. Outside
+  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper half,
+  /// misses, and Swift computes what it means.
+  var hasPlainAddresses: Bool {
+    isLong || !has(Int(CHOST_MODE_LMA)) && !has(Int(CHOST_MODE_SEGMENTED)) && has(Int(CHOST_MODE_STACK32))
+  }
+
+  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that may
+  /// be addresses of tables in the upper half wrap as a rule, not by accident.
+  private func isPlain(write: Bool) -> Bool {
+    let i = instruction
+    guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
+    if isLong { return i.addressSize == 8 }
+    return hasPlainAddresses && i.addressSize == 4 && i.displacement > -0x1_0000
   }
 
   /// Displacement from ENV of a table.
@@ -38,11 +55,11 @@ extension BlockBuilder {
       checkRegion(region, offset..<offset &+ Int64(size), write: write, group: nil)
       return HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: offset))
     }
-    if isLong && i.addressSize == 8 && i.index == 0xFF && !i.isRIPRelative && i.segment < 4 && i.base != 0xFF {
+    if isPlain(write: write) {
       let base = RegisterMap.host(i.base)
       if base != RegisterMap.inMemory { return access(base: base, displacement: i.displacement, size: size, write: write) }
     }
-    linearAddress()
+    linearAddress(size: size, write: write)
     check(keepsAddress: true, size: size, write: write, slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
     return HostMemory(RegisterMap.t0, index: RegisterMap.t1)
   }
@@ -246,7 +263,7 @@ extension BlockBuilder {
       addressInT0(base, low)
       check(keepsAddress: false, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
     } else {
-      linearAddress()
+      linearAddress(size: size, write: group.writes)
       addressInT0(t0, Int32(truncatingIfNeeded: group.low &- position))
       let base = group.base.base == 4 ? RegisterMap.stackPointer : t0
       check(keepsAddress: true, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
@@ -261,10 +278,11 @@ extension BlockBuilder {
     t1Group = number
   }
 
-  /// Computes the ModRM operand's linear address into T0. May use T2; destroys EFLAGS for FS and GS.
-  mutating func linearAddress() {
+  /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
+  /// EFLAGS unless the segment is flat.
+  private mutating func linearAddress(size: Int, write: Bool) {
     effectiveAddress()
-    addSegmentBase()
+    toLinear(instruction.segment, size: size, write: write)
   }
 
   /// Wraps the offset in T0 to the address size. Keeps EFLAGS.
@@ -276,13 +294,19 @@ extension BlockBuilder {
     }
   }
 
-  /// Turns the offset in T0 into a linear address. Destroys EFLAGS for FS and GS.
-  mutating func addSegmentBase() {
-    let segment = instruction.segment
-    if segment >= 4 {
-      hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(segment)))
-      if !isLong { hot.mov32(RegisterMap.t0, RegisterMap.t0) }
+  /// Turns the offset in T0 of an operand into its linear address; Swift executes the instruction if the segment does
+  /// not allow the access. Destroys EFLAGS, and T2 outside 64-bit mode, unless the segment is flat.
+  mutating func toLinear(_ segment: UInt8, size: Int, write: Bool) {
+    if isFlat(segment, write: write) { return }
+    let t0 = RegisterMap.t0, t2 = RegisterMap.t2
+    if !isLong {
+      let refused = coldExitInstruction()
+      hot.lea(t2, HostMemory(t0, Int32(truncatingIfNeeded: size)))
+      hot.alu(.cmp, t2, .env((write ? Slot.writeBounds : Slot.readBounds) &+ Int32(segment) &* 8))
+      hot.jump(if: CodeEmitter.above, to: refused)
     }
+    hot.alu(.add, t0, .env(BlockBuilder.segmentBase(segment)))
+    if !isLong { hot.mov32(t0, t0) }
   }
 
   /// Displacement from ENV of a segment's base.

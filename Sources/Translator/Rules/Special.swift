@@ -33,7 +33,7 @@ extension BlockBuilder {
   mutating func bitMemory() -> Bool {
     let i = instruction
     guard i.isMemory else { return copy() }
-    guard isInline(segment: i.segment) else { return false }
+    guard isInline else { return false }
     clobberFlags()
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1, t2 = RegisterMap.t2
     effectiveAddress()
@@ -47,7 +47,7 @@ extension BlockBuilder {
     hot.shiftRightArithmetic(t2, size == 8 ? 6 : (size == 4 ? 5 : 4))
     hot.lea(t0, HostMemory(t0, index: t2, scale: size == 8 ? 3 : (size == 4 ? 2 : 1)))
     wrapAddress()
-    addSegmentBase()
+    toLinear(i.segment, size: Int(size), write: traits.memoryWrites)
     let memory = accessAtT0(size: Int(size), write: traits.memoryWrites)
     hot.lea(t0, memory)
     let bits = value(of: i.reg, scratch: t2)
@@ -68,12 +68,12 @@ extension BlockBuilder {
   /// MOV between AL/AX/EAX/RAX and an absolute offset.
   mutating func moffs() -> Bool {
     let i = instruction
-    guard isInline(segment: i.segment) else { return false }
+    guard isInline else { return false }
     let size = i.opcode & 1 == 0 ? 1 : Int(i.operandSize)
     let write = i.opcode & 2 != 0
     clobberFlags()
     hot.mov(RegisterMap.t0, immediate: i.immediate)
-    if i.segment >= 4 { hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(i.segment))) }
+    toLinear(i.segment, size: size, write: write)
     let memory = accessAtT0(size: size, write: write)
     if size == 2 { hot.byte(0x66) }
     hot.rex(w: size == 8, reg: RegisterMap.rax, memory: memory)
@@ -96,17 +96,18 @@ extension BlockBuilder {
     return true
   }
 
-  /// XLAT in 64-bit mode.
+  /// XLAT.
   mutating func xlat() -> Bool {
     let i = instruction
-    guard isLong, i.addressSize == 8, isInline(segment: i.segment) else { return false }
+    guard isInline else { return false }
     clobberFlags()
     hot.byte(0x44)  // MOVZX R13D, AL
     hot.byte(0x0F)
     hot.byte(0xB6)
     hot.byte(0xE8)
     hot.lea(RegisterMap.t0, HostMemory(3, index: RegisterMap.t2))
-    if i.segment >= 4 { hot.alu(.add, RegisterMap.t0, .env(BlockBuilder.segmentBase(i.segment))) }
+    wrapAddress()
+    toLinear(i.segment, size: 1, write: false)
     let memory = accessAtT0(size: 1, write: false)
     hot.rex(w: false, reg: RegisterMap.rax, memory: memory)
     hot.byte(0x8A)
@@ -118,14 +119,14 @@ extension BlockBuilder {
   /// MOVS, STOS, LODS, SCAS, CMPS, repeated or not.
   mutating func string(_ kind: Int) -> Bool {
     let i = instruction
-    guard isInline(segment: 0), i.addressSize != 2, isLong || i.segment < 4 else { return false }
+    guard isInline else { return false }
     // Single-stepping traps after every element (SDM volume 3, 17.3.1.4): Swift executes one at a time.
     if has(Int(CHOST_MODE_STEP)) && i.repeatPrefix != 0 { return false }
     let compares = kind == Int(CHOST_STRING_SCAS) || kind == Int(CHOST_STRING_CMPS)
     if compares { flagsAreLive = true }
     clobberFlags()
     let size: UInt32 = i.opcode & 1 == 0 ? 0 : (i.operandSize == 8 ? 3 : (i.operandSize == 4 ? 2 : 1))
-    var operation = UInt32(kind) | size << 4 | (i.addressSize == 8 ? 3 : 2) << 8
+    var operation = UInt32(kind) | size << 4 | (i.addressSize == 8 ? 3 : (i.addressSize == 4 ? 2 : 1)) << 8
     if i.repeatPrefix != 0 { operation |= (compares && i.repeatPrefix == 0xF2 ? 2 : 1) << 12 }
     operation |= UInt32(i.segment) << 16
     if privilege == 3 { operation |= 1 << 24 }

@@ -10,7 +10,7 @@ extension BlockBuilder {
   /// FXSAVE, FXRSTOR, XSAVE, XRSTOR and LDMXCSR in 64-bit mode; the other forms are left to Swift.
   mutating func stateImage() -> Bool {
     let i = instruction
-    guard isLong, i.isMemory, isInline(segment: i.segment), !has(Int(CHOST_MODE_TS)), !has(Int(CHOST_MODE_EM)) else {
+    guard isLong, i.isMemory, isInline, !has(Int(CHOST_MODE_TS)), !has(Int(CHOST_MODE_EM)) else {
       return false
     }
     switch traits.memorySize {

@@ -77,7 +77,7 @@ extension BlockBuilder {
   }
 
   /// Calls a light helper (CHOST_LIGHT_*). Flags are in the page before and after.
-  private mutating func light(_ number: Int) {
+  mutating func light(_ number: Int) {
     needPageFlags()
     hostFlags = false
     hot.mov(RegisterMap.t0, immediate: UInt64(number))
@@ -101,16 +101,18 @@ extension BlockBuilder {
     return true
   }
 
-  /// POPFQ.
+  /// POPFQ, POPFD.
   mutating func popFlags() -> Bool {
-    guard isLong, instruction.operandSize == 8, hasInlineStack else { return false }
+    if !isLong { return popFlags32() }
+    guard instruction.operandSize == 8, hasInlineStack else { return false }
     light(Int(CHOST_LIGHT_POPF))
     return true
   }
 
   /// IRETQ, MOV to and from CR2 and CR3, INVLPG, WRMSR at CPL 0.
   mutating func system() -> Bool {
-    guard isLong, privilege == 0, !has(Int(CHOST_MODE_STEP)) else { return false }
+    if !isLong { return system32() }
+    guard privilege == 0, !has(Int(CHOST_MODE_STEP)) else { return false }
     let i = instruction
     switch (row.map, i.opcode) {
     case (.one, 0xCF) where i.operandSize == 8:
@@ -118,9 +120,9 @@ extension BlockBuilder {
     case (.x0F, 0x30):
       light(Int(CHOST_LIGHT_WRMSR))
     case (.x0F, 0x01) where i.isMemory && i.modRM >> 3 & 7 == 7:
-      guard isInline(segment: i.segment) else { return false }
+      guard isInline, isFlat(i.segment) else { return false }
       clobberFlags()
-      linearAddress()
+      effectiveAddress()
       hot.store(.env(Slot.scratch0), RegisterMap.t0)
       light(Int(CHOST_LIGHT_INVLPG))
     case (.x0F, 0x20) where !i.isMemory && (i.reg == 2 || i.reg == 3):

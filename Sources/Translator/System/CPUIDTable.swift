@@ -91,6 +91,7 @@ extension Processor {
     case (1, _):
       let osxsave: UInt32 = 1 << 27
       entry.ecx = page[\.cr4] & CR4.osxsave != 0 ? entry.ecx | osxsave : entry.ecx & ~osxsave
+      if !state.isAPICEnabled { entry.edx &= ~(1 << 9) }
     case (0xD, 0):
       entry.ebx = Processor.xsaveSize(page[\.xcr0])
     case (0xD, 1):

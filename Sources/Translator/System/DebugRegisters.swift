@@ -119,7 +119,10 @@ extension Processor {
   /// Delivers #DB as a trap at this boundary with the DR6 bits given (`DR6.step` after a single step).
   @discardableResult
   func debugTrap(_ status: UInt64 = DR6.step) -> Delivery {
-    page[\.dr.6] = page[\.dr.6] & ~0xF | status | DR6.ones
+    recordDebug(status)
     return deliver(1, kind: .exception)
   }
+
+  /// What DR6 says of the debug exception about to be delivered.
+  func recordDebug(_ status: UInt64) { page[\.dr.6] = page[\.dr.6] & ~0xF | status | DR6.ones }
 }

@@ -155,9 +155,11 @@ extension Processor {
     guard usesDescriptors else { throw .invalidOpcode }
     let source = register(instruction.reg, size: 2)
     if instruction.isMemory {
-      let memory = try span(effectiveAddress(instruction), count: 2, write: true)
-      let selector = UInt64(load(UInt16.self, memory))
-      if selector & 3 < source & 3 { store(selector & ~3 | source & 3, memory, size: 2) }
+      let operand = effectiveAddress(instruction)
+      let selector = UInt64(load(UInt16.self, try span(operand, count: 2, write: false)))
+      if selector & 3 < source & 3 {
+        store(selector & ~3 | source & 3, try span(operand, count: 2, write: true), size: 2)
+      }
       setZero(selector & 3 < source & 3)
     } else {
       let selector = register(instruction.rm, size: 2)

@@ -63,7 +63,14 @@ extension Processor {
   /// Delivers what an instruction threw; RIP is that instruction's.
   @discardableResult
   func deliver(_ fault: Fault) -> Delivery {
-    deliver(fault.vector, errorCode: fault.errorCode, kind: .exception, address: fault.address)
+    deliver(event(fault))
+  }
+
+  /// The event that an instruction's fault is; RIP is that instruction's.
+  func event(_ fault: Fault) -> Event {
+    Event(
+      vector: fault.vector, kind: .exception, errorCode: fault.errorCode, address: fault.address,
+      returnAddress: page[\.rip])
   }
 
   @discardableResult

@@ -162,11 +162,14 @@ extension Processor {
     case 0x35: try sysexit(instruction)
     case 0x30: return try writeMSR(instruction)
     case 0x32: return try readMSR(instruction)
-    case 0x80...0x8F: try branch(if: condition(instruction.opcode & 15), instruction)
-    case 0x01 where instruction.modRM == 0xC1 || instruction.modRM == 0xD9:
-      // VMCALL, VMMCALL.
+    case 0x22 where instruction.reg == 8:
+      let old = page[\.cr8]
+      try moveToControl(instruction)
       advance(instruction)
-      return .exit(.hypercall)
+      // What was held back comes before the next instruction (SDM volume 3, 11.8.6).
+      if page[\.cr8] < old { return .exit(.kicked) }
+    case 0x80...0x8F: try branch(if: condition(instruction.opcode & 15), instruction)
+    case 0x01 where HypercallOpcode(rawValue: instruction.modRM) != nil: return try hypercall(instruction)
     default:
       try executeSystemGroup(instruction)
       advance(instruction)

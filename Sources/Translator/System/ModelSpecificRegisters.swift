@@ -100,7 +100,7 @@ extension Processor {
       guard hasTSCAux else { throw .generalProtection() }
       return .value(page[\.tsc_aux])
     default:
-      if let value = state.mtrr.read(index) { return .value(value) }
+      if let value = state.mtrr.read(index) ?? readVendorMSR(index) { return .value(value) }
       return .machine
     }
   }
@@ -151,6 +151,7 @@ extension Processor {
       try require(hasTSCAux && value >> 32 == 0)
       page[\.tsc_aux] = value
     default:
+      if writeVendorMSR(index) { return true }
       guard MemoryTypeRanges.contains(index) else { return false }
       try require(state.mtrr.write(index, value, physicalMask: page[\.physical_mask]))
     }

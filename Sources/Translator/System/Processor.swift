@@ -55,17 +55,25 @@ final class ProcessorState {
   /// What the running instruction has to do with devices.
   var device = DeviceAccess()
 
+  /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
+  let nativeHypercall: HypercallOpcode
+  let hypercallPolicy: HypercallPolicy
+
   var tscAdjust: UInt64 = 0
   var miscEnable: UInt64 = 0
   var machineCheckStatus: UInt64 = 0
   var powerControl: UInt64 = 0
   var debugControl: UInt64 = 0
   var mtrr = MemoryTypeRanges()
+  /// IA32_APIC_BASE.EN, which the machine keeps: CPUID has no APIC without it (SDM volume 3, 11.4.3).
+  var isAPICEnabled = true
 
   weak var codeObserver: (any CodeObserver)?
 
-  init(cpuid: CPUIDTable) {
+  init(cpuid: CPUIDTable, hypercall: HypercallOpcode = .vmcall, policy: HypercallPolicy = .native) {
     self.cpuid = cpuid
+    nativeHypercall = hypercall
+    hypercallPolicy = policy
     supportedCR4 = CR4.supported(by: cpuid)
     supportedXCR0 = cpuid.supportedXCR0
     supportedEFER = EFER.supported(by: cpuid)
@@ -84,6 +92,7 @@ final class ProcessorState {
     powerControl = 0
     debugControl = 0
     mtrr = MemoryTypeRanges()
+    isAPICEnabled = true
   }
 }
 
@@ -129,6 +138,13 @@ enum InterruptShadow: UInt8 {
   func advance(_ instruction: Instruction) {
     page[\.rip] = next(instruction)
     clearResume()
+  }
+
+  /// Moves RIP over bytes of the running code, as the mode wraps it.
+  func advance(_ byteCount: Int) {
+    var instruction = Instruction()
+    instruction.length = UInt8(truncatingIfNeeded: byteCount)
+    advance(instruction)
   }
 
   /// RF lasts until an instruction completes (SDM volume 3, 2.3).

@@ -55,7 +55,8 @@ extension Processor {
     var frame = currentFrame()
     try reserve(&frame, level == 0 ? 1 : level &+ 1, size: size)
     let pointer = page[register: GPR.rbp]
-    let top = (stackPointer &- step) & mask
+    // Of a 16-bit stack pointer too, a 32-bit frame pointer is all of ESP.
+    let top = page[register: GPR.rsp] & ~mask | (stackPointer &- step) & mask
     // The display is read before the frame is written: they may overlap only in a frame that is nonsense.
     let final = (stackPointer &- step &* UInt64(level == 0 ? 1 : level &+ 1) &- bytes) & mask
     // The final stack pointer must be writable too (SDM volume 2, ENTER).

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// The segments of the 16- and 32-bit cases: natively entries of the process's LDT, in the guest the hidden parts of the
+// segment registers, with the same selectors.
+
+import CHost
+import CNative
+import X86
+
+@testable import Translator
+
+/// In what a case of 16 or 32 bits runs.
+enum LegacyMode: CaseIterable {
+  /// 32-bit code; CS, DS, ES and SS are flat, FS and GS are not.
+  case flat32
+  /// 32-bit code, every segment with a base and a limit of its own, a stack of 16 or 32 bits.
+  case segmented32
+  /// The same with 16-bit code.
+  case code16
+
+  var is16: Bool { self == .code16 }
+}
+
+/// One segment, on both sides.
+struct LegacySegment: Equatable {
+  enum Kind: Int32 { case data, expandDown, code }
+
+  var base: UInt32 = 0
+  /// In bytes, or in pages.
+  var limit: UInt32 = 0xF_FFFF
+  var pages = true
+  var kind = Kind.data
+  var is32 = true
+
+  /// The last offset that may be used (of an expand-down segment, that may not).
+  var lastOffset: UInt32 { pages ? limit << 12 | 0xFFF : limit }
+
+  /// The segment register's contents.
+  func hidden(selector: UInt16, privilege: Int) -> chost_segment {
+    let type: UInt32 =
+      switch kind {
+      case .data: 3
+      case .expandDown: 7
+      case .code: 11
+      }
+    let attributes = 0x90 | type | UInt32(privilege) << 5 | (is32 ? 0x4000 : 0) | (pages ? 0x8000 : 0)
+    return chost_segment(base: UInt64(base), limit: lastOffset, attributes: attributes, selector: selector, pad: (0, 0, 0))
+  }
+}
+
+/// The six segment registers of a case, in the manual's order: ES CS SS DS FS GS.
+struct LegacySegments {
+  var mode: LegacyMode
+  var registers: [LegacySegment]
+
+  init(_ mode: LegacyMode) {
+    self.mode = mode
+    registers = Array(repeating: LegacySegment(), count: 6)
+    registers[1].kind = .code
+  }
+
+  /// CS, DS, ES and SS of `flat32` are the kernel's own.
+  func isFlat(_ number: Int) -> Bool { mode == .flat32 && number < 4 }
+
+  func selector(_ number: Int) -> UInt16 {
+    if isFlat(number) { return number == 1 ? 0x23 : 0x2B }
+    return UInt16(number) << 3 | 7
+  }
+}
+
+extension Bench {
+  /// Runs `input` natively in `segments` into `native`.
+  func runNative(_ segments: LegacySegments, written: inout [LegacySegment?]) {
+    for number in 0..<6 {
+      let segment = segments.registers[number]
+      unsafe Bench.setSelector(input, number, UInt32(segments.selector(number)))
+      guard !segments.isFlat(number), written[number] != segment else { continue }
+      let error = cnative_set_segment(
+        UInt32(number), segment.base, segment.limit, segment.kind.rawValue, segment.is32 ? 1 : 0, segment.pages ? 1 : 0)
+      precondition(error == 0, "modify_ldt: errno \(error)")
+      written[number] = segment
+    }
+    unsafe native.update(from: input, count: 1)
+    unsafe cnative_run_legacy(native)
+  }
+
+  private static func setSelector(_ state: UnsafeMutablePointer<cnative_state>, _ number: Int, _ value: UInt32) {
+    unsafe UnsafeMutableRawPointer(state).storeBytes(of: value, toByteOffset: 184 + number * 4, as: UInt32.self)
+  }
+
+  /// Runs `input` translated in `segments` into `translated`. Returns what went wrong, if the engine gave up.
+  func runTranslated(_ segments: LegacySegments, privilege: Int) -> String? {
+    let page = cpu.page
+    for number in 0..<6 {
+      guard let register = SegmentRegister(rawValue: number) else { continue }
+      page[register] = segments.registers[number].hidden(selector: segments.selector(number), privilege: privilege)
+    }
+    unsafe input.pointee.fs_base = page[.fs].base
+    unsafe input.pointee.gs_base = page[.gs].base
+    // The next 64-bit case sets its own.
+    defer { forgetPrivilege() }
+    return runTranslated()
+  }
+
+  /// What is visible of the general registers: eight, of 32 bits.
+  func narrowRegisters() {
+    for number in 0..<16 {
+      let mask: UInt64 = number < 8 ? 0xFFFF_FFFF : 0
+      unsafe Bench.setRegister(native, number, Bench.register(native, number) & mask)
+      unsafe Bench.setRegister(translated, number, Bench.register(translated, number) & mask)
+    }
+  }
+}

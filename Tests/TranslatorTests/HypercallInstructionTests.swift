@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// VMCALL and VMMCALL in translated code: which of them leaves for what, and the store that replaces one.
+
+import GuestMemory
+import Testing
+import X86
+
+@testable import Translator
+
+@Suite(.serialized) struct HypercallInstructionTests {
+  private static let vmcall = HypercallOpcode.vmcall.bytes, vmmcall = HypercallOpcode.vmmcall.bytes
+
+  private func guest(_ policy: HypercallPolicy, native: HypercallOpcode = .vmcall) throws -> KernelGuest {
+    try KernelGuest { options in
+      options.hypercallPolicy = policy
+      options.nativeHypercall = native
+    }
+  }
+
+  @Test("the vendor's own leaves with RIP behind it, under every policy", arguments: HypercallPolicy.allCases)
+  func own(policy: HypercallPolicy) throws {
+    for native in HypercallOpcode.allCases {
+      let guest = try guest(policy, native: native)
+      guest.load(native.bytes + [0xF4])
+      #expect(guest.cpu.run() == .hypercall && guest.cpu.state.rip == KernelGuest.code + 3)
+      #expect(guest.cpu.run() == .halt)
+    }
+  }
+
+  @Test("the other one") func foreign() throws {
+    var guest = try guest(.native)
+    guest.load(Self.vmmcall + [0xF4])
+    #expect(guest.cpu.run() == .hypercall && guest.cpu.state.rip == KernelGuest.code + 3)
+
+    guest = try self.guest(.fault)
+    guest.load(Self.vmmcall)
+    #expect(guest.exception()?.vector == 6)
+
+    guest = try self.guest(.emulate)
+    guest.load(Self.vmmcall + Self.vmmcall + [0xF4])
+    for call in UInt64(0)..<2 {
+      #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == KernelGuest.code + call * 3)
+      #expect(guest.cpu.hypercallCode == Self.vmmcall)
+      guest.cpu.skipHypercall()
+    }
+    #expect(guest.cpu.run() == .halt)
+  }
+
+  @Test("a #UD that is asked for arrives at the instruction, without effect") func reflected() throws {
+    for isPrivileged in [false, true] {
+      let guest = try guest(.emulate)
+      guest.load(Self.vmmcall)
+      #expect(guest.cpu.run() == .foreignHypercall)
+      guest.cpu.refuseHypercall(privileged: isPrivileged)
+      let frame = guest.exception()
+      #expect(frame?.vector == (isPrivileged ? 13 : 6) && frame?.rip == KernelGuest.code)
+    }
+  }
+
+  @Test("a prefixed form is never touched", arguments: [[0x66], [0xF2], [0xF3], [0x48]])
+  func prefixed(prefix: [UInt8]) throws {
+    for policy in [HypercallPolicy.emulate, .patch, .fault] {
+      let guest = try guest(policy)
+      guest.load(prefix + Self.vmmcall)
+      #expect(guest.exception()?.vector == 6)
+      #expect((0..<4).map { guest.peek(UInt8.self, at: KernelGuest.code + $0) } == prefix + Self.vmmcall)
+    }
+  }
+
+  @Test("a replaced instruction runs, is seen by the guest, and its page counts as written", arguments: [0, 4094, 4095])
+  func patched(offset: UInt64) throws {
+    let guest = try guest(.patch)
+    let place = KernelGuest.code + offset
+    // The call twice, then what the guest itself reads of it: jmp back is left out, RIP is put back.
+    guest.load(Self.vmmcall + [0x0F, 0xB6, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: (place + 2) >> (8 * $0)) } + [0xF4], at: place)
+    guest.start { $0.rip = place }
+    #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == place)
+    #expect(guest.cpu.replaceHypercall(with: .vmcall))
+    guest.cpu.refetchCode()
+    #expect(guest.cpu.run() == .hypercall && guest.cpu.state.rip == place + 3)
+    #expect(guest.cpu.run() == .halt && guest.cpu[register: 0] == 0xC1)
+    #expect(guest.peek(UInt8.self, at: place + 2) == 0xC1)
+  }
+
+  @Test("a store that the guest may not make is its page fault", arguments: [false, true]) func protected(isSecondPage: Bool) throws {
+    let guest = try guest(.patch)
+    let place = KernelGuest.code + (isSecondPage ? 4095 : 0)
+    guest.load(Self.vmmcall, at: place)
+    let readOnly = isSecondPage ? KernelGuest.code + 4096 : KernelGuest.code
+    guest.setPage(readOnly, readOnly | 5)
+    guest.start { $0.rip = place }
+    #expect(guest.cpu.run() == .foreignHypercall)
+    #expect(!guest.cpu.replaceHypercall(with: .vmcall))
+    let frame = guest.exception()
+    #expect(frame?.vector == 14 && frame?.error == 3 && frame?.rip == place)
+    #expect(guest.cpu.state.cr2 == (isSecondPage ? readOnly : place))
+    #expect(guest.peek(UInt8.self, at: place + 2) == 0xD9)
+    // With CR0.WP clear, level 0 may.
+    guest.start {
+      $0.rip = place
+      $0.cr0 &= ~(1 << 16)
+    }
+    #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.replaceHypercall(with: .vmcall))
+    #expect(guest.cpu.run() == .hypercall)
+  }
+
+  @Test("user code: the store is the user's") func user() throws {
+    let guest = try guest(.patch)
+    guest.load(Self.vmmcall)
+    guest.setPage(KernelGuest.code, KernelGuest.code | 5)
+    guest.start(user: true)
+    #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.currentPrivilegeLevel == 3)
+    #expect(!guest.cpu.replaceHypercall(with: .vmcall))
+    #expect(guest.exception()?.error == 7)
+  }
+
+  @Test("a stepped call traps behind it, however it was made") func stepped() throws {
+    let guest = try guest(.emulate)
+    guest.load(Self.vmmcall + [0x90])
+    guest.start { $0.rflags |= 1 << 8 }
+    #expect(guest.cpu.run() == .foreignHypercall)
+    guest.cpu.skipHypercall()
+    let frame = guest.exception()
+    #expect(frame?.vector == 1 && frame?.rip == KernelGuest.code + 3)
+  }
+}
