@@ -28,7 +28,7 @@ struct HotCode {
   /// Blocks promoted at once, at most: what a loop calls directly, not the whole program.
   static let mostAtOnce = 32
   /// Misses between two looks, 4 ms apart with Debian's kernels, that make a site restless: each costs 15 ns.
-  static let mostMisses: UInt16 = 4000
+  static let mostMisses: UInt16 = 500
   /// TSC ticks between two looks, at least: a millisecond or less.
   static let pause: UInt64 = 1 << 21
 

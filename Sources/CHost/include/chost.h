@@ -179,7 +179,7 @@ enum {
   // Slots: entries that belong to a place in the code, so that no index is computed. Per privilege: sites that read,
   // sites that write, regions that are read, regions that are written.
   CHOST_SLOTS = CHOST_FPU + 4096,
-  CHOST_SITES = 1024, CHOST_REGIONS = 256,
+  CHOST_SITES = 1024, CHOST_REGIONS = 1024,
   CHOST_SLOTS_PER_PRIVILEGE = 2 * CHOST_SITES + 2 * CHOST_REGIONS,
   CHOST_SLOT_SIZE = 32,
   CHOST_SLOT_BYTES = CHOST_SLOTS_PER_PRIVILEGE * CHOST_SLOT_SIZE,

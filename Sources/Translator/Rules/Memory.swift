@@ -98,13 +98,12 @@ extension BlockBuilder {
 
   /// Whether a slot of its own would serve the current instruction's operand better than what it has.
   var needsSite: Bool {
-    let i = instruction
     if has(Int(CHOST_MODE_ALIGN)) || has(Int(CHOST_MODE_STEP)) { return false }
     if current.operandGroup >= 0 {
       let group = groups[Int(current.operandGroup)]
-      return !group.isOpen && group.base.kind == .registers && (group.base.base != 4 || group.base.index != 0xFF)
+      return !group.isOpen && group.base.kind == .registers
     }
-    return (i.base != 4 || i.index != 0xFF) && current.region(size: traits.memoryBytes(i)) == nil
+    return current.region(size: traits.memoryBytes(instruction)) == nil
   }
 
   /// Displacement of the slot for an access relative to a host register, if it has one: the operand's own, or that of
@@ -128,12 +127,22 @@ extension BlockBuilder {
 
   /// In the cold half: asks for the access whose linear address is in T0, and returns to the hot half with T1.
   private mutating func coldMiss(_ request: UInt64, slot: Int32?, group: Bool) {
-    cold.mov(RegisterMap.t1, immediate: request)
     if group {
+      // Most refusals are frames across two pages, which may be met in every call.
+      let t1 = RegisterMap.t1
+      let size = Int32(truncatingIfNeeded: request >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255)
+      cold.mov32(t1, RegisterMap.t0)
+      cold.alu(.and, t1, immediate: 4095, w: false)
+      cold.alu(.cmp, t1, immediate: 4096 &- size, w: false)
+      cold.jump(if: CodeEmitter.above, to: cold.address)
+      let crossing = cold.address
+      cold.mov(t1, immediate: request)
       cold.call(stubs.groupMiss)
       cold.jump(to: hot.address)  // five bytes, which a refusal skips
+      cold.patch(crossing, to: cold.address)
       coldSplit()
     } else {
+      cold.mov(RegisterMap.t1, immediate: request)
       cold.call(slot == nil ? stubs.tlbMiss : stubs.slotMiss)
       cold.jump(to: hot.address)
     }
