@@ -98,6 +98,44 @@ static void service(void) {
   CHECK_NOT_TCG("an illegal vector is an error", APIC(ESR), 0x20, "SDM 3, 11.5.3");
 }
 
+static volatile word where;
+static void place(struct frame *frame) {
+  where = frame->ip;
+  count++;
+  APIC(EOI) = 0;
+}
+// An interrupt waits; after the code, RBX is where it should have come.
+#define SHADOW(name, code)                                                                                             \
+  do {                                                                                                                 \
+    where = count = 0;                                                                                                 \
+    self(0x43);                                                                                                        \
+    TRY(code "\n cli", );                                                                                              \
+    CHECK(name, where ? where - after.b : 0xBAD, 0);                                                                   \
+    count = 0;                                                                                                         \
+    allow();                                                                                                           \
+  } while (0)
+static void shadows(void) {
+  section("SDM 3, 6.8.1 and 6.8.3: STI, POPF and MOV SS");
+  handlers[0x43] = place;
+  SHADOW("STI holds back for an instruction", "lea 1f(%%rip), %%rbx; sti; inc %%eax; 1: inc %%eax; inc %%eax");
+  SHADOW("STI with IF set does not", "lea 1f(%%rip), %%rbx; mov %%ebx, %%ebx; sti; nop; 1: sti; nop");
+  SHADOW("STI, MOV SS", "lea 1f(%%rip), %%rbx; mov %%ss, %%eax; sti; mov %%eax, %%ss; nop; 1: nop; nop");
+  SHADOW("POPF does not hold back", "lea 1f(%%rip), %%rbx; pushf; orl $0x200, (%%rsp); popf; 1: nop; nop");
+  SHADOW("STI, HLT", "lea 1f(%%rip), %%rbx; sti; hlt; 1: nop; nop");
+  SHADOW("STI, STI", "lea 1f(%%rip), %%rbx; sti; sti; 1: nop; nop");
+  SHADOW("STI before a load that faults not", "lea 1f(%%rip), %%rbx; sti; mov (%%rsp), %%eax; 1: nop; nop");
+  SHADOW("STI, a device", "lea 1f(%%rip), %%rbx; mov $0xFEE00030, %%edx; sti; mov (%%rdx), %%eax; 1: nop; nop");
+  SHADOW("STI, CPUID", "lea 1f(%%rip), %%r8; sti; cpuid; 1: mov %%r8, %%rbx");
+  SHADOW("STI, REP MOVS", "lea 1f(%%rip), %%rbx; lea -128(%%rsp), %%rsi; mov %%rsi, %%rdi; mov $1, %%ecx; sti; rep movsb; 1: nop");
+  where = count = 0;
+  self(0x43);
+  TRY("sti; cli; nop; nop", );
+  CHECK("STI, CLI", count, 0);
+  allow();
+  CHECK("... it came later", count, 1);
+  handlers[0x43] = came;
+}
+
 static volatile unsigned nmis, inner;
 static void nmi(struct frame *frame) {
   nmis++;
@@ -272,6 +310,7 @@ void test(void) {
   outb(0xA1, 0xFF);
   priorities();
   service();
+  shadows();
   non_maskable();
   modes();
   timer();

@@ -10,6 +10,11 @@ static void set_page(u64 entry) {
   asm volatile("invlpg (%0)" : : "r"(window) : "memory");
 }
 
+static void repair(struct frame *frame) {
+  (void)frame;
+  set_page(0x100000 | 7);
+}
+
 static void page_faults(void) {
   section("SDM 3, 4.7: page-fault error codes; 4.4.2, 4.5.4: reserved bits");
   void read(void) { asm volatile("mov 0x100000, %%al" : : : "rax"); }
@@ -276,11 +281,27 @@ static void debugging(void) {
   WRITE("dr2", (word)point);
   WRITE("dr7", 0x400 | 0x20);
   handlers[DB] = 0;
-  CHECK("an instruction breakpoint", TRY("nop\n point: inc %%rax", .a = 0), DB);
+  CHECK("an instruction breakpoint", TRY("nop\n point: inc %%rax; int $0x81", .a = 0), DB);
   CHECK("... before it", after.a << 8 | (last.ip == (word)point), 1);
   CHECK("... says so", READ("dr6") & 0xE00F, 4);
   CHECK("... without RF", last.flags >> 16 & 1, 0);
   WRITE("dr6", 0xFFFF0FF0);
+  WRITE("dr7", 0x400);
+  // RF lasts for one instruction (2.3).
+  extern u8 resumed[];
+  asm volatile("jmp 2f\n resumed: nop; nop; int $0x81\n 2:");
+  enter((word)resumed, CODE64, 2 | FLAG_RF, (word)other_stack_top, DATA);
+  CHECK("RF is over after an instruction", last.flags & FLAG_RF, 0);
+  void fault(void) { asm volatile("mov 0x100000, %%al; int $0x81" : : : "rax"); }
+  handlers[PF] = repair;
+  set_page(0);
+  user(fault);
+  CHECK("... also after a fault", last.flags & FLAG_RF, 0);
+  handlers[PF] = 0;
+  WRITE("dr2", (word)point);
+  WRITE("dr7", 0x400 | 0x20);
+  enter((word)point, CODE64, 2 | FLAG_RF, (word)other_stack_top, DATA);
+  CHECK("IRET with RF passes a breakpoint", READ("dr6") & 0xE00F, 0);
   WRITE("dr7", 0x400);
   // I/O breakpoints need CR4.DE.
   const word cr4 = READ("cr4");

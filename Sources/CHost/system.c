@@ -55,7 +55,8 @@ uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
     if (cs != cpu->segments[CHOST_CS].selector) return CHOST_LIGHT_DECLINED;
     if (ss != cpu->segments[CHOST_SS].selector) return CHOST_LIGHT_DECLINED;
   }
-  set_rflags(cpu, flags & 0x3f7fd7);
+  // Without breakpoints, for which there is no light way, RF would only be stale at the next instruction but one.
+  set_rflags(cpu, flags & 0x3e7fd7);
   cpu->gpr[RSP] = rsp;
   if (code) {
     set_segment(&cpu->segments[CHOST_CS], cs, code);

@@ -70,8 +70,9 @@ extension TranslatedCPU {
         }
         // Not executed yet: the machine completes it or changes it.
         if case .exit(.foreignHypercall) = outcome { return .foreignHypercall }
-        // Transfers complete too; IRET alone loads RF.
-        if row.map != .one || instruction.opcode != 0xCF { processor.clearResume() }
+        // Transfers complete too; IRET alone loads RF, which means something only beside a breakpoint: translated code
+        // does not end it.
+        if row.map != .one || instruction.opcode != 0xCF || !processor.hasBreakpoints { processor.clearResume() }
         finishStep(instruction, row, wasStepping: wasStepping, held: held)
         switch outcome {
         case .done: return nil

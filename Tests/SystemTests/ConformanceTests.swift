@@ -38,7 +38,9 @@ extension SystemTests {
 
     @Test(
       "the first difference between two runs, by instruction",
-      .enabled(if: ConformanceTests.hasEmulator, "qemu-system-x86_64 is not installed"))
+      .enabled(
+        if: ConformanceTests.hasEmulator && FileManager.default.isExecutableFile(atPath: "/usr/bin/python3"),
+        "qemu-system-x86_64 or python3 is not installed"))
     func firstDifference() throws {
       let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
         .deletingLastPathComponent()
