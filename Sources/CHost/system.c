@@ -32,6 +32,18 @@ uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info) {
   return go_to(cpu, target);
 }
 
+// VMCALL and VMMCALL of 64-bit code at level 0 with a number whose answer does not depend on anything.
+uint64_t chost_light_hypercall(chost_cpu *cpu, uint32_t info) {
+  (void)info;
+  uint64_t number = cpu->gpr[RAX];
+  if (cpu->no_light || number >= CHOST_LIGHT_HYPERCALLS || !(cpu->light_hypercalls >> number & 1) ||
+      (cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (cpu->system_flags & (FLAG_TF | FLAG_RF)))
+    return CHOST_LIGHT_DECLINED;
+  cpu->count_hypercall[number]++;
+  cpu->gpr[RAX] = (uint64_t)(int64_t)cpu->light_hypercall_result[number];
+  return CHOST_LIGHT_CONTINUE;
+}
+
 // IRETQ in 64-bit mode, to the same code segment or out to level 3 in 64-bit mode.
 uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
   if (!(cpu->mode & CHOST_MODE_LONG)) return chost_light32_iret(cpu, info);

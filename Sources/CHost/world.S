@@ -295,7 +295,7 @@ continue_light:
 light_table:
         .quad   chost_light_syscall, chost_light_sysret, chost_light_iret, chost_light_popf, chost_light_cr3
         .quad   chost_light_invlpg, chost_light_wrmsr, chost_light_sysenter, chost_light_sysexit, chost_light_int
-        .quad   chost_light_segment
+        .quad   chost_light_segment, chost_light_hypercall
         .text
 
 // void chost_set_stubs(chost_cpu *cpu)

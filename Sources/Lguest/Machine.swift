@@ -50,6 +50,7 @@ final class Machine: Sendable {
     var options = try Machine.options(model, counter, time, configuration.inspection)
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
+    options.constantHypercalls = configuration.constantHypercalls
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
       cpu = try translation.makeCPU(0)

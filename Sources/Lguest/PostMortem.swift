@@ -58,6 +58,7 @@ extension Statistics {
     tlbFlushes &+= counters.tlbFlushes
     lookups &+= counters.lookups
     lookupMisses &+= counters.lookupMisses
+    for (number, times) in counters.hypercalls { count(hypercall: number, times: times) }
     for (name, times) in counters.exits {
       fullExits &+= times
       if name == "memory" || name == "instruction" { helperInstructions &+= times }

@@ -60,6 +60,12 @@ extension VirtualMachine.Configuration {
     }
   }
 
+  /// KVM's calls whose answer is the same whatever the machine does, but for those that the program answers.
+  var constantHypercalls: [UInt64: Int32] {
+    guard kvmAPI == .modern else { return [:] }
+    return KVMHypercall.constantAnswers(features: .implemented).filter { hypercalls[$0.key] == nil }
+  }
+
   /// The program's own hypercalls as one function; nil where it has none of that number.
   func program(_ memory: GuestMemory) -> (@Sendable (HypercallRequest) -> UInt64?)? {
     guard !hypercalls.isEmpty else { return nil }

@@ -48,6 +48,9 @@ public struct Statistics: Sendable {
     hypercalls[key, default: 0] &+= 1
   }
 
+  /// Counts hypercalls that the engine answered.
+  mutating func count(hypercall number: UInt64, times: UInt64) { hypercalls[number, default: 0] &+= times }
+
   /// Counts unknown accesses of one kind and says whether they were the first.
   @discardableResult
   public mutating func count(unknown kind: String, times: UInt64 = 1) -> Bool {

@@ -17,6 +17,25 @@ public enum KVMHypercall: UInt64, Sendable, CaseIterable {
   case mapGuestRange = 12
 }
 
+extension KVMHypercall {
+  /// The calls among the first sixteen numbers that have one answer, with it: interrupts are looked at by leaving the
+  /// guest, which any poll does; what is not offered does not exist.
+  public static func constantAnswers(features: KVMFeatures) -> [UInt64: Int32] {
+    var answers: [UInt64: Int32] = [:]
+    for number in UInt64(0)..<16 {
+      switch KVMHypercall(rawValue: number) {
+      case .pollInterrupts: answers[number] = 0
+      case .clockPairing: break
+      case .kickCPU where features.contains(.unhalt): break
+      case .sendIPI where features.contains(.sendIPI): break
+      case .schedYield where features.contains(.schedYield): break
+      default: answers[number] = -Int32(KVMStatus.noSuchCall.rawValue)
+      }
+    }
+    return answers
+  }
+}
+
 /// Why a hypercall failed. The raw value reaches RAX negated.
 public enum KVMStatus: UInt64, Error, Sendable, CaseIterable {
   case notPermitted = 1

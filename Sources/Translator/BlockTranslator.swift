@@ -54,18 +54,21 @@ enum DecodedBlock {
   let exactFlags: Bool
   /// Every block counts its executions (BlockHistogram.swift).
   let countsBlocks: Bool
+  /// Hypercall instructions that do not raise #UD.
+  let acceptedHypercalls: [HypercallOpcode]
   /// The next block is translated with a slot for each access.
   var isHot = false
 
   init(
     table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
-    countsBlocks: Bool = false
+    countsBlocks: Bool = false, acceptedHypercalls: [HypercallOpcode] = [.vmcall]
   ) {
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
     self.exactFlags = exactFlags
     self.countsBlocks = countsBlocks
+    self.acceptedHypercalls = acceptedHypercalls
     let rows = table.count
     unsafe missing = .allocate(capacity: rows)
     unsafe traits = .allocate(capacity: rows)
@@ -453,6 +456,7 @@ enum DecodedBlock {
     case .rdfsbase: return b.rdfsbase()
     case .wrfsbase: return b.wrfsbase()
     case .saveState, .restoreState: return b.stateImage()
+    case .hypercall: return b.hypercall(acceptedHypercalls)
     case .syscall: return step ? false : b.syscall()
     case .sysret: return step ? false : b.sysret()
     case .popFlags: return step ? false : b.popFlags()

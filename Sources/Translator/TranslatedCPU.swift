@@ -64,6 +64,7 @@ public import X86
     page[\.code_end] = translation.cache.codeEnd
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
+    page.setConstantHypercalls(options.constantHypercalls)
     shadowStacks.install(in: page)
     unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self

@@ -21,6 +21,9 @@ public struct TranslationOptions: Sendable {
   /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
   public var nativeHypercall = HypercallOpcode.vmcall
   public var hypercallPolicy = HypercallPolicy.native
+  /// Hypercalls of 64-bit code at level 0 that the engine answers by itself, by number (0..<16): those whose answer
+  /// depends on nothing. The others are exits.
+  public var constantHypercalls: [UInt64: Int32] = [:]
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
   /// The arithmetic flags that a fault pushes are exact even where nothing reads them.
@@ -50,6 +53,8 @@ public struct TranslationCounters: Sendable {
   public var ticks: UInt64 = 0
   /// By the light helpers, over all vCPUs.
   public var tlbFills: UInt64 = 0, tlbFlushes: UInt64 = 0, lookups: UInt64 = 0, lookupMisses: UInt64 = 0
+  /// Hypercalls that the engine answered, by number.
+  public var hypercalls: [UInt64: UInt64] = [:]
   /// Full exits by reason: name and count.
   public var exits: [(name: String, count: UInt64)] = []
 
@@ -78,7 +83,8 @@ public final class Translation: Sendable {
     self.options = options
     let translator = BlockTranslator(
       supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags,
-      countsBlocks: options.countsBlocks)
+      countsBlocks: options.countsBlocks,
+      acceptedHypercalls: options.hypercallPolicy == .native ? HypercallOpcode.allCases : [options.nativeHypercall])
     cache = try CodeCache(memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart)
     let error = chost_install_fault_handlers()
     guard error == 0 else {
@@ -150,6 +156,7 @@ public final class Translation: Sendable {
       result.tlbFlushes &+= cpu.page[\.count_tlb_flush]
       result.lookups &+= cpu.page[\.count_lookup]
       result.lookupMisses &+= cpu.page[\.count_lookup_miss]
+      for (number, count) in cpu.page.constantHypercalls { result.hypercalls[number, default: 0] &+= count }
       for index in exits.indices { exits[index] &+= cpu.exitCounts[index] }
     }
     result.exits = zip(TranslatedCPU.exitNames, exits).map { (name: $0, count: $1) }

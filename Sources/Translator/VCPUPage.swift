@@ -97,6 +97,23 @@ enum RFLAGS {
       .assumingMemoryBound(to: chost_segment.self)
   }
 
+  /// How often `TranslationOptions.constantHypercalls` were answered.
+  var constantHypercalls: [(number: UInt64, count: UInt64)] {
+    let counts = self[\.count_hypercall]
+    return unsafe withUnsafeBytes(of: counts) { bytes in
+      unsafe bytes.bindMemory(to: UInt64.self).enumerated().filter { $0.element > 0 }.map { (UInt64($0.offset), $0.element) }
+    }
+  }
+
+  /// Chooses the hypercalls that are answered without leaving translated code.
+  func setConstantHypercalls(_ answers: [UInt64: Int32]) {
+    for (number, answer) in answers where number < UInt64(CHOST_LIGHT_HYPERCALLS) {
+      self[\.light_hypercalls] |= 1 << UInt32(number)
+      let offset = MemoryLayout<chost_cpu>.offset(of: \.light_hypercall_result)! + Int(number) * 4
+      unsafe UnsafeMutableRawPointer(pointer).storeBytes(of: answer, toByteOffset: offset, as: Int32.self)
+    }
+  }
+
   /// Canonical RFLAGS.
   var rflags: UInt64 {
     get {

@@ -27,6 +27,23 @@ import X86
     }
   }
 
+  @Test("a call with one answer is answered in place and counted, and only at level 0") func constant() throws {
+    let guest = try KernelGuest { $0.constantHypercalls = [1: 0, 2: -1000] }
+    // mov $1, %eax; vmcall; mov %rax, %rbx; mov $2, %eax; vmcall; mov $3, %ecx; vmcall; mov $5, %eax; vmcall
+    guest.load(
+      [0xB8, 1, 0, 0, 0] + Self.vmcall + [0x48, 0x89, 0xC3, 0xB8, 2, 0, 0, 0] + Self.vmcall + [0xB9, 3, 0, 0, 0]
+        + Self.vmmcall + [0xB8, 5, 0, 0, 0] + Self.vmcall)
+    guest.start { $0.registers[3] = 77 }
+    // The second one leaves RAX = -1000, which has no answer of its own.
+    #expect(guest.cpu.run() == .hypercall)
+    #expect(guest.cpu[register: 3] == 0 && guest.cpu[register: 0] == UInt64(bitPattern: -1000) && guest.cpu[register: 1] == 3)
+    #expect(guest.cpu.run() == .hypercall && guest.cpu[register: 0] == 5)
+    #expect(guest.translation.counters.hypercalls == [1: 1, 2: 1])
+
+    guest.start(user: true)
+    #expect(guest.cpu.run() == .hypercall && guest.cpu[register: 0] == 1)
+  }
+
   @Test("the other one") func foreign() throws {
     var guest = try guest(.native)
     guest.load(Self.vmmcall + [0xF4])

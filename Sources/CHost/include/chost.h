@@ -37,6 +37,7 @@ typedef struct chost_tlb_entry {
   uint64_t tag, addend;
 } chost_tlb_entry;
 
+enum { CHOST_LIGHT_HYPERCALLS = 16 };
 enum { CHOST_GROUPS = 8, CHOST_SLOT_GUARD = 8192 };
 
 typedef struct chost_cpu {
@@ -101,6 +102,10 @@ typedef struct chost_cpu {
   // mode only; computed with `mode`, for FS, GS and writes through CS always, for the others while CHOST_MODE_SEGMENTED
   // is set.
   uint64_t read_bound[6], write_bound[6];
+  // Hypercalls that need nothing but an answer: bit n, number n is answered with light_hypercall_result[n]; counted.
+  uint32_t light_hypercalls;
+  int32_t light_hypercall_result[CHOST_LIGHT_HYPERCALLS];
+  uint64_t count_hypercall[CHOST_LIGHT_HYPERCALLS];
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
@@ -264,6 +269,7 @@ enum {
 enum {
   CHOST_LIGHT_SYSCALL, CHOST_LIGHT_SYSRET, CHOST_LIGHT_IRET, CHOST_LIGHT_POPF, CHOST_LIGHT_CR3, CHOST_LIGHT_INVLPG,
   CHOST_LIGHT_WRMSR, CHOST_LIGHT_SYSENTER, CHOST_LIGHT_SYSEXIT, CHOST_LIGHT_INT, CHOST_LIGHT_SEGMENT,
+  CHOST_LIGHT_HYPERCALL,
 };
 uint64_t chost_light_syscall(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_sysret(chost_cpu *cpu, uint32_t info);
@@ -276,6 +282,7 @@ uint64_t chost_light_sysenter(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_sysexit(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_int(chost_cpu *cpu, uint32_t info);
 uint64_t chost_light_segment(chost_cpu *cpu, uint32_t info);
+uint64_t chost_light_hypercall(chost_cpu *cpu, uint32_t info);
 // #PF for an access that chost_tlb_fill refused.
 uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info);
 

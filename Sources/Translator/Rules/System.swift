@@ -94,6 +94,16 @@ extension BlockBuilder {
     return true
   }
 
+  /// VMCALL, VMMCALL at CPL 0, if this CPU has it.
+  mutating func hypercall(_ accepted: [HypercallOpcode]) -> Bool {
+    let i = instruction
+    guard isLong, privilege == 0, !has(Int(CHOST_MODE_STEP)), !i.hasOperandSizePrefix, i.repeatPrefix == 0,
+      accepted.contains(where: { $0.rawValue == i.modRM })
+    else { return false }
+    light(Int(CHOST_LIGHT_HYPERCALL))
+    return true
+  }
+
   /// SYSRETQ.
   mutating func sysret() -> Bool {
     guard isLong, privilege == 0, instruction.w else { return false }
