@@ -118,12 +118,13 @@ static void handle(int signal, siginfo_t *info, void *context) {
     pass_on(signal, info, context);
     return;
   }
-  if (page_fault) {
+  const bool slot = page_fault && (uint64_t)info->si_addr - cpu->slot_guard < CHOST_SLOT_GUARD;
+  if (page_fault && !slot) {
     if (!wrap_shadow_stack(cpu, (uint64_t)info->si_addr, registers)) pass_on(signal, info, context);
     return;
   }
   cpu->fault_pc = pc;
-  cpu->fault_trap = (uint32_t)registers[REG_TRAPNO];
+  cpu->fault_trap = slot ? CHOST_TRAP_SLOT : (uint32_t)registers[REG_TRAPNO];
   cpu->fault_code = (uint32_t)registers[REG_ERR];
   // EFLAGS are captured at the exit; whether they or the page's copy are the guest's, the block knows.
   cpu->exit_info = (uint32_t)CHOST_EXIT_FAULT << CHOST_INFO_REASON_SHIFT | CHOST_INFO_FLAGS_SAVED;

@@ -17,6 +17,8 @@ FIELD(OFF_STUB_TLB_MISS, stub_tlb_miss);
 FIELD(OFF_STUB_JUMP_MISS, stub_jump_miss);
 FIELD(OFF_STUB_STRING, stub_string);
 FIELD(OFF_STUB_LIGHT, stub_light);
+FIELD(OFF_STUB_SLOT_MISS, stub_slot_miss);
+FIELD(OFF_STUB_GROUP_MISS, stub_group_miss);
 FIELD(OFF_STRING_OPERATION, string_operation);
 FIELD(OFF_MODE, mode);
 FIELD(OFF_SHADOW, shadow);

@@ -21,6 +21,7 @@ enum {
   FETCH_ENTRIES = 128,
   TLB_WORDS = CHOST_TLB_ENTRIES / 64,
   JUMP_WORDS = CHOST_JUMP_ENTRIES / 64,
+  SLOT_WORDS = CHOST_SLOTS_PER_PRIVILEGE / 64,
   LARGE_BITS_LOG2 = 12,
   GIANT_BITS_LOG2 = 9,
   PAGES_BITS_LOG2 = 11,
@@ -50,13 +51,16 @@ typedef struct chost_private {
   uint32_t large_used[2];
   uint32_t giant_used;
   uint32_t shadow_nonglobal[2]; // code of pages that are not global has run: its frames die with MOV CR3
+  uint64_t slot_filled[2][SLOT_WORDS];
+  uint64_t slot_global[2][SLOT_WORDS];
+  uint16_t site_misses[2][2 * CHOST_SITES]; // of filled slots, since somebody looked
   uint32_t jump_mode[2]; // the mode word that the jump cache's targets were translated for
 } chost_private;
 
 _Static_assert(sizeof(chost_private) <= CHOST_BOUNCE - CHOST_PRIVATE, "the private area overflows");
 _Static_assert(sizeof(chost_cpu) <= CHOST_TABLES + CHOST_ENV, "the vCPU structure reaches its tables");
 _Static_assert(offsetof(chost_cpu, flags) == CHOST_ENV, "ENV points at `flags`");
-_Static_assert(offsetof(chost_cpu, fault_pc) < 2 * CHOST_ENV, "the hot slots are within ENV-128 ... ENV+127");
+_Static_assert(offsetof(chost_cpu, segments) == 2 * CHOST_ENV, "the hot slots are within ENV-128 ... ENV+127");
 _Static_assert((CHOST_FPU + CHOST_ENV) % 64 == 0, "the XSAVE image is aligned");
 
 #define INLINE static inline __attribute__((always_inline))

@@ -168,7 +168,7 @@ uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) 
   uint32_t size = info >> CHOST_INFO_SIZE_SHIFT & 0xff;
   // Large operands may owe #GP for their alignment first; crossing ones have two pages to fault on.
   if (cpu->no_light || ((cpu->efer & EFER_LMA) && !(cpu->mode & CHOST_MODE_LONG)) || size > 8 || size == 0 || (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - size ||
-      !canonical(linear))
+      !canonical(linear) || (!(cpu->mode & CHOST_MODE_LONG) && linear >> 32))
     return CHOST_LIGHT_DECLINED;
   uint32_t access = (info & CHOST_INFO_WRITE ? CHOST_ACCESS_WRITE : 0) | (info & CHOST_INFO_USER ? CHOST_ACCESS_USER : 0);
   uint64_t physical;

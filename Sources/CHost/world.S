@@ -170,6 +170,46 @@ stub_tlb_miss:
         jmp     continue_light
         .size   stub_tlb_miss, . - stub_tlb_miss
 
+// A miss of a slot: the same with T1 = what chost_slot_fill is asked. Returns with T1 = addend or, for a region, its host
+// address.
+        .type   stub_slot_miss, @function
+stub_slot_miss:
+        pop     qword ptr [r11 + OFF_STUB_RETURN]
+        SAVE_CALLER_SAVED
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        TO_HOST_STACK
+        lea     rdi, [r11 - 128]
+        mov     rsi, r15
+        mov     rdx, r14
+        call    chost_slot_fill
+        test    rdx, rdx
+        jnz     1b
+        TO_SHADOW_STACK
+        RESTORE_CALLER_SAVED
+        push    qword ptr [r11 + OFF_STUB_RETURN]
+        ret
+        .size   stub_slot_miss, . - stub_slot_miss
+
+// A miss of a group's check: the same, but what cannot be served goes back five bytes further, over a JMP, and nothing
+// faults: the accesses are then made one by one.
+        .type   stub_group_miss, @function
+stub_group_miss:
+        pop     qword ptr [r11 + OFF_STUB_RETURN]
+        SAVE_CALLER_SAVED
+        TO_HOST_STACK
+        lea     rdi, [r11 - 128]
+        mov     rsi, r15
+        mov     rdx, r14
+        call    chost_group_fill
+        mov     r11, [rsp]
+        lea     rdx, [rdx + rdx * 4]
+        add     [r11 + OFF_STUB_RETURN], rdx
+        TO_SHADOW_STACK
+        RESTORE_CALLER_SAVED
+        push    qword ptr [r11 + OFF_STUB_RETURN]
+        ret
+        .size   stub_group_miss, . - stub_group_miss
+
 // A miss of the jump cache: T0 = linear address of the target. Reached by a jump; flags are saved.
         .type   stub_jump_miss, @function
 stub_jump_miss:
@@ -266,6 +306,10 @@ chost_set_stubs:
         mov     [rdi + OFF_EXIT_STUB + 128], rax
         lea     rax, [rip + stub_tlb_miss]
         mov     [rdi + OFF_STUB_TLB_MISS + 128], rax
+        lea     rax, [rip + stub_slot_miss]
+        mov     [rdi + OFF_STUB_SLOT_MISS + 128], rax
+        lea     rax, [rip + stub_group_miss]
+        mov     [rdi + OFF_STUB_GROUP_MISS + 128], rax
         lea     rax, [rip + stub_jump_miss]
         mov     [rdi + OFF_STUB_JUMP_MISS + 128], rax
         lea     rax, [rip + stub_string]

@@ -18,6 +18,12 @@ struct BlockInstruction {
   /// Flags (FlagMask bits) that somebody may read: before it and after it.
   var liveBefore: UInt8 = 0
   var liveAfter: UInt8 = 0
+  /// The groups that its operand and its access to the stack belong to, or -1, and where they are in them
+  /// (AccessPlan.swift).
+  var operandGroup: Int8 = -1
+  var stackGroup: Int8 = -1
+  var operandPosition: Int64 = 0
+  var stackPosition: Int64 = 0
 }
 
 /// Which entry of its target an edge leads to.
@@ -28,6 +34,9 @@ enum EdgeKind: UInt8 {
   case backward
   /// From behind a call to the block that follows it: the indirect entry, T0 = linear address, flags in the page.
   case afterCall
+  /// From a group's check that failed to the same instruction in a block whose accesses are checked one by one: the
+  /// indirect entry too.
+  case split
 }
 
 /// Where a direct edge's patchable jump is.
@@ -50,6 +59,8 @@ struct FaultSite {
   var flagsSaved: Bool
   /// RAX and RDX are in `scratch[0]` and `scratch[1]`.
   var restoresScratch: Bool
+  /// It accesses memory through a slot, which may be empty and lead nowhere: Swift executes the instruction.
+  var isAccess: Bool
 }
 
 @safe struct BlockBuilder: ~Copyable {
@@ -74,8 +85,20 @@ struct FaultSite {
   /// Some flag may still be read at this point.
   var flagsAreLive = false
 
-  var edges = InlineArray<4, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward))
+  /// Most direct edges: those of its last instruction, one for each other branch and one for each group.
+  static let maximumEdges = 4 + BlockTranslator.maximumBranches + Int(CHOST_GROUPS)
+  var edges = InlineArray<16, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward))
   var edgeCount = 0
+  /// The guest-physical number of the page.
+  var pageNumber: UInt64 = 0
+  var groups = InlineArray<8, AccessGroup>(repeating: AccessGroup())
+  /// The groups whose host address is in T0, and whose addend is in T1, as long as these are not written; -1: none.
+  var t0Group: Int8 = -1
+  var t1Group: Int8 = -1
+  /// The next access goes through a slot.
+  var isSlotAccess = false
+  /// Displacement of the slot of the current instruction's operand, if it has one of its own.
+  var site: Int32?
   /// Recorded by the caller into the cache.
   var faults: UnsafeMutablePointer<FaultSite>
   var faultCount = 0
@@ -198,16 +221,36 @@ struct FaultSite {
     // The displacement is patched while other vCPUs may execute it: keep it inside an aligned word.
     var opcodeBytes: UInt64 = 1
     if case .branch = departure { opcodeBytes = 2 }
-    while (hot.address &+ opcodeBytes) & 3 != 0 { hot.byte(0x90) }
+    hot.pad(Int(4 &- (hot.address &+ opcodeBytes) & 3) & 3)
     switch departure {
     case .jump: hot.jump(to: stub)
     case .call: hot.call(stub)
     case .branch(let condition): hot.jump(if: condition, to: stub)
     }
-    if edgeCount < 4 {
+    if edgeCount < BlockBuilder.maximumEdges {
       edges[edgeCount] = EdgeSite(
         end: hot.address, stub: stub, target: UInt16(truncatingIfNeeded: target),
         kind: afterCall ? .afterCall : (target <= current.offset ? .backward : .forward))
+      edgeCount &+= 1
+    }
+  }
+
+  /// In the cold half: goes on at the current instruction in a block that checks every access by itself. The flags are in
+  /// the page.
+  mutating func coldSplit() {
+    let t0 = RegisterMap.t0
+    cold.load(t0, .env(Slot.pageAddress))
+    cold.lea(t0, HostMemory(t0, current.offset))
+    cold.pad(Int(4 &- (cold.address &+ 1) & 3) & 3)
+    let stub = cold.address &+ 5
+    cold.jump(to: stub)
+    cold.store(.env(Slot.linear), t0)
+    cold.storeImmediate32(.env(Slot.exitData), firstEdge &+ UInt32(edgeCount))
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_RETURN), offset: current.offset, flagsSaved: true))
+    cold.jump(to: stubs.exit)
+    if edgeCount < BlockBuilder.maximumEdges {
+      edges[edgeCount] = EdgeSite(
+        end: stub, stub: stub, target: UInt16(truncatingIfNeeded: current.offset), kind: .split)
       edgeCount &+= 1
     }
   }
@@ -217,16 +260,23 @@ struct FaultSite {
     if faultCount < BlockBuilder.maximumFaults {
       unsafe faults[faultCount] = FaultSite(
         address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags,
-        restoresScratch: restoresScratch)
+        restoresScratch: restoresScratch, isAccess: isSlotAccess)
       faultCount &+= 1
     }
+    isSlotAccess = false
+  }
+
+  /// The same for an access whose address may have come from an empty slot.
+  mutating func mayFaultInSlot() {
+    if isSlotAccess { mayFault() }
   }
 
   // MARK: Entries
 
   /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. Returns the
-  /// offsets of the latter two from the first.
-  mutating func entries(offset: Int32, needsFlags: Bool) -> (poll: Int, plain: Int) {
+  /// offsets of the latter two from the first. `passesFlags`: the flags are wanted in the page.
+  mutating func entries(offset: Int32, needsFlags: Bool, passesFlags: Bool = false) -> (poll: Int, plain: Int) {
+    if passesFlags { return entriesToPage(offset: offset) }
     let begin = hot.count
     hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
     hot.store(.env(Slot.pageAddress), RegisterMap.t1)
@@ -259,5 +309,32 @@ struct FaultSite {
     hot.load(RegisterMap.t1, .env(slot))
     hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t1, 1))
     hot.store(.env(slot), RegisterMap.t1)
+  }
+
+  /// The same for a block that has the flags in the page throughout: the direct entries save them.
+  private mutating func entriesToPage(offset: Int32) -> (poll: Int, plain: Int) {
+    let begin = hot.count
+    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
+    hot.store(.env(Slot.pageAddress), RegisterMap.t1)
+    let stub = cold.address
+    cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_ATTENTION), offset: offset, flagsSaved: true))
+    cold.jump(to: stubs.exit)
+    func poll(_ code: inout CodeEmitter) -> UInt64 {
+      code.alu32(.cmp, .env(Slot.attention), immediate: 0)
+      code.jump(if: CodeEmitter.notEqual, to: stub)
+      code.jump(to: stub)
+      return code.address
+    }
+    let first = poll(&hot)
+    let pollOffset = hot.count &- begin
+    hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
+    let second = poll(&hot)
+    let plainOffset = hot.count &- begin
+    hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
+    hot.patch(first, to: hot.address)
+    hot.patch(second, to: hot.address)
+    hostFlags = false
+    pageFlags = true
+    return (pollOffset, plainOffset)
   }
 }

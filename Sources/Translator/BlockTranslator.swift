@@ -33,7 +33,9 @@ enum DecodedBlock {
   /// Most instructions in a block.
   static let maximumInstructions = 48
   /// Most host bytes per guest instruction, generously; checked against the room left.
-  static let roomPerInstruction = 320
+  static let roomPerInstruction = 400
+  /// Most conditional branches inside a hot block.
+  static let maximumBranches = 4
 
   let table: OpcodeTable
   let decoder: Decoder
@@ -52,6 +54,8 @@ enum DecodedBlock {
   let exactFlags: Bool
   /// Every block counts its executions (BlockHistogram.swift).
   let countsBlocks: Bool
+  /// The next block is translated with a slot for each access.
+  var isHot = false
 
   init(
     table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
@@ -126,13 +130,20 @@ enum DecodedBlock {
     let single = singleInstruction || mode & UInt32(CHOST_MODE_STEP) != 0
     var position = offset
     var count = 0
+    var branches = 0
     loop: while count < BlockTranslator.maximumInstructions && position < 4096 {
       switch unsafe decoder.decode(bytes.page + position, count: min(15, 4096 - position), code: code) {
       case .complete(let instruction):
         store(count, instruction, position)
         count += 1
         position += Int(instruction.length)
-        if single || endsBlock(table[instruction.row].rule) { break loop }
+        let rule = table[instruction.row].rule
+        if rule == .jcc && isHot && !single && branches < BlockTranslator.maximumBranches {
+          // Hot code goes on behind a branch that is not taken.
+          branches += 1
+          continue
+        }
+        if single || endsBlock(rule) { break loop }
       case .needsMore:
         if count == 0 { return .straddles }
         break loop
@@ -150,6 +161,44 @@ enum DecodedBlock {
     unsafe buffer[index].instruction = instruction
     unsafe buffer[index].instruction.row = substitute(instruction.row)
     unsafe buffer[index].offset = Int32(truncatingIfNeeded: offset)
+    unsafe buffer[index].operandGroup = -1
+    unsafe buffer[index].stackGroup = -1
+  }
+
+  /// Finds the accesses that share a check.
+  private func planGroups(_ builder: inout BlockBuilder, count: Int) {
+    var planner = AccessPlanner()
+    for index in 0..<count {
+      let row = table[self[index].instruction.row]
+      unsafe planner.take(
+        &buffer[index], row, traits(of: self[index].instruction.row), isInline: BlockTranslator.mayGroup(row))
+    }
+    let numbers = planner.finish(&builder.groups)
+    for index in 0..<count {
+      let item = self[index]
+      if item.operandGroup >= 0 { unsafe buffer[index].operandGroup = numbers[Int(item.operandGroup)] }
+      if item.stackGroup >= 0 { unsafe buffer[index].stackGroup = numbers[Int(item.stackGroup)] }
+    }
+  }
+
+  /// Gives the operand of the builder's current instruction a slot, if it will be checked by itself or for its group.
+  private func planSite(_ b: inout BlockBuilder, _ hotCode: inout HotCode) {
+    b.site = nil
+    let i = b.instruction
+    guard i.isMemory, BlockTranslator.mayGroup(b.row), b.needsSite else { return }
+    let group = b.current.operandGroup
+    let write = group >= 0 ? b.groups[Int(group)].writes : b.traits.memoryWrites
+    let size = group >= 0 ? Int(b.groups[Int(group)].high - b.groups[Int(group)].low) : b.traits.memoryBytes(i)
+    guard size > 0, size <= 240 else { return }
+    b.site = hotCode.site(b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
+  }
+
+  /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
+  private static func mayGroup(_ row: Opcode) -> Bool {
+    switch row.rule {
+    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect: true
+    default: false
+    }
   }
 
   private func endsBlock(_ rule: Rule) -> Bool {
@@ -198,6 +247,29 @@ enum DecodedBlock {
     return live | unknown
   }
 
+  /// Whether the block neither reads the flags it is entered with nor keeps them in EFLAGS until they are written: they
+  /// may as well be in the page from the start.
+  private func passesFlags(_ count: Int) -> Bool {
+    var entered = BlockTranslator.allFlags
+    var checks = false
+    for index in 0..<count {
+      let item = self[index]
+      let row = table[item.instruction.row]
+      let writes = row.flags.writesMaybe
+      if row.flags.reads(condition: item.instruction.opcode) & entered != 0 { return false }
+      if writes != 0 && item.liveAfter & ~row.flags.writes & entered != 0 { return false }
+      switch row.rule {
+      case .push, .pop, .call, .callIndirect, .ret, .jumpIndirect: checks = true
+      case .copy, .sse, .avx, .x87, .mmx: if item.instruction.isMemory { checks = true }
+      case .lea, .nop, .jump: break
+      default: return false
+      }
+      entered &= ~BlockTranslator.overwrites(row, item.instruction)
+      if entered == 0 { break }
+    }
+    return checks
+  }
+
   /// Flags that the instruction overwrites whatever happens: SCAS and CMPS repeated no times overwrite none.
   private static func overwrites(_ row: Opcode, _ instruction: Instruction) -> UInt8 {
     (row.rule == .scas || row.rule == .cmps) && instruction.isRepeated ? 0 : row.flags.writes
@@ -220,7 +292,7 @@ enum DecodedBlock {
     var hotCount: Int
     var coldCount: Int
     var faultCount: Int
-    var edges: InlineArray<4, EdgeSite>
+    var edges: InlineArray<16, EdgeSite>
     var edgeCount: Int
     /// Guest bytes.
     var length: Int
@@ -231,8 +303,8 @@ enum DecodedBlock {
 
   /// Emits the `count` decoded instructions as block `number` of the cache.
   func emit(
-    _ bytes: GuestCode, count: Int, mode: UInt32, hot: consuming CodeEmitter, cold: consuming CodeEmitter,
-    stubs: CodeStubs, firstEdge: UInt32, number: Int = 0
+    _ bytes: GuestCode, count: Int, mode: UInt32, page: UInt64, hot: consuming CodeEmitter,
+    cold: consuming CodeEmitter, stubs: CodeStubs, firstEdge: UInt32, number: Int = 0, hotCode: inout HotCode
   ) -> Emitted {
     let first = self[0]
     let last = self[count - 1]
@@ -269,6 +341,11 @@ enum DecodedBlock {
     while index > 0 {
       index -= 1
       let row = table[self[index].instruction.row]
+      if row.rule == .jcc && index < count - 1 && !exactFlags {
+        let item = self[index]
+        let after = Int64(item.offset) &+ Int64(item.instruction.length)
+        live |= liveFlags(bytes, at: after &+ Int64(bitPattern: item.instruction.immediate), mode: mode, peek: &targetPeek)
+      }
       unsafe buffer[index].liveAfter = live
       if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
@@ -284,7 +361,10 @@ enum DecodedBlock {
     var builder = unsafe BlockBuilder(
       hot: hot, cold: cold, mode: mode, bytes: bytes, decoder: decoder, stubs: stubs, firstEdge: firstEdge,
       faults: faults, row: lastRow)
-    let entries = builder.entries(offset: first.offset, needsFlags: needsFlags)
+    builder.pageNumber = page
+    if count > 1 && builder.canGroup && !straddles { planGroups(&builder, count: count) }
+    let entries = builder.entries(
+      offset: first.offset, needsFlags: needsFlags, passesFlags: needsFlags && !exactFlags && passesFlags(count))
     if countsBlocks { builder.count(in: BlockHistogram.slot(number)) }
     var ended = false
     for index in 0..<count where !ended {
@@ -294,6 +374,7 @@ enum DecodedBlock {
       builder.traits = traits(of: item.instruction.row)
       builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
+      if isHot { planSite(&builder, &hotCode) }
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
         builder.exitInstruction()

@@ -21,8 +21,8 @@ enum CheckedValue: Equatable {
   case distance(id: Int, offset: Int64, table: Int64)
   /// What turns a linear address into a host address, for `size` bytes from `sum(id, offset)` on.
   case addend(id: Int, offset: Int64, size: Int, write: Bool)
-  /// The host address of `size` checked bytes.
-  case host(size: Int, write: Bool)
+  /// A host address from which `low..<high` is checked.
+  case host(low: Int, high: Int, write: Bool)
   /// At most this.
   case bounded(UInt64)
 
@@ -41,19 +41,32 @@ enum CheckedFlags: Equatable {
   case nothing
   /// A comparison of a distance with 4096 minus `size`.
   case compared(id: Int, offset: Int64, table: Int64, size: Int)
+  /// A comparison of the start of a region of `size` bytes with the tag of its slot; passed once a JNE was not taken.
+  case region(slot: Int64, size: Int, passed: Bool)
 }
 
 private struct CheckedState: Equatable {
-  var registers = InlineArray<16, CheckedValue>(repeating: .constant(0))
+  /// The registers, and behind them what groups keep in the vCPU page.
+  var registers = InlineArray<24, CheckedValue>(repeating: .constant(0))
   var flags = CheckedFlags.nothing
 
   subscript(register: UInt8) -> CheckedValue {
-    get { registers[Int(register & 15)] }
-    set { registers[Int(register & 15)] = newValue }
+    get { registers[Int(register)] }
+    set { registers[Int(register)] = newValue }
+  }
+
+  static let count: UInt8 = 24
+
+  /// The same with another value in one register, and flags that tell nothing.
+  func without(_ register: UInt8, _ value: CheckedValue) -> CheckedState {
+    var state = self
+    state[register] = value
+    state.flags = .nothing
+    return state
   }
 
   static func == (a: CheckedState, b: CheckedState) -> Bool {
-    for number in 0..<16 where a.registers[number] != b.registers[number] { return false }
+    for number in 0..<Int(count) where a.registers[number] != b.registers[number] { return false }
     return a.flags == b.flags
   }
 }
@@ -68,6 +81,8 @@ struct CheckedCode {
   /// Addresses outside the code that it may jump to.
   var exits: Set<UInt64>
   var stubs: CodeStubs
+  /// Addresses where it is entered, besides its start.
+  var entries: [UInt64] = []
 }
 
 struct BlockChecker {
@@ -88,8 +103,9 @@ struct BlockChecker {
   static func check(_ code: CheckedCode) -> String? {
     var checker = BlockChecker(code)
     var start = CheckedState()
-    for number in 0..<16 { start[UInt8(number)] = .sum(id: -1 - number, offset: 0) }
+    for number in 0..<Int(CheckedState.count) { start[UInt8(number)] = .sum(id: -1 - number, offset: 0) }
     checker.arrive(code.hot.lowerBound, start)
+    for entry in code.entries { checker.arrive(entry, start) }
     while let address = checker.work.popLast(), checker.problem == nil { checker.step(address) }
     return checker.problem
   }
@@ -108,7 +124,7 @@ struct BlockChecker {
       return
     }
     let before = known
-    for number in UInt8(0)..<16 { known[number] = join(known[number], state[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80) }
+    for number in UInt8(0)..<CheckedState.count { known[number] = join(known[number], state[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80) }
     if known.flags != state.flags { known.flags = .nothing }
     if known != before {
       states[address] = known
@@ -119,9 +135,10 @@ struct BlockChecker {
   private func join(_ a: CheckedValue, _ b: CheckedValue, _ id: Int) -> CheckedValue {
     if a == b { return a }
     switch (a, b) {
-    case (.addend(let i, let o, let s, let w), .addend(let j, let p, let t, let v)) where i == j && o == p && w == v:
-      return .addend(id: i, offset: o, size: min(s, t), write: w)
-    case (.host(let s, let w), .host(let t, let v)): return .host(size: min(s, t), write: w && v)
+    case (.addend(let i, let o, let s, let w), .addend(let j, let p, let t, let v)) where i == j && o == p:
+      return .addend(id: i, offset: o, size: min(s, t), write: w && v)
+    case (.host(let l, let h, let w), .host(let m, let k, let v)):
+      return .host(low: max(l, m), high: min(h, k), write: w && v)
     default: return .sum(id: id, offset: 0)
     }
   }
@@ -161,8 +178,14 @@ struct BlockChecker {
     case .jump: return go(address, to: next &+ i.immediate, state)
     case .jcc:
       go(address, to: next &+ i.immediate, state)
-      if i.opcode & 15 == 7, case .compared(let id, let offset, let table, let size) = state.flags {
+      // JA after a comparison with a constant, JAE after one with a site's bound.
+      if case .compared(let id, let offset, let table, let size) = state.flags,
+        i.opcode & 15 == ((BlockChecker.slot(table)?.most ?? 0) > 0 ? 3 : 7)
+      {
         state.flags = .compared(id: id, offset: offset, table: table, size: size | BlockChecker.passed)
+      }
+      if i.opcode & 15 == 5, case .region(let slot, let size, _) = state.flags {
+        state.flags = .region(slot: slot, size: size, passed: true)
       }
       return arrive(next, state)
     case .loop:
@@ -202,7 +225,7 @@ struct BlockChecker {
 
   private func afterCall(_ address: UInt64) -> CheckedState {
     var state = CheckedState()
-    for number in UInt8(0)..<16 { state[number] = fresh(address, number) }
+    for number in UInt8(0)..<CheckedState.count { state[number] = fresh(address, number) }
     return state
   }
 
@@ -219,6 +242,12 @@ struct BlockChecker {
       state.flags = .nothing
       return arrive(next, state)
     }
+    if target == code.stubs.slotMiss || target == code.stubs.groupMiss {
+      guard let state = slotMiss(before) else { return fail(address, "a miss of a slot with a wrong request") }
+      // A group that is refused goes on behind the JMP that follows.
+      if target == code.stubs.groupMiss { arrive(next + 5, before.without(RegisterMap.t1, fresh(address, RegisterMap.t1))) }
+      return arrive(next, state)
+    }
     let known = target == code.stubs.string || target == code.stubs.light || target == code.stubs.jumpMiss
     if !known && !code.exits.contains(target) && !code.cold.contains(target) {
       return fail(address, "a call of 0x\(String(target, radix: 16))")
@@ -226,6 +255,48 @@ struct BlockChecker {
     if code.cold.contains(target) { arrive(target, before) }
     arrive(next, afterCall(address))
   }
+
+  /// What is known after a miss of a slot or a group: T0 = linear address, T1 = the request before, its answer afterwards.
+  private func slotMiss(_ before: CheckedState) -> CheckedState? {
+    guard let (id, offset) = before[RegisterMap.t0].linear, case .constant(let word) = before[RegisterMap.t1] else { return nil }
+    let size = max(Int(word >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255), 1)
+    let write = word & UInt64(CHOST_INFO_WRITE) != 0
+    let slot = Int64(word >> UInt64(CHOST_REQUEST_SLOT_SHIFT) & 0xFFFFF)
+    var state = before
+    state.flags = .nothing
+    state[RegisterMap.t1] = .addend(id: id, offset: offset, size: size, write: write)
+    if slot != 0 {
+      guard let kind = BlockChecker.slot(slot), kind.isRegion || size < 255, kind.writes || !write,
+        kind.most == 0 || size <= kind.most
+      else { return nil }
+      if kind.isRegion {
+        guard kind.writes == write else { return nil }
+        let start = Int(word >> UInt64(CHOST_REQUEST_OFFSET_SHIFT))
+        state[RegisterMap.t1] = .host(low: start, high: start + size, write: write)
+      }
+    }
+    return state
+  }
+
+  /// What the slot at a displacement from ENV is, if there is one; `most`: the largest operand of a site.
+  private static func slot(_ displacement: Int64) -> (isRegion: Bool, writes: Bool, most: Int)? {
+    if displacement == Int64(Slot.stack) || displacement == Int64(Slot.stack) + 16 { return (false, true, 0) }
+    let position = displacement - Int64(CHOST_SLOTS)
+    guard position >= 0, position < 2 * Int64(CHOST_SLOT_BYTES), position % Int64(CHOST_SLOT_SIZE) == 0 else { return nil }
+    let number = position / Int64(CHOST_SLOT_SIZE) % Int64(CHOST_SLOTS_PER_PRIVILEGE)
+    let sites = Int64(CHOST_SITES)
+    if number < 2 * sites { return (false, number >= sites, HotCode.largest(Int(number % sites))) }
+    return (true, number >= 2 * sites + Int64(CHOST_REGIONS), 0)
+  }
+
+  /// The register that stands for what a group keeps at a displacement from ENV.
+  private static func kept(_ displacement: Int32) -> UInt8? {
+    let position = displacement &- Slot.groups
+    return position >= 0 && position < 8 * Int32(CHOST_GROUPS) && position % 8 == 0 ? 16 + UInt8(position / 8) : nil
+  }
+
+  /// The value of `page_va`: a multiple of the page size.
+  private static let pageAddress = Int.min + 1
 
   private static let passed = 1 << 20
 
@@ -247,6 +318,11 @@ struct BlockChecker {
     let pageEnd = Int64(CHOST_PAGE_BYTES) - Int64(CHOST_ENV)
     if i.base == RegisterMap.env {
       if i.index == 0xFF {
+        if write {
+          let stack = Int64(Slot.stack)
+          let isState = displacement >= -Int64(CHOST_ENV) && displacement + Int64(size) <= Int64(CHOST_TABLES)
+          return isState && (displacement + Int64(size) <= stack || displacement >= stack + 32) ? nil : "a store to the tables"
+        }
         return displacement >= -Int64(CHOST_ENV) && displacement + Int64(size) <= pageEnd ? nil : "outside the vCPU page"
       }
       switch state[i.index] {
@@ -260,8 +336,9 @@ struct BlockChecker {
     }
     if i.base == 4 && i.index == 0xFF { return displacement >= 0 && displacement <= 8 && !write ? nil : "the shadow stack" }
     if i.index == 0xFF {
-      guard case .host(let checked, let writable) = state[i.base] else { return "an unchecked address" }
-      return displacement >= 0 && displacement + Int64(size) <= Int64(checked) && (writable || !write) ? nil : "more than was checked"
+      guard case .host(let low, let high, let writable) = state[i.base] else { return "an unchecked address" }
+      return displacement >= Int64(low) && displacement + Int64(size) <= Int64(high) && (writable || !write)
+        ? nil : "more than was checked"
     }
     guard let (id, offset) = state[i.base].linear, i.scale == 0,
       case .addend(let checkedID, let start, let checked, let writable) = state[i.index]
@@ -275,6 +352,13 @@ struct BlockChecker {
 
   private func effect(_ address: UInt64, _ i: Instruction, _ row: Opcode, _ traits: RowTraits, _ state: inout CheckedState) {
     let before = state
+    if i.isMemory && traits.memoryWrites && i.base == RegisterMap.env {
+      // Whatever is stored where groups keep things, no longer is what they kept.
+      for number in 0..<Int32(CHOST_GROUPS) {
+        let from = Slot.groups &+ number &* 8
+        if i.displacement < from &+ 8 && i.displacement &+ 64 > from { state[UInt8(16 + number)] = fresh(address, UInt8(16 + number)) }
+      }
+    }
     if row.map == .one && pattern(i, before, &state) { return }
     if row.flags.writesMaybe != 0 { state.flags = .nothing }
     func clobber(_ register: UInt8) { state[register] = fresh(address, register) }
@@ -293,6 +377,11 @@ struct BlockChecker {
   private func pattern(_ i: Instruction, _ before: CheckedState, _ state: inout CheckedState) -> Bool {
     let wide = i.rex & 8 != 0
     switch i.opcode {
+    case 0x89 where i.isMemory && wide && i.base == RegisterMap.env && i.index == 0xFF:
+      guard let kept = BlockChecker.kept(i.displacement) else { return false }
+      for number in UInt8(16)..<CheckedState.count { state[number] = before[number] }
+      state[kept] = before[i.reg]
+      return true
     case 0x89 where !i.isMemory:
       if wide {
         state[i.rm] = before[i.reg]
@@ -307,16 +396,18 @@ struct BlockChecker {
       if i.index == 0xFF {
         switch before[i.base] {
         case .sum(let id, let offset): state[i.reg] = .sum(id: id, offset: offset + Int64(i.displacement))
-        case .host where i.displacement == 0: state[i.reg] = before[i.base]
+        case .host(let low, let high, let write):
+          state[i.reg] = .host(low: low - Int(i.displacement), high: high - Int(i.displacement), write: write)
+        case .constant(let value): state[i.reg] = .constant(value &+ UInt64(bitPattern: Int64(i.displacement)))
         default: return false
         }
         return true
       }
       guard i.scale == 0, let (id, offset) = before[i.base].linear,
-        case .addend(let checkedID, let start, let size, let write) = before[i.index], id == checkedID,
-        offset + Int64(i.displacement) == start
+        case .addend(let checkedID, let start, let size, let write) = before[i.index], id == checkedID
       else { return false }
-      state[i.reg] = .host(size: size, write: write)
+      let low = Int(start - offset - Int64(i.displacement))
+      state[i.reg] = .host(low: low, high: low + size, write: write)
       return true
     case 0xC1 where !i.isMemory && i.modRM >> 3 & 7 == 5 && !wide && i.immediate == 8:
       guard case .low(let id, let offset) = before[i.rm] else { return false }
@@ -326,6 +417,51 @@ struct BlockChecker {
     case 0x81, 0x83:
       guard !i.isMemory else { return false }
       return immediate(i, before, &state, wide: wide)
+    case 0x2B where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:  // from a slot's tag
+      guard let (id, offset) = before[i.reg].linear, let slot = BlockChecker.slot(Int64(i.displacement)), !slot.isRegion
+      else { return false }
+      state[i.reg] = .distance(id: id, offset: offset, table: Int64(i.displacement))
+      state.flags = .nothing
+      return true
+    case 0x03 where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:
+      guard case .distance(let id, let offset, let table) = before[i.reg], table == Int64(i.displacement) else { return false }
+      state[i.reg] = .sum(id: id, offset: offset)
+      state.flags = .nothing
+      return true
+    case 0x3B where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:  // CMP with a region's tag
+      state.flags = .nothing
+      if case .distance(let id, let offset, let table) = before[i.reg], Int64(i.displacement) == table + 16,
+        let slot = BlockChecker.slot(table), slot.most > 0
+      {
+        state.flags = .compared(id: id, offset: offset, table: table, size: slot.most)
+        return true
+      }
+      guard let slot = BlockChecker.slot(Int64(i.displacement)), slot.isRegion else { return true }
+      var size = 64
+      if let (id, offset) = before[i.reg].linear, id == BlockChecker.pageAddress || id == Int.min, offset & 4095 == 0 { size = 4096 }
+      state.flags = .region(slot: Int64(i.displacement), size: size, passed: false)
+      return true
+    case 0x8B where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:
+      let displacement = Int64(i.displacement)
+      if i.displacement == Slot.pageAddress {
+        state[i.reg] = .sum(id: BlockChecker.pageAddress, offset: 0)
+      } else if let kept = BlockChecker.kept(i.displacement) {
+        state[i.reg] = before[kept]
+      } else if case .region(let slot, let size, true) = before.flags, displacement == slot + 8 {
+        state[i.reg] = .host(low: 0, high: size, write: BlockChecker.slot(slot)?.writes ?? false)
+      } else if case .compared(let id, let offset, let table, let size) = before.flags, size & BlockChecker.passed != 0,
+        displacement == table + 8, let slot = BlockChecker.slot(table), !slot.isRegion
+      {
+        state[i.reg] = .addend(id: id, offset: offset, size: size & ~BlockChecker.passed, write: slot.writes)
+      } else {
+        return false
+      }
+      return true
+    case 0xFF where wide && !i.isMemory && i.modRM >> 3 & 7 < 2:  // INC, DEC
+      guard case .sum(let id, let offset) = before[i.rm] else { return false }
+      state[i.rm] = .sum(id: id, offset: i.modRM >> 3 & 7 == 0 ? offset + 1 : offset - 1)
+      state.flags = .nothing
+      return true
     case 0x2B where wide && i.isMemory && i.base == RegisterMap.env:  // SUB distance
       guard i.index != 0xFF, let (id, offset) = before[i.reg].linear,
         case .entry(let entryID, let entryOffset) = before[i.index], id == entryID, offset == entryOffset
@@ -349,16 +485,25 @@ struct BlockChecker {
       let write = inTables / Int(CHOST_TLB_BYTES) & 1 == 1
       state[i.reg] = .addend(id: id, offset: offset, size: size & ~BlockChecker.passed, write: write)
       return true
-    case 0xB8...0xBF where !wide:
-      state[i.rm] = .constant(i.immediate & 0xFFFF_FFFF)
+    case 0xB8...0xBF:
+      state[i.rm] = .constant(wide ? i.immediate : i.immediate & 0xFFFF_FFFF)
+      return true
+    case 0xC7 where wide && !i.isMemory:
+      state[i.rm] = .constant(i.immediate)
       return true
     default: return false
     }
   }
 
-  /// AND and CMP with a constant.
+  /// ADD, SUB, AND and CMP with a constant.
   private func immediate(_ i: Instruction, _ before: CheckedState, _ state: inout CheckedState, wide: Bool) -> Bool {
     switch i.modRM >> 3 & 7 {
+    case 0, 5:
+      guard wide, case .sum(let id, let offset) = before[i.rm] else { return false }
+      let constant = Int64(bitPattern: i.immediate)
+      state[i.rm] = .sum(id: id, offset: i.modRM >> 3 & 7 == 0 ? offset &+ constant : offset &- constant)
+      state.flags = .nothing
+      return true
     case 4:
       guard i.immediate < 1 << 31 else { return false }
       state.flags = .nothing
@@ -370,7 +515,9 @@ struct BlockChecker {
       return true
     case 7:
       state.flags = .nothing
-      if case .distance(let id, let offset, let table) = before[i.rm], wide, i.immediate < 4096 {
+      if case .distance(let id, let offset, let table) = before[i.rm], wide {
+        // A site's distance is compared with the slot's bound.
+        guard i.immediate < 4096, (BlockChecker.slot(table)?.most ?? 0) == 0 else { return true }
         state.flags = .compared(id: id, offset: offset, table: table, size: 4096 - Int(i.immediate))
       }
       return true
@@ -436,6 +583,7 @@ extension CodeCache {
       CheckedCode(
         hot: range(block.hot, block.hotCount), cold: range(block.cold, block.coldCount),
         hotBytes: codeBytes(block.hot, block.hotCount), coldBytes: codeBytes(block.cold, block.coldCount), exits: exits,
-        stubs: stubs))
+        stubs: stubs,
+        entries: [codeStart + UInt64(block.hot) + UInt64(block.pollOffset), codeStart + UInt64(block.hot) + UInt64(block.plainOffset)]))
   }
 }

@@ -85,6 +85,7 @@ struct CachedFault {
   var offset: UInt16
   var flagsSaved: Bool
   var restoresScratch: Bool
+  var isAccess: Bool
 }
 
 /// What the cache has done, for `--stats`.
@@ -134,6 +135,8 @@ struct CodeCacheCounters {
   private var edgeCount = 0
   private var faultCount = 0
   private(set) var counters = CodeCacheCounters()
+  /// What is translated with a slot for each access.
+  var hotCode = HotCode()
   /// Counts the times blocks were forgotten; vCPUs compare it to know when to drop their jump caches.
   private(set) var generation: UInt64 = 0
   let translator: BlockTranslator
@@ -213,8 +216,8 @@ struct CodeCacheCounters {
     for index in 0..<blockCount where unsafe blocks[index].isLive { body(unsafe blocks[index]) }
   }
 
-  /// The guest instruction a faulting host address belongs to.
-  func faultingInstruction(at address: UInt64) -> (block: Block, fault: CachedFault)? {
+  /// The block that has the host address in its hot half, live or not.
+  func block(at address: UInt64) -> Int32? {
     let offset = UInt32(truncatingIfNeeded: address &- codeStart)
     // Blocks are placed in increasing order of address.
     var low = 0
@@ -223,8 +226,14 @@ struct CodeCacheCounters {
       let middle = (low + high) / 2
       if unsafe blocks[middle].hot <= offset { low = middle + 1 } else { high = middle }
     }
-    guard low > 0 else { return nil }
-    let block = unsafe blocks[low - 1]
+    return low > 0 ? Int32(truncatingIfNeeded: low - 1) : nil
+  }
+
+  /// The guest instruction a faulting host address belongs to.
+  func faultingInstruction(at address: UInt64) -> (block: Block, fault: CachedFault)? {
+    let offset = UInt32(truncatingIfNeeded: address &- codeStart)
+    guard let number = block(at: address) else { return nil }
+    let block = self[number]
     for index in Int(block.firstFault)..<Int(block.firstFault + block.faultCount) {
       let fault = unsafe faults[index]
       if fault.address == offset { return (block, fault) }
@@ -241,7 +250,7 @@ struct CodeCacheCounters {
     let need = CodeCache.roomForBlock
     return hotUsed + need < min(hotLimit, CodeCache.coldStart) && coldUsed + need < CodeCache.codeBytes
       && blockCount + 1 < min(CodeCache.maximumBlocks, CodeCache.tableSlots * 2 / 3)
-      && edgeCount + 4 < CodeCache.maximumEdges
+      && edgeCount + BlockBuilder.maximumEdges < CodeCache.maximumEdges
       && faultCount + BlockBuilder.maximumFaults < CodeCache.maximumFaults
   }
 
@@ -266,9 +275,10 @@ struct CodeCacheCounters {
     let cold = unsafe CodeEmitter(
       writable: code.writable + coldUsed, executable: codeStart + UInt64(coldUsed),
       capacity: CodeCache.codeBytes - coldUsed)
+    translator.isHot = hotCode.contains(key(physical, mode: mode))
     let emitted = translator.emit(
-      bytes, count: count, mode: mode, hot: hot, cold: cold, stubs: stubs,
-      firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount)
+      bytes, count: count, mode: mode, page: physical >> 12, hot: hot, cold: cold, stubs: stubs,
+      firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount, hotCode: &hotCode)
 
     var block = Block()
     block.key = key(physical, mode: mode)
@@ -304,7 +314,7 @@ struct CodeCacheCounters {
       unsafe faults[faultCount + number] = CachedFault(
         address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset,
         flagsSaved: site.flagsSaved,
-        restoresScratch: site.restoresScratch)
+        restoresScratch: site.restoresScratch, isAccess: site.isAccess)
     }
     faultCount += emitted.faultCount
     let page = Int(physical >> 12)
@@ -337,6 +347,12 @@ struct CodeCacheCounters {
 
   // MARK: Linking
 
+  /// The mode word of the block that an edge of `block` leads to.
+  static func targetMode(_ edge: Edge, of block: Block) -> UInt32 {
+    let mode = block.mode & ~UInt32(CHOST_MODE_SPLIT)
+    return edge.kind == .split ? mode | UInt32(CHOST_MODE_SPLIT) : mode
+  }
+
   /// Points an edge at its target block.
   func link(_ index: UInt32, to target: Int32) {
     let edge = self.edge(index)
@@ -346,7 +362,7 @@ struct CodeCacheCounters {
       switch edge.kind {
       case .forward: UInt64(block.hot) + UInt64(block.plainOffset)
       case .backward: UInt64(block.hot) + UInt64(block.pollOffset)
-      case .afterCall: UInt64(block.hot)
+      case .afterCall, .split: UInt64(block.hot)
       }
     patch(edge.end, to: entry)
     unsafe edges[Int(index)].target = target
@@ -444,6 +460,26 @@ struct CodeCacheCounters {
       unsafe memory.pageFlags[Int(page)] = flags & ~UInt8(CHOST_PAGE_CODE)
     }
     return any
+  }
+
+  /// Live blocks of one page that hold the instruction at `physical`.
+  func liveBlocks(at physical: UInt64) -> [Int32] {
+    var found: [Int32] = []
+    var index = firstBlock(ofPage: physical >> 12)
+    while index >= 0 {
+      let block = self[index]
+      let offset = Int(physical & 4095)
+      if Int(block.offset) <= offset && offset < Int(block.offset) + Int(block.length) && !block.straddles { found.append(index) }
+      index = block.nextInPage
+    }
+    return found
+  }
+
+  /// Forgets a block whose bytes have not changed, so that it is translated again when it is next executed.
+  func retranslate(_ index: Int32) {
+    removeFromPageList(index)
+    forget(index)
+    generation &+= 1
   }
 
   private func removeFromPageList(_ number: Int32) {

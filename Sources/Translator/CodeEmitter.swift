@@ -37,6 +37,8 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   /// Executable address of `start`.
   let base: UInt64
   let capacity: Int
+  /// Host registers written since their bits were cleared.
+  var written: UInt16 = 0
 
   init(writable: UnsafeMutableRawPointer, executable: UInt64, capacity: Int) {
     unsafe start = writable.assumingMemoryBound(to: UInt8.self)
@@ -124,9 +126,14 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   @inline(__always)
   mutating func modRM(reg: UInt8, rm: HostRegister) { byte(0xC0 | (reg & 7) << 3 | rm & 7) }
 
+  /// Notes that a register is written.
+  @inline(__always)
+  mutating func note(_ target: HostRegister) { written |= 1 << UInt16(target & 15) }
+
   // MARK: Moves
 
   mutating func mov(_ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: true, reg: source, rm: target)
     byte(0x89)
     modRM(reg: source, rm: target)
@@ -134,18 +141,21 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
 
   /// 32 bits, zero-extended.
   mutating func mov32(_ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: false, reg: source, rm: target)
     byte(0x89)
     modRM(reg: source, rm: target)
   }
 
   mutating func load(_ target: HostRegister, _ source: HostMemory) {
+    note(target)
     rex(w: true, reg: target, memory: source)
     byte(0x8B)
     modRM(reg: target, memory: source)
   }
 
   mutating func load32(_ target: HostRegister, _ source: HostMemory) {
+    note(target)
     rex(w: false, reg: target, memory: source)
     byte(0x8B)
     modRM(reg: target, memory: source)
@@ -191,6 +201,7 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func not(_ target: HostRegister) {
+    note(target)
     rex(w: true, reg: 0, rm: target)
     byte(0xF7)
     modRM(reg: 2, rm: target)
@@ -198,6 +209,7 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
 
   /// The shortest move of a constant.
   mutating func mov(_ target: HostRegister, immediate value: UInt64) {
+    note(target)
     if value <= 0xFFFF_FFFF {
       rex(w: false, reg: 0, rm: target)
       byte(0xB8 | target & 7)
@@ -215,18 +227,21 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func lea(_ target: HostRegister, _ source: HostMemory) {
+    note(target)
     rex(w: true, reg: target, memory: source)
     byte(0x8D)
     modRM(reg: target, memory: source)
   }
 
   mutating func lea32(_ target: HostRegister, _ source: HostMemory) {
+    note(target)
     rex(w: false, reg: target, memory: source)
     byte(0x8D)
     modRM(reg: target, memory: source)
   }
 
   mutating func zeroExtend16(_ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: false, reg: target, rm: source)
     byte(0x0F)
     byte(0xB7)
@@ -236,30 +251,35 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   // MARK: Arithmetic
 
   mutating func alu(_ operation: ALU, _ target: HostRegister, _ source: HostMemory) {
+    note(target)
     rex(w: true, reg: target, memory: source)
     byte(operation.rawValue << 3 | 3)
     modRM(reg: target, memory: source)
   }
 
   mutating func alu32(_ operation: ALU, _ target: HostRegister, _ source: HostMemory) {
+    note(target)
     rex(w: false, reg: target, memory: source)
     byte(operation.rawValue << 3 | 3)
     modRM(reg: target, memory: source)
   }
 
   mutating func alu(_ operation: ALU, _ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: true, reg: source, rm: target)
     byte(operation.rawValue << 3 | 1)
     modRM(reg: source, rm: target)
   }
 
   mutating func alu32(_ operation: ALU, _ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: false, reg: source, rm: target)
     byte(operation.rawValue << 3 | 1)
     modRM(reg: source, rm: target)
   }
 
   mutating func alu(_ operation: ALU, _ target: HostRegister, immediate value: Int32, w: Bool = true) {
+    note(target)
     rex(w: w, reg: 0, rm: target)
     if value >= -128 && value <= 127 {
       byte(0x83)
@@ -287,6 +307,7 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func shiftRight32(_ target: HostRegister, _ count: UInt8) {
+    note(target)
     rex(w: false, reg: 0, rm: target)
     byte(0xC1)
     modRM(reg: 5, rm: target)
@@ -294,6 +315,7 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func shiftRightArithmetic(_ target: HostRegister, _ count: UInt8) {
+    note(target)
     rex(w: true, reg: 0, rm: target)
     byte(0xC1)
     modRM(reg: 7, rm: target)
@@ -301,12 +323,14 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func signExtend32(_ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: true, reg: target, rm: source)
     byte(0x63)
     modRM(reg: target, rm: source)
   }
 
   mutating func signExtend16(_ target: HostRegister, _ source: HostRegister) {
+    note(target)
     rex(w: true, reg: target, rm: source)
     byte(0x0F)
     byte(0xBF)
@@ -314,6 +338,7 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func shiftLeft(_ target: HostRegister, _ count: UInt8, w: Bool) {
+    note(target)
     rex(w: w, reg: 0, rm: target)
     byte(0xC1)
     modRM(reg: 4, rm: target)
@@ -321,10 +346,26 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func shiftRight(_ target: HostRegister, _ count: UInt8) {
+    note(target)
     rex(w: true, reg: 0, rm: target)
     byte(0xC1)
     modRM(reg: 5, rm: target)
     byte(count)
+  }
+
+  /// One instruction of 0...3 bytes that does nothing.
+  mutating func pad(_ count: Int) {
+    switch count {
+    case 1: byte(0x90)
+    case 2:
+      byte(0x66)
+      byte(0x90)
+    case 3:
+      byte(0x0F)
+      byte(0x1F)
+      byte(0x00)
+    default: break
+    }
   }
 
   // MARK: Control
@@ -343,11 +384,13 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func call(_ target: UInt64) {
+    written = .max
     byte(0xE8)
     relative(to: target)
   }
 
   mutating func call(through memory: HostMemory) {
+    written = .max
     rex(w: false, reg: 2, memory: memory)
     byte(0xFF)
     modRM(reg: 2, memory: memory)
@@ -392,5 +435,5 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   /// Condition codes.
-  static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7
+  static let equal: UInt8 = 4, notEqual: UInt8 = 5, above: UInt8 = 7, aboveOrEqual: UInt8 = 3
 }

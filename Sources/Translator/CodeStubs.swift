@@ -8,6 +8,8 @@ import CHost
 struct CodeStubs {
   var exit: UInt64 = 0
   var tlbMiss: UInt64 = 0
+  var slotMiss: UInt64 = 0
+  var groupMiss: UInt64 = 0
   var jumpMiss: UInt64 = 0
   var string: UInt64 = 0
   var light: UInt64 = 0
@@ -18,6 +20,8 @@ struct CodeStubs {
   init(_ code: inout CodeEmitter) {
     exit = CodeStubs.trampoline(&code, Slot.exitStub)
     tlbMiss = CodeStubs.trampoline(&code, Slot.tlbMissStub)
+    slotMiss = CodeStubs.trampoline(&code, Slot.slotMissStub)
+    groupMiss = CodeStubs.trampoline(&code, Slot.groupMissStub)
     jumpMiss = CodeStubs.trampoline(&code, Slot.jumpMissStub)
     string = CodeStubs.trampoline(&code, Slot.stringStub)
     light = CodeStubs.trampoline(&code, Slot.lightStub)

@@ -11,7 +11,7 @@
 import CHost
 import Host
 
-/// The memory of a vCPU's two shadow stacks.
+/// The memory of a vCPU's two shadow stacks, and inaccessible memory behind them where empty slots lead.
 final class ShadowStacks: Sendable {
   /// Bytes of one: 4,096 calls deep.
   static let byteCount = 64 << 10
@@ -19,7 +19,7 @@ final class ShadowStacks: Sendable {
   private let region: Mapping
 
   init() throws(HostError) {
-    region = try .reserve(byteCount: 3 * ShadowStacks.guardBytes + 2 * ShadowStacks.byteCount)
+    region = try .reserve(byteCount: 3 * ShadowStacks.guardBytes + 2 * ShadowStacks.byteCount + Int(CHOST_SLOT_GUARD))
     for number in 0..<2 {
       try region.protect(at: ShadowStacks.offset(number), byteCount: ShadowStacks.byteCount, [.read, .write])
     }
@@ -32,6 +32,7 @@ final class ShadowStacks: Sendable {
     let base = unsafe UInt64(UInt(bitPattern: region.base))
     let bottom = (base + UInt64(ShadowStacks.offset(0)), base + UInt64(ShadowStacks.offset(1)))
     let size = UInt64(ShadowStacks.byteCount) - 64
+    page[\.slot_guard] = base + UInt64(ShadowStacks.offset(2))
     page[\.shadow_bottom] = bottom
     page[\.shadow_top] = (bottom.0 + size, bottom.1 + size)
     page[\.shadow] = page[\.shadow_top]

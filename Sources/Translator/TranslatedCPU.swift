@@ -33,6 +33,9 @@ public import X86
   /// Another thread has changed code: jumps to it must be forgotten at the next boundary.
   private let codeChanged = Atomic<Bool>(false)
 
+  /// When `sample` last looked, in TSC ticks.
+  var lastSample: UInt64 = 0
+
   /// Full exits by CHOST_EXIT reason.
   var exitCounts = InlineArray<16, UInt64>(repeating: 0)
   static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return"]
@@ -61,8 +64,8 @@ public import X86
     page[\.code_end] = translation.cache.codeEnd
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
-    unsafe chost_reset_tables(page.pointer)
     shadowStacks.install(in: page)
+    unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self
     self.state = CPUState()
     page[\.tsc_offset] = translation.options.tscOffset
@@ -176,7 +179,9 @@ public import X86
   // MARK: Finding code
 
   /// The entry for the code at RIP, translating it if need be; nil after a fault has been delivered.
-  private func findEntry(step: Bool) -> UInt64? {
+  ///
+  /// `split`: the block that checks every access by itself.
+  private func findEntry(step: Bool, split: Bool = false) -> UInt64? {
     if step && page[\.mode] & UInt32(CHOST_MODE_STEP) == 0 {
       page[\.mode] |= UInt32(CHOST_MODE_STEP)
       defer { page.updateMode() }
@@ -184,10 +189,10 @@ public import X86
     }
     let linear = linearIP
     page[\.linear] = linear
-    let found = unsafe chost_lookup(page.pointer, linear)
+    let found = unsafe split ? 0 : chost_lookup(page.pointer, linear)
     if found != 0 { return found }
     do throws(Fault) {
-      return try translate(linear)
+      return try translate(linear, split: split)
     } catch {
       fault(error)
       return nil
@@ -199,20 +204,23 @@ public import X86
     deliveryExit = deliver(processor.event(fault))
   }
 
-  private func translate(_ linear: UInt64) throws(Fault) -> UInt64 {
+  private func translate(_ linear: UInt64, split: Bool) throws(Fault) -> UInt64 {
     let started = chost_read_tsc()
     // First: forgetting everything also forgets which pages hold code.
     makeRoom()
     let physical = try codePage(linear)
     let translation = translation
-    let mode = page[\.mode]
+    let mode = page[\.mode] | (split ? UInt32(CHOST_MODE_SPLIT) : 0)
     if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
     let offset = Int(linear & 4095)
     let base = unsafe UnsafePointer<UInt8>(
       bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
     var bytes = unsafe GuestCode(page: base)
-    var decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
+    var decoded = translation.lock.withLock { _ in
+      cache.translator.isHot = cache.hotCode.contains(cache.key(physical, mode: mode))
+      return cache.translator.decode(bytes, offset: offset, mode: mode)
+    }
     var second = Block.noPage
     var joined = InlineArray<16, UInt8>(repeating: 0)
     if case .straddles = decoded {
@@ -296,6 +304,7 @@ public import X86
     case Int(CHOST_EXIT_MEMORY), Int(CHOST_EXIT_INSTRUCTION): return executeSlowly()
     case Int(CHOST_EXIT_LINK), Int(CHOST_EXIT_RETURN): link(page[\.exit_data])
     case Int(CHOST_EXIT_STEP): stepped()
+    case Int(CHOST_EXIT_ATTENTION): sample()
     default: break
     }
     return nil
@@ -318,10 +327,11 @@ public import X86
     guard block.isLive else { return }
     let physical = block.page | UInt64(edge.targetOffset)
     let generation = cache.generation
-    var target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
+    let mode = CodeCache.targetMode(edge, of: block)
+    var target = translation.lock.withLock { _ in cache.find(physical, mode: mode) }
     if target == nil {
-      guard findEntry(step: false) != nil else { return }
-      target = translation.lock.withLock { _ in cache.find(physical, mode: block.mode) }
+      guard findEntry(step: false, split: edge.kind == .split) != nil else { return }
+      target = translation.lock.withLock { _ in cache.find(physical, mode: mode) }
     }
     if let target, cache.generation == generation {
       translation.lock.withLock { _ in cache.link(index, to: target) }
@@ -332,7 +342,9 @@ public import X86
   private func hostFault() -> VCPUExit? {
     let address = page[\.fault_pc]
     let trap = page[\.fault_trap]
-    guard let (_, fault) = translation.cache.faultingInstruction(at: address) else {
+    guard let (_, fault) = translation.cache.faultingInstruction(at: address),
+      fault.isAccess || trap != UInt32(CHOST_TRAP_SLOT)
+    else {
       return .failed(
         "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))"
       )
@@ -343,6 +355,7 @@ public import X86
       page[register: GPR.rdx] = page[\.scratch].1
     }
     setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
+    if trap == UInt32(CHOST_TRAP_SLOT) { return executeSlowly() }
     self.fault(guestFault(hostTrap: trap))
     return nil
   }

@@ -144,10 +144,11 @@ enum Slot {
   static let systemFlags: Int32 = 32
   static let scratch0: Int32 = 40
   static let scratch1: Int32 = 48
-  static let linear: Int32 = 80
-  static let exitInfo: Int32 = 88
-  static let exitData: Int32 = 92
-  static let exitStub: Int32 = 104
+  static let linear: Int32 = 72
+  static let exitInfo: Int32 = 80
+  static let exitData: Int32 = 84
+  /// The supervisor's stack entry; the user's follows.
+  static let stack: Int32 = 88
   static let segments: Int32 = 128
   static let cr2: Int32 = 128 + 8 * 24 + 2 * 16 + 8
   static let cr3: Int32 = cr2 + 8
@@ -159,9 +160,13 @@ enum Slot {
   static let stringStub: Int32 = 688
   static let lightStub: Int32 = 696
   static let stringOperation: Int32 = 704
+  static let exitStub: Int32 = 840
+  static let slotMissStub: Int32 = 856
+  static let groupMissStub: Int32 = 864
+  static let groups: Int32 = 880
   /// Of the supervisor's stack; the user's follows.
   static let shadowTop: Int32 = 728
   /// Of ES; those of CS, SS, DS, FS and GS follow.
-  static let readBounds: Int32 = 824
+  static let readBounds: Int32 = 952
   static let writeBounds: Int32 = readBounds + 6 * 8
 }

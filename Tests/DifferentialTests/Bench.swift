@@ -171,7 +171,10 @@ import X86
     if runs % 8 == 0 { unsafe chost_flush_all(page.pointer) }
     // Discarding is slow when thousands of blocks have gone by.
     if runs % 512 == 0 {
-      translation.lock.withLock { _ in translation.cache.flush() }
+      translation.lock.withLock { _ in
+        translation.cache.flush()
+        translation.cache.hotCode.isEverything.toggle()
+      }
       unsafe chost_flush_all(page.pointer)
     }
     deviceAccesses.removeAll(keepingCapacity: true)

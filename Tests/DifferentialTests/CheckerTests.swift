@@ -96,4 +96,42 @@ import X86
     // Without the jump the comparison proves nothing.
     #expect(check(Array(proof.dropLast(8 + 6)) + load(HostMemory(3, index: t1, 16))) != nil)
   }
+
+  /// A check of [RBX + 16] through the slot at a displacement from ENV; JA or JAE to the exit.
+  private func slotProof(_ slot: Int32, bound: Bool) -> [UInt8] {
+    var code = CheckerTests.emit { code in
+      code.lea(RegisterMap.t0, HostMemory(3, 16))
+      code.alu(.sub, RegisterMap.t0, .env(slot))
+      if bound { code.alu(.cmp, RegisterMap.t0, .env(slot + 16)) } else { code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8) }
+    }
+    let distance = UInt32(truncatingIfNeeded: 0x1000 &- (0x10000 + code.count + 6))
+    code += [0x0F, bound ? 0x83 : 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    return code + CheckerTests.emit { $0.load(RegisterMap.t1, .env(slot + 8)) }
+  }
+
+  @Test("slots allow what their kind allows") func slots() {
+    let t1 = RegisterMap.t1
+    let stack = slotProof(Slot.stack, bound: false)
+    #expect(check(stack + load(HostMemory(3, index: t1, 16))) == nil)
+    #expect(check(stack + store(HostMemory(3, index: t1, 16))) == nil)
+    #expect(check(stack + load(HostMemory(3, index: t1, 17))) != nil)
+    // Sites of the class of 8 bytes, for reading and for writing.
+    let reads = slotProof(Int32(CHOST_SLOTS), bound: true)
+    #expect(check(reads + load(HostMemory(3, index: t1, 16))) == nil)
+    #expect(check(reads + load(HostMemory(3, index: t1, 20))) != nil)
+    #expect(check(reads + store(HostMemory(3, index: t1, 16))) != nil)
+    let writes = slotProof(Int32(CHOST_SLOTS) + Int32(CHOST_SITES) * Int32(CHOST_SLOT_SIZE), bound: true)
+    #expect(check(writes + store(HostMemory(3, index: t1, 16))) == nil)
+    // A site's bound is not a constant, and neither is a region a site.
+    #expect(check(slotProof(Int32(CHOST_SLOTS), bound: false) + load(HostMemory(3, index: t1, 16))) != nil)
+    let region = Int32(CHOST_SLOTS) + 2 * Int32(CHOST_SITES) * Int32(CHOST_SLOT_SIZE)
+    #expect(check(slotProof(region, bound: true) + load(HostMemory(3, index: t1, 16))) != nil)
+  }
+
+  @Test("blocks do not write slots") func tables() {
+    #expect(check(store(.env(Slot.stack + 8))) != nil)
+    #expect(check(store(.env(Int32(CHOST_SLOTS) + 16))) != nil)
+    #expect(check(store(.env(Int32(CHOST_TLB_READ)))) != nil)
+    #expect(check(store(.env(Slot.groups))) == nil)
+  }
 }

@@ -54,6 +54,8 @@ extension Bench {
     let rule = c.row.rule
     // AMD translates SHA's operand before it minds the alignment; ENTER's order of stores is the processor's.
     tolerance.eitherOperand = rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove || c.row.feature == .sha
+      // A bad header, or the page behind the one it is in.
+      || rule == .restoreState
     let faulted = unsafe native.pointee.rip == c.code
     tolerance.vectors = faulted && rule == .gather
     // ENTER may have pushed before it faults.

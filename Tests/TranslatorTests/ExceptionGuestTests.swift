@@ -144,6 +144,8 @@ struct FaultCase: Sendable, CustomTestStringConvertible {
       for vector in [8, 12] { guest.setGate(UInt8(vector), stack: 1) }
       let pops = ["pop_register", "ret", "pop_flags"].contains(name)
       FaultCase(name, 12, [0: KernelGuest.code, 4: pops ? outside : outside + 8]).check(on: guest)
+      // The address that an empty entry for the stack's page has.
+      FaultCase(name, 12, [0: KernelGuest.code, 4: pops ? (1 << 63) + 16 : (1 << 63) + 24]).check(on: guest)
     }
     for vector in [8, 12] { guest.setGate(UInt8(vector)) }
     FaultCase("call_register", 13, [0: outside]).check(on: guest)

@@ -19,6 +19,7 @@ import Testing
       (Slot.xcr0, \.xcr0), (Slot.tscAux, \.tsc_aux), (Slot.tlbMissStub, \.stub_tlb_miss), (Slot.jumpMissStub, \.stub_jump_miss),
       (Slot.stringStub, \.stub_string), (Slot.lightStub, \.stub_light), (Slot.shadowTop, \.shadow_top), (Slot.readBounds, \.read_bound),
       (Slot.writeBounds, \.write_bound), (Slot.linear, \.linear), (Slot.stringOperation, \.string_operation),
+      (Slot.stack, \.stack), (Slot.slotMissStub, \.stub_slot_miss), (Slot.groupMissStub, \.stub_group_miss), (Slot.groups, \.groups),
     ]
     for (slot, path) in pairs { #expect(slot == displacement(path, Int.self)) }
     #expect(MemoryLayout<chost_segment>.stride == 24)

@@ -31,6 +31,14 @@ typedef struct chost_table { // GDTR or IDTR
   uint16_t pad[3];
 } chost_table;
 
+// Software TLB: per privilege (0 supervisor, 1 user) a read and a write table. A hit is
+// linear - tag <= 4096 - size; host address = linear + addend.
+typedef struct chost_tlb_entry {
+  uint64_t tag, addend;
+} chost_tlb_entry;
+
+enum { CHOST_GROUPS = 8, CHOST_SLOT_GUARD = 8192 };
+
 typedef struct chost_cpu {
   // ENV-128 ... ENV-1: guest RAX RCX RDX RBX RSP RBP RSI RDI R8..R15. While translated code runs, only
   // the registers without a host register (see RegisterMap.swift) are current here.
@@ -44,16 +52,13 @@ typedef struct chost_cpu {
   uint32_t system_flags;      // RFLAGS without the six arithmetic flags and bit 1: TF IF DF IOPL NT RF VM AC ID
   uint32_t mode;              // CHOST_MODE_* word of the current state, part of every block's key
   uint64_t scratch[4];        // temporaries of translated code, dead between instructions
-  uint64_t rip;               // guest RIP whenever translated code is not running
   uint64_t linear;            // linear address of the access that left (CHOST_EXIT_MEMORY)
   uint32_t exit_info;         // CHOST_INFO_* of the exit
   uint32_t exit_data;         // edge number (CHOST_EXIT_LINK)
-  uint64_t host_rsp;          // stack to leave to
-  uint64_t exit_stub;         // host address of the full exit
-  uint64_t fault_pc;          // host address of a faulting instruction (CHOST_EXIT_FAULT)
-  // ENV+128 ...: not hot
+  chost_tlb_entry stack[2];   // by privilege: the page of the stack, writable; purged with the software TLB
   uint32_t fault_trap;        // host trap number, from the signal
   uint32_t fault_code;        // host error code
+  // ENV+128 ...: not hot
   chost_segment segments[CHOST_SEGMENTS];
   chost_table gdtr, idtr;
   uint64_t cr0, cr2, cr3, cr4, cr8;
@@ -84,6 +89,14 @@ typedef struct chost_cpu {
   // Counters, for --stats; counted by the light helpers.
   uint64_t count_tlb_fill, count_tlb_flush, count_lookup, count_lookup_miss;
   uint64_t code_chunks;       // host address of a word per guest page: bit c, 64-byte chunk c may hold code
+  uint64_t rip;               // guest RIP whenever translated code is not running
+  uint64_t host_rsp;          // stack to leave to
+  uint64_t exit_stub;         // host address of the full exit
+  uint64_t fault_pc;          // host address of a faulting instruction (CHOST_EXIT_FAULT)
+  uint64_t stub_slot_miss, stub_group_miss;
+  uint64_t slot_guard;        // host address of CHOST_SLOT_GUARD inaccessible bytes: where an empty stack entry leads
+  uint64_t groups[CHOST_GROUPS]; // addends and host addresses that the checks of groups found, for the rest of their block
+  uint64_t count_slot_fill;
   // The first offset behind what may be read of and written to ES CS SS DS FS GS; 0 where Swift must look. Outside 64-bit
   // mode only; computed with `mode`, for FS, GS and writes through CS always, for the others while CHOST_MODE_SEGMENTED
   // is set.
@@ -111,7 +124,8 @@ enum {
   CHOST_MODE_ALIGN = 1 << 17,      // CR0.AM, EFLAGS.AC and CPL 3: alignment is checked
   CHOST_MODE_STEP = 1 << 18,       // TF or an armed breakpoint: one instruction a block
   CHOST_MODE_LMA = 1 << 19,        // EFER.LMA (with LONG clear: compatibility mode)
-  CHOST_MODE_BITS = 20,
+  CHOST_MODE_SPLIT = 1 << 20,      // a block's own: every access has a check of its own; never in `mode`
+  CHOST_MODE_BITS = 21,
 };
 
 // Exit information word.
@@ -136,6 +150,9 @@ enum {
   CHOST_EXIT_RETURN,      // edge `exit_data`, from a call to the block behind it at `linear`, is not linked yet
 };
 
+// fault_trap of an access that went where empty slots lead: no exception of the host's has this number.
+enum { CHOST_TRAP_SLOT = 255 };
+
 enum { CHOST_SHADOW_GUARD = 4096 };
 
 // Page flags.
@@ -145,12 +162,6 @@ enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2 };
 enum { CHOST_ACCESS_WRITE = 2, CHOST_ACCESS_USER = 4, CHOST_ACCESS_FETCH = 16 };
 // A supervisor access the processor makes on its own (descriptor tables, TSS, IDT): EFLAGS.AC does not lift SMAP.
 enum { CHOST_ACCESS_IMPLICIT = 1 << 8 };
-
-// Software TLB: per privilege (0 supervisor, 1 user) a read and a write table. A hit is
-// linear - tag <= 4096 - size; host address = linear + addend.
-typedef struct chost_tlb_entry {
-  uint64_t tag, addend;
-} chost_tlb_entry;
 
 enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 4096 };
 
@@ -165,8 +176,29 @@ enum {
   CHOST_PRIVATE = CHOST_JUMP_TAGS + 4 * 8 * CHOST_JUMP_ENTRIES, // fill lists and filters, private to mmu.c
   CHOST_BOUNCE = CHOST_PRIVATE + 32768,                 // operand copies of slow accesses
   CHOST_FPU = CHOST_BOUNCE + 4096,                      // XSAVE image, 64-byte aligned, standard format
-  CHOST_PAGE_BYTES = CHOST_FPU + 4096 + CHOST_ENV,      // size of the whole vCPU page
+  // Slots: entries that belong to a place in the code, so that no index is computed. Per privilege: sites that read,
+  // sites that write, regions that are read, regions that are written.
+  CHOST_SLOTS = CHOST_FPU + 4096,
+  CHOST_SITES = 1024, CHOST_REGIONS = 1024,
+  CHOST_SLOTS_PER_PRIVILEGE = 2 * CHOST_SITES + 2 * CHOST_REGIONS,
+  CHOST_SLOT_SIZE = 32,
+  CHOST_SLOT_BYTES = CHOST_SLOTS_PER_PRIVILEGE * CHOST_SLOT_SIZE,
+  CHOST_PAGE_BYTES = CHOST_SLOTS + 2 * CHOST_SLOT_BYTES + CHOST_ENV, // size of the whole vCPU page
 };
+
+// A site's slot is a hit if linear - tag < bound; host address = linear + value. It grows over pages that follow each
+// other in the host's memory as they do in the guest's. `bound` allows for operands of the site's class, which its
+// number tells, whoever shares the slot. A region's is a hit if its start is the tag; value is its host address.
+typedef struct chost_slot {
+  uint64_t tag, value, bound, unused;
+} chost_slot;
+
+// Of sites that read, and of those that write: the first number beyond each class, and its largest operand.
+#define CHOST_CLASSES {512, 640, 768, 896, 960, 1024}, {8, 16, 32, 64, 128, 256}
+
+// What a miss of a slot is asked, in a 64-bit word: the exit information word, the slot's displacement from ENV, and for
+// a region how far into it the access is.
+enum { CHOST_REQUEST_SLOT_SHIFT = 32, CHOST_REQUEST_OFFSET_SHIFT = 52 };
 
 // One slot of the block table (open addressing, linear probing). Key: guest-physical address
 // << CHOST_MODE_BITS | mode; 0 is empty, 1 is deleted.
@@ -188,6 +220,12 @@ typedef struct chost_fill_result {
 
 // Serves a TLB miss of translated code. `info` is the exit information word.
 chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info);
+// Serves a miss of a slot, and fills it where an entry may stay. The result's addend is, for a region, its host address.
+chost_fill_result chost_slot_fill(chost_cpu *cpu, uint64_t linear, uint64_t request);
+// The same for the check of a group of accesses, with or without a slot; they must lie in one page.
+chost_fill_result chost_group_fill(chost_cpu *cpu, uint64_t linear, uint64_t request);
+// How often each site's slot held another page: 2 * CHOST_SITES for the supervisor, and as many for the user.
+uint16_t *chost_site_misses(chost_cpu *cpu);
 // Translates a linear address with the rights asked, setting accessed and dirty bits. Returns 0 and
 // *physical, or the #PF error code with bit 31 set. Non-canonical addresses are the caller's business.
 uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);

@@ -49,8 +49,8 @@ extension BlockBuilder {
   }
 
   private mutating func addToT0(_ offset: Int64) {
-    hot.lea(RegisterMap.t0, HostMemory(RegisterMap.t0, Int32(truncatingIfNeeded: offset)))
-    if !isLong { hot.mov32(RegisterMap.t0, RegisterMap.t0) }
+    let target = HostMemory(RegisterMap.t0, Int32(truncatingIfNeeded: offset))
+    if isLong { hot.lea(RegisterMap.t0, target) } else { hot.lea32(RegisterMap.t0, target) }
   }
 
   /// Goes to the linear address in T0. The page's flags are current.
@@ -155,7 +155,6 @@ extension BlockBuilder {
   /// CALL rel.
   mutating func call(liveAtTarget: UInt8) -> Bool {
     guard hasInlineBranches, hasInlineStack, !truncatesIP else { return false }
-    clobberFlags()
     pushReturnAddress()
     let target = relativeTarget
     if isLinkable(target) {
@@ -175,8 +174,8 @@ extension BlockBuilder {
   /// Pushes the guest's return address on its stack; it stays in T2.
   private mutating func pushReturnAddress() {
     hot.load(RegisterMap.t2, .env(Slot.pageAddress))
-    hot.lea(RegisterMap.t2, HostMemory(RegisterMap.t2, nextOffset))
-    if !isLong { hot.mov32(RegisterMap.t2, RegisterMap.t2) }
+    let next = HostMemory(RegisterMap.t2, nextOffset)
+    if isLong { hot.lea(RegisterMap.t2, next) } else { hot.lea32(RegisterMap.t2, next) }
     pushT2(size: isLong ? 8 : 4)
   }
 
@@ -211,6 +210,7 @@ extension BlockBuilder {
     let size: Int32 = isLong ? 8 : 4
     if i.isMemory {
       let memory = access(size: Int(size), write: false)
+      mayFaultInSlot()
       loadOperand(scratch, memory, size: size)
     } else {
       let value = value(of: i.rm, scratch: scratch)

@@ -84,12 +84,19 @@ extension BlockBuilder {
         fields.reg = next()
         taken &+= 1
         loaded = (i.reg, fields.reg)
-        hot.load(fields.reg, .env(RegisterMap.slot(i.reg)))
+        if overwrites(traits.reg) && !(memory == nil && i.rm == i.reg) && !(traits.vvvv.isGeneral && i.vvvv == i.reg) {
+          hot.note(fields.reg)
+        } else {
+          hot.load(fields.reg, .env(RegisterMap.slot(i.reg)))
+        }
       }
     } else if !traits.reg.isGeneral {
       fields.reg = isExtension ? i.modRM >> 3 & 7 : i.reg
     }
-    if memory == nil && i.hasModRM && traits.rm.isGeneral && !(traits.rm.isByte && i.isHighByte(i.rm)) {
+    let direct = memory == nil && slotServesAsOperand
+    if direct {
+      // The ModRM register is in the page: it is named there.
+    } else if memory == nil && i.hasModRM && traits.rm.isGeneral && !(traits.rm.isByte && i.isHighByte(i.rm)) {
       fields.rm = RegisterMap.host(i.rm)
       if fields.rm == RegisterMap.inMemory {
         if loaded.0 == i.rm {
@@ -98,7 +105,11 @@ extension BlockBuilder {
           fields.rm = next()
           taken &+= 1
           if loaded.0 == 0xFF { loaded = (i.rm, fields.rm) } else { loaded2 = (i.rm, fields.rm) }
-          hot.load(fields.rm, .env(RegisterMap.slot(i.rm)))
+          if overwrites(traits.rm) {
+            hot.note(fields.rm)
+          } else {
+            hot.load(fields.rm, .env(RegisterMap.slot(i.rm)))
+          }
         }
       }
     }
@@ -135,15 +146,38 @@ extension BlockBuilder {
       encode(fields, memory: nil)
       hot.load(RegisterMap.rdi, .env(Slot.scratch0))
     } else {
-      if mayRaise { mayFault() }
-      encode(fields, memory: memory)
+      if mayRaise || isSlotAccess { mayFault() }
+      encode(fields, memory: direct ? .env(RegisterMap.slot(i.rm)) : memory)
     }
 
     if traits.reg.isGeneral && traits.reg.writes { writeBack(i.reg, fields.reg, isByte: traits.reg.isByte) }
-    if memory == nil && traits.rm.isGeneral && traits.rm.writes { writeBack(i.rm, fields.rm, isByte: traits.rm.isByte) }
+    if memory == nil && !direct && traits.rm.isGeneral && traits.rm.writes { writeBack(i.rm, fields.rm, isByte: traits.rm.isByte) }
     if traits.vvvv.isGeneral && traits.vvvv.writes { writeBack(i.vvvv, fields.vvvv, isByte: false) }
     if traits.plus.isGeneral && traits.plus.writes {
       writeBack(i.plusRegister, fields.plus, isByte: traits.plus.isByte)
+    }
+  }
+
+  /// Whether the whole register is written without being read: what it held need not be loaded.
+  private func overwrites(_ use: FieldUse) -> Bool {
+    use.writes && !use.reads && !use.isByte && (!traits.usesOperandSize || instruction.operandSize >= 4)
+  }
+
+  /// Whether the ModRM register lives in the page and the instruction may name it there: its form with a memory operand
+  /// does the same. A 32-bit result must be extended, and a shorter store would not forward to the next load.
+  private var slotServesAsOperand: Bool {
+    let i = instruction
+    guard i.hasModRM, traits.rm.isGeneral, RegisterMap.host(i.rm) == RegisterMap.inMemory, row.rule == .copy,
+      !(traits.rm.isByte && i.isHighByte(i.rm)), !traits.rm.writes || (i.operandSize == 8 && !traits.rm.isByte)
+    else { return false }
+    // Otherwise the register field would be loaded as well, for nothing.
+    if traits.reg.isGeneral && i.reg == i.rm && RegisterMap.host(i.reg) == RegisterMap.inMemory { return false }
+    switch (row.map, i.opcode) {
+    case (.one, 0x00...0x3F), (.one, 0x63), (.one, 0x69), (.one, 0x6B), (.one, 0x80...0x85), (.one, 0x88...0x8B),
+      (.one, 0xC1), (.one, 0xD1), (.one, 0xD3), (.one, 0xC7), (.one, 0xF6), (.one, 0xF7), (.one, 0xFF),
+      (.x0F, 0x40...0x4F), (.x0F, 0xAF), (.x0F, 0xB6...0xB7), (.x0F, 0xBE...0xBF):
+      return true
+    default: return false
     }
   }
 

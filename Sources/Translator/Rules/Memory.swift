@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The memory rule: an operand is redirected through the software TLB. One subtraction and one comparison prove
 // that the whole operand lies in one page that the table allows; the table's addend then turns the linear address
-// into a host address. Everything else is the slow path's.
+// into a host address. Everything else is the slow path's. Accesses to the stack, and to places that do not depend on
+// general registers, have slots of their own instead of the table, which cost no index; accesses close together
+// share one check (AccessPlan.swift).
 
 import CHost
 import X86
@@ -16,63 +18,271 @@ extension BlockBuilder {
     isLong ? segment < 4 : segment < 4 && !has(Int(CHOST_MODE_SEGMENTED)) && !(write && segment == 1)
   }
 
+  /// Whether RSP, and a register plus a displacement, are linear addresses as they stand in 64-bit registers. Outside
+  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper half,
+  /// misses, and Swift computes what it means.
+  var hasPlainAddresses: Bool {
+    isLong || !has(Int(CHOST_MODE_LMA)) && !has(Int(CHOST_MODE_SEGMENTED)) && has(Int(CHOST_MODE_STACK32))
+  }
+
+  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that may
+  /// be addresses of tables in the upper half wrap as a rule, not by accident.
+  private func isPlain(write: Bool) -> Bool {
+    let i = instruction
+    guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
+    if isLong { return i.addressSize == 8 }
+    return hasPlainAddresses && i.addressSize == 4 && i.displacement > -0x1_0000
+  }
+
   /// Displacement from ENV of a table.
   private func table(write: Bool) -> Int32 {
     (write ? Int32(CHOST_TLB_WRITE) : Int32(CHOST_TLB_READ))
       &+ (privilege == 3 ? 2 &* Int32(CHOST_TLB_BYTES) : 0)
   }
 
+  /// Whether accesses of this block may share checks.
+  var canGroup: Bool { isLong && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT)) }
+
   /// Redirects the instruction's ModRM operand. Returns where it is on the host; T1 and perhaps T0 are in use.
-  /// Destroys EFLAGS (saved if live).
+  /// Destroys EFLAGS (saved if live) unless its group has been checked.
   mutating func access(size: Int, write: Bool) -> HostMemory {
     let i = instruction
+    if current.operandGroup >= 0 {
+      return groupAccess(current.operandGroup, position: current.operandPosition, base: i.base, displacement: i.displacement)
+    }
     clobberFlags()
-    if isLong && i.addressSize == 8 && i.index == 0xFF && !i.isRIPRelative && i.segment < 4 && i.base != 0xFF {
+    if isLong, !has(Int(CHOST_MODE_STEP)), let (region, offset) = current.region(size: size) {
+      checkRegion(region, offset..<offset &+ Int64(size), write: write, group: nil)
+      return HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: offset))
+    }
+    if isPlain(write: write) {
       let base = RegisterMap.host(i.base)
       if base != RegisterMap.inMemory { return access(base: base, displacement: i.displacement, size: size, write: write) }
     }
-    effectiveAddress()
-    toLinear(i.segment, size: size, write: write)
-    return accessAtT0(size: size, write: write)
+    linearAddress(size: size, write: write)
+    check(keepsAddress: true, size: size, write: write, slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
+    return HostMemory(RegisterMap.t0, index: RegisterMap.t1)
   }
 
   /// The same for [base + displacement], base in a host register: the guest's own addressing form survives.
   mutating func access(base: HostRegister, displacement: Int32, size: Int, write: Bool) -> HostMemory {
-    if displacement == 0 {
-      hot.mov(RegisterMap.t0, base)
-    } else {
-      hot.lea(RegisterMap.t0, HostMemory(base, displacement))
-    }
-    check(keepsAddress: false, size: size, write: write)
+    addressInT0(base, displacement)
+    check(keepsAddress: false, size: size, write: write, slot: slot(for: base, size: size))
     return HostMemory(base, index: RegisterMap.t1, displacement)
+  }
+
+  /// The same for `size` bytes at RSP + displacement: what PUSH and its like access. In a group if it was planned so.
+  mutating func accessStack(displacement: Int32, size: Int, write: Bool) -> HostMemory {
+    site = nil
+    if current.stackGroup >= 0 {
+      return groupAccess(current.stackGroup, position: current.stackPosition, base: 4, displacement: displacement)
+    }
+    clobberFlags()
+    return access(base: RegisterMap.stackPointer, displacement: displacement, size: size, write: write)
   }
 
   /// The same for the linear address in T0, which stays there; T2 is destroyed.
   mutating func accessAtT0(size: Int, write: Bool) -> HostMemory {
-    check(keepsAddress: true, size: size, write: write)
+    check(keepsAddress: true, size: size, write: write, slot: nil)
     return HostMemory(RegisterMap.t0, index: RegisterMap.t1)
   }
 
-  private mutating func check(keepsAddress: Bool, size: Int, write: Bool) {
+  /// T0 = base + displacement.
+  private mutating func addressInT0(_ base: HostRegister, _ displacement: Int32) {
+    if displacement == 0 {
+      if base != RegisterMap.t0 { hot.mov(RegisterMap.t0, base) }
+    } else {
+      hot.lea(RegisterMap.t0, HostMemory(base, displacement))
+    }
+  }
+
+  /// Whether a slot of its own would serve the current instruction's operand better than what it has.
+  var needsSite: Bool {
+    if has(Int(CHOST_MODE_ALIGN)) || has(Int(CHOST_MODE_STEP)) { return false }
+    if current.operandGroup >= 0 {
+      let group = groups[Int(current.operandGroup)]
+      return !group.isOpen && group.base.kind == .registers
+    }
+    return current.region(size: traits.memoryBytes(instruction)) == nil
+  }
+
+  /// Displacement of the slot for an access relative to a host register, if it has one: the operand's own, or that of
+  /// the stack's page.
+  private func slot(for base: HostRegister, size: Int) -> Int32? {
+    // Where a fault could not undo the loan of RDI (the copy rule's AH...BH) there is none.
+    let i = instruction
+    let lends = i.isMemory && traits.reg.isGeneral && traits.reg.isByte && i.isHighByte(i.reg)
+    if let site { return site }
+    guard base == RegisterMap.stackPointer, size <= 64, !lends else { return nil }
+    return Slot.stack &+ (privilege == 3 ? 16 : 0)
+  }
+
+  /// What a miss is told about the current access.
+  private func request(size: Int, write: Bool, slot: Int32?, offset: Int64 = 0) -> UInt64 {
+    let word = UInt64(
+      info(Int(CHOST_EXIT_MEMORY), offset: current.offset, size: size, write: write, flagsSaved: true))
+    return word | UInt64(slot ?? 0) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
+      | UInt64(bitPattern: offset) << UInt64(CHOST_REQUEST_OFFSET_SHIFT)
+  }
+
+  /// In the cold half: asks for the access whose linear address is in T0, and returns to the hot half with T1.
+  private mutating func coldMiss(_ request: UInt64, slot: Int32?, group: Bool) {
+    if group {
+      // Most refusals are frames across two pages, which may be met in every call.
+      let t1 = RegisterMap.t1
+      let size = Int32(truncatingIfNeeded: request >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255)
+      cold.mov32(t1, RegisterMap.t0)
+      cold.alu(.and, t1, immediate: 4095, w: false)
+      cold.alu(.cmp, t1, immediate: 4096 &- size, w: false)
+      cold.jump(if: CodeEmitter.above, to: cold.address)
+      let crossing = cold.address
+      cold.mov(t1, immediate: request)
+      cold.call(stubs.groupMiss)
+      cold.jump(to: hot.address)  // five bytes, which a refusal skips
+      cold.patch(crossing, to: cold.address)
+      coldSplit()
+    } else {
+      cold.mov(RegisterMap.t1, immediate: request)
+      cold.call(slot == nil ? stubs.tlbMiss : stubs.slotMiss)
+      cold.jump(to: hot.address)
+    }
+  }
+
+  /// Checks `size` bytes at the linear address in T0; T1 = addend. T0 survives if told to, at the cost of T2.
+  private mutating func check(keepsAddress: Bool, size: Int, write: Bool, slot: Int32?, group: Bool = false) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let offset = keepsAddress ? RegisterMap.t2 : t0
-    let table = table(write: write)
-    let tag = HostMemory(RegisterMap.env, index: t1, table)
-    hot.mov32(t1, t0)
-    hot.shiftRight32(t1, 8)
-    hot.alu(.and, t1, immediate: (Int32(CHOST_TLB_ENTRIES) &- 1) &<< 4, w: false)
+    let tag: HostMemory, addend: HostMemory
+    if let slot {
+      tag = .env(slot)
+      addend = .env(slot &+ 8)
+    } else {
+      let table = table(write: write)
+      tag = HostMemory(RegisterMap.env, index: t1, table)
+      addend = HostMemory(RegisterMap.env, index: t1, table &+ 8)
+      hot.mov32(t1, t0)
+      hot.shiftRight32(t1, 8)
+      hot.alu(.and, t1, immediate: (Int32(CHOST_TLB_ENTRIES) &- 1) &<< 4, w: false)
+    }
     if keepsAddress { hot.mov(offset, t0) }
     hot.alu(.sub, offset, tag)
-    hot.alu(.cmp, offset, immediate: 4096 &- Int32(truncatingIfNeeded: size), w: true)
-    hot.jump(if: CodeEmitter.above, to: cold.address)
+    if let slot, slot >= Int32(CHOST_SLOTS) {
+      hot.alu(.cmp, offset, .env(slot &+ 16))
+      hot.jump(if: CodeEmitter.aboveOrEqual, to: cold.address)
+    } else {
+      isSlotAccess = slot != nil
+      hot.alu(.cmp, offset, immediate: 4096 &- Int32(truncatingIfNeeded: size), w: true)
+      hot.jump(if: CodeEmitter.above, to: cold.address)
+    }
     if !keepsAddress { cold.alu(.add, t0, tag) }
-    hot.load(t1, HostMemory(RegisterMap.env, index: t1, table &+ 8))
-    cold.mov(
-      t1,
-      immediate: UInt64(
-        info(Int(CHOST_EXIT_MEMORY), offset: current.offset, size: size, write: write, flagsSaved: true)))
-    cold.call(stubs.tlbMiss)
-    cold.jump(to: hot.address)
+    hot.load(t1, addend)
+    coldMiss(request(size: size, write: write, slot: slot), slot: slot, group: group)
+  }
+
+  /// Checks `range` of a region; T1 = the region's host address. T0 is destroyed.
+  private mutating func checkRegion(_ region: Region, _ range: Range<Int64>, write: Bool, group: Int8?) {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    let start = region.number &* Int64(region.size)
+    switch region.kind {
+    case .page:
+      hot.load(t0, .env(Slot.pageAddress))
+      if start != 0 { hot.lea(t0, HostMemory(t0, Int32(truncatingIfNeeded: start))) }
+    case .absolute: hot.mov(t0, immediate: UInt64(bitPattern: start))
+    case .fs, .gs:
+      hot.load(t0, .env(BlockBuilder.segmentBase(region.kind == .fs ? 4 : 5)))
+      if start != 0 { hot.lea(t0, HostMemory(t0, Int32(truncatingIfNeeded: start))) }
+    }
+    let slot = regionSlot(region, write: write)
+    hot.alu(.cmp, t0, .env(slot))
+    hot.jump(if: CodeEmitter.notEqual, to: cold.address)
+    hot.load(t1, .env(slot &+ 8))
+    let size = Int(range.upperBound &- range.lowerBound)
+    if range.lowerBound != 0 { cold.lea(t0, HostMemory(t0, Int32(truncatingIfNeeded: range.lowerBound))) }
+    coldMiss(request(size: size, write: write, slot: slot, offset: range.lowerBound), slot: slot, group: group != nil)
+  }
+
+  /// Displacement of a region's slot. Blocks that reach the same page from neighbouring ones share it; regions that
+  /// share one by accident only miss.
+  private func regionSlot(_ region: Region, write: Bool) -> Int32 {
+    var number = UInt64(bitPattern: region.number)
+    switch region.kind {
+    case .page: number &+= pageNumber
+    case .absolute: number = number &* 31
+    case .fs: number &+= 64
+    case .gs: number &+= 128
+    }
+    let index = Int32(truncatingIfNeeded: number & (UInt64(CHOST_REGIONS) &- 1))
+    let first = 2 &* Int32(CHOST_SITES) &+ (write ? Int32(CHOST_REGIONS) : 0)
+    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index) &* Int32(CHOST_SLOT_SIZE)
+  }
+
+  // MARK: Groups
+
+  /// An access at `position` of group `number`: guest register `base` + displacement if it has one.
+  private mutating func groupAccess(_ number: Int8, position: Int64, base: UInt8, displacement: Int32) -> HostMemory {
+    let group = groups[Int(number)]
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
+    if !group.isOpen { open(number, position: position, displacement: displacement) }
+    if group.base.kind == .region {
+      if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
+      return HostMemory(t1, Int32(truncatingIfNeeded: position))
+    }
+    let host = RegisterMap.host(base)
+    if group.base.index == 0xFF && host != RegisterMap.inMemory {
+      if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
+      return HostMemory(host, index: t1, displacement)
+    }
+    if t0Group != number || hot.written >> UInt16(t0) & 1 != 0 {
+      hot.load(t0, found)
+      hot.written &= ~(1 << UInt16(t0))
+      t0Group = number
+    }
+    return HostMemory(t0, Int32(truncatingIfNeeded: position &- group.low))
+  }
+
+  private mutating func loadT1(_ number: Int8, _ found: HostMemory) {
+    hot.load(RegisterMap.t1, found)
+    hot.written &= ~(1 << UInt16(RegisterMap.t1))
+    t1Group = number
+  }
+
+  /// Emits the check of a group in front of its first access, and keeps what it finds for the others.
+  private mutating func open(_ number: Int8, position: Int64, displacement: Int32) {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    let group = groups[Int(number)]
+    let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
+    groups[Int(number)].isOpen = true
+    clobberFlags()
+    let size = Int(group.high &- group.low)
+    if group.base.kind == .region {
+      checkRegion(group.base.region, group.low..<group.high, write: group.writes, group: number)
+    } else if group.base.index == 0xFF && RegisterMap.host(group.base.base) != RegisterMap.inMemory {
+      let base = RegisterMap.host(group.base.base)
+      let low = Int32(truncatingIfNeeded: Int64(displacement) &+ group.low &- position)
+      addressInT0(base, low)
+      check(keepsAddress: false, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
+    } else {
+      linearAddress(size: size, write: group.writes)
+      addressInT0(t0, Int32(truncatingIfNeeded: group.low &- position))
+      let base = group.base.base == 4 ? RegisterMap.stackPointer : t0
+      check(keepsAddress: true, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
+      hot.lea(t0, HostMemory(t0, index: t1))
+      hot.store(found, t0)
+      hot.written &= ~(1 << UInt16(t0))
+      t0Group = number
+      return
+    }
+    hot.store(found, t1)
+    hot.written &= ~(1 << UInt16(t1))
+    t1Group = number
+  }
+
+  /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
+  /// EFLAGS unless the segment is flat.
+  private mutating func linearAddress(size: Int, write: Bool) {
+    effectiveAddress()
+    toLinear(instruction.segment, size: size, write: write)
   }
 
   /// Wraps the offset in T0 to the address size. Keeps EFLAGS.
@@ -152,6 +362,7 @@ extension BlockBuilder {
   private mutating func scaledIndex(
     _ target: HostRegister, _ index: HostRegister, _ scale: UInt8, _ displacement: Int32, wide: Bool
   ) {
+    hot.note(target)
     hot.rex(w: wide, reg: target, memory: HostMemory(0, index: index))
     hot.byte(0x8D)
     hot.byte((target & 7) << 3 | 4)

@@ -22,13 +22,14 @@ extension BlockBuilder {
   ///
   /// - Parameter stored: bytes that are written, if fewer than RSP moves by; outside 64-bit mode.
   mutating func push(_ value: HostRegister, size: Int32, stored: Int32? = nil) {
-    clobberFlags()
     let sp = RegisterMap.stackPointer
-    if isLong {
-      let memory = access(base: sp, displacement: -size, size: Int(size), write: true)
-      storeOperand(memory, value, size: size)
-      hot.lea(sp, HostMemory(sp, -size))
+    if hasPlainAddresses {
+      let memory = accessStack(displacement: -size, size: Int(stored ?? size), write: true)
+      mayFaultInSlot()
+      storeOperand(memory, value, size: stored ?? size)
+      release(-size)
     } else {
+      clobberFlags()
       var value = value
       if value == RegisterMap.t2 { hot.store(.env(Slot.scratch0), value) }
       hot.lea32(RegisterMap.t0, HostMemory(sp, -size))
@@ -51,12 +52,13 @@ extension BlockBuilder {
 
   /// Loads the top of the stack into `target` (zero-extended) without moving RSP.
   mutating func loadTop(_ target: HostRegister, size: Int32) {
-    clobberFlags()
     let sp = RegisterMap.stackPointer
     let memory: HostMemory
-    if isLong {
-      memory = access(base: sp, displacement: 0, size: Int(size), write: false)
+    if hasPlainAddresses {
+      memory = accessStack(displacement: 0, size: Int(size), write: false)
+      mayFaultInSlot()
     } else {
+      clobberFlags()
       // LEA and not MOV, which the checker takes for the beginning of a check.
       hot.lea32(RegisterMap.t0, HostMemory(sp))
       memory = stackAtT0(size: size, write: false)
@@ -141,6 +143,7 @@ extension BlockBuilder {
     } else if i.hasModRM {
       if i.isMemory {
         let memory = access(size: Int(size), write: false)
+        mayFaultInSlot()
         loadOperand(RegisterMap.t2, memory, size: size)
         pushT2(size: size)
       } else {
@@ -160,9 +163,15 @@ extension BlockBuilder {
     guard hasInlineStack, row.form == .plus || !instruction.isMemory else { return false }
     let size = stackSize
     let number = row.form == .plus ? instruction.plusRegister : instruction.rm
-    loadTop(RegisterMap.t0, size: size)
-    release(size)
-    write(number, RegisterMap.t0, size: size)
+    let host = RegisterMap.host(number)
+    if size == 8 && host != RegisterMap.inMemory && host != RegisterMap.stackPointer {
+      loadTop(host, size: size)
+      release(size)
+    } else {
+      loadTop(RegisterMap.t0, size: size)
+      release(size)
+      write(number, RegisterMap.t0, size: size)
+    }
     finishFlags()
     return true
   }
@@ -173,7 +182,7 @@ extension BlockBuilder {
     clobberFlags()
     let size = stackSize
     let memory: HostMemory
-    if isLong {
+    if hasPlainAddresses {
       memory = access(base: 5, displacement: 0, size: Int(size), write: false)
     } else {
       hot.lea32(RegisterMap.t0, HostMemory(5))
