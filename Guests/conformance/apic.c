@@ -286,6 +286,7 @@ static void falling(struct frame *frame) {
 }
 static void wires(void) {
   section("82093AA, 3.2.4; test machine: interrupt wires");
+  allow();
   count = 0;
   ioapic(0x11 + 2 * 11, 0);
   ioapic(0x10 + 2 * 11, 0x65);

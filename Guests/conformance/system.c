@@ -33,7 +33,7 @@ static void system_calls(void) {
   // SYSENTER and SYSEXIT work in 64-bit mode on Intel's processors alone.
   wrmsr(0x174, 0);
   CHECK_NOT_TCG("SYSENTER with a null CS", TRY("sysenter", ), GP, "SDM 2, SYSENTER");
-  CHECK("SYSEXIT with a null CS", TRY("sysexit", ), GP);
+  CHECK("SYSEXIT with a null CS", TRY("sysexitl", ), GP);
 }
 
 static void segments(void) {
