@@ -10,7 +10,9 @@ extension TranslatedCPU {
 
   /// Runs `body`, which saves or restores sixteen registers, and undoes what it did to the upper eight: in the image that
   /// a save wrote, or in the vCPU's own after a restore.
-  func keepingUpperVectors(inBounceBuffer image: UnsafeMutableRawPointer, save: Bool, extended: Bool, _ body: () -> Void) {
+  func keepingUpperVectors(
+    inBounceBuffer image: UnsafeMutableRawPointer, save: Bool, extended: Bool, _ body: () -> Void
+  ) {
     let own = unsafe UnsafeMutableRawPointer(page.pointer) + Int(CHOST_ENV) + Int(CHOST_FPU)
     let target = unsafe save ? image : own
     // FXSAVE's image ends before the second range.

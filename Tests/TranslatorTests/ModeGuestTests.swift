@@ -87,6 +87,15 @@ import X86
     #expect(state.registers[2] == 500500 && state.registers[4] == KernelGuest.stack)
     #expect(state.registers[6] == 0x20100 && state.registers[7] == 0x21100 && state.registers[1] == 0)
     #expect(guest.peek(UInt32.self, at: 0x21000) == 0x77)
+    // What 64-bit mode left in the upper halves is not there.
+    let junk = run(guest, "flat32") {
+      Self.protected(guest, &$0, paging: paging)
+      for number in 0..<8 { $0.registers[number] |= 0xABCD_0123_0000_0000 }
+    }
+    for number in 0..<8 {
+      #expect(junk.registers[number] & 0xFFFF_FFFF == state.registers[number] & 0xFFFF_FFFF, "register \(number)")
+    }
+    #expect(junk.rip == state.rip)
     // Round trips of the state change nothing, PDPTEs included.
     guest.load("flat32")
     guest.start { Self.protected(guest, &$0, paging: paging) }
