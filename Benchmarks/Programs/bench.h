@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct program {
   const char *name;
@@ -32,6 +33,8 @@ static inline uint64_t next_random(uint64_t *state) {
 
 static inline uint64_t mix(uint64_t sum, uint64_t value) { return (sum ^ value) * 0x100000001B3u; }
 
+// Mixes what a child writes to a pipe to a checksum, and waits for it; `ends` are the pipe's. Its failure is `what`'s.
+uint64_t mix_output(pid_t child, const int ends[2], const char *what);
 void *need(void *pointer);            // the pointer, or the end of the program
 void fail(const char *what) __attribute__((noreturn));
 

@@ -26,6 +26,19 @@ void fail(const char *what) {
   _exit(1);
 }
 
+uint64_t mix_output(pid_t child, const int ends[2], const char *what) {
+  close(ends[1]);
+  uint64_t sum = 0;
+  static uint8_t buffer[65536];
+  long got;
+  while ((got = read(ends[0], buffer, sizeof buffer)) > 0)
+    for (long i = 0; i < got; i++) sum = mix(sum, buffer[i]);
+  close(ends[0]);
+  int status;
+  if (waitpid(child, &status, 0) != child || status != 0) fail(what);
+  return sum;
+}
+
 void *need(void *pointer) {
   if (pointer == NULL || pointer == (void *)-1) fail("no memory");
   return pointer;

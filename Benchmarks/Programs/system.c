@@ -177,16 +177,7 @@ static uint64_t shell_script(const char *script) {
     execl(busybox, "sh", "-c", script, busybox, (char *)NULL);
     _exit(127);
   }
-  close(ends[1]);
-  uint64_t sum = 0;
-  char buffer[4096];
-  long got;
-  while ((got = read(ends[0], buffer, sizeof buffer)) > 0)
-    for (long i = 0; i < got; i++) sum = mix(sum, (uint8_t)buffer[i]);
-  close(ends[0]);
-  int status;
-  if (waitpid(child, &status, 0) != child || status != 0) fail("the shell");
-  return sum;
+  return mix_output(child, ends, "the shell");
 }
 
 // shell: a loop of a shell with arithmetic, a substitution and a command in each round.

@@ -4,11 +4,7 @@
 #define _GNU_SOURCE
 #include "bench.h"
 
-#include <fcntl.h>
 #include <sched.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 // Runs a shell's command line in the tree and mixes what it prints to a checksum.
@@ -29,17 +25,7 @@ static uint64_t in_tree(char *command) {
     execve("/usr/bin/busybox", words, environment);
     _exit(127);
   }
-  close(ends[1]);
-  uint64_t sum = 0;
-  static unsigned char buffer[65536];
-  long got;
-  while ((got = read(ends[0], buffer, sizeof buffer)) > 0)
-    for (long i = 0; i < got; i++) sum = mix(sum, buffer[i]);
-  close(ends[0]);
-  int status;
-  if (waitpid(child, &status, 0) != child) fail("waitpid");
-  if (status != 0) fail(command);
-  return sum;
+  return mix_output(child, ends, command);
 }
 
 // gcc: Debian's compiler and assembler make an object file of computation.c.
