@@ -89,6 +89,10 @@ extension VirtualMachine {
     public var cpuVendor = CPUVendor.intel
     public var foreignHypercall = ForeignHypercall.native
     public var kvmAPI = KVMAPI.modern
+    /// What KVM offers: EAX of CPUID leaf 0x40000001. What is not offered does not work.
+    public var kvmFeatures = Configuration.standardFeatures
+    /// What the guest is told to expect: EDX of the same leaf.
+    public var kvmHints = Configuration.standardHints
     /// Hypercalls of the program's own, by number. KVM's own numbers cannot be replaced, but for the interface of 2007,
     /// which had none.
     public var hypercalls: [UInt64: HypercallHandler] = [:]
@@ -126,6 +130,7 @@ extension VirtualMachine {
     public func validate() throws(ConfigurationError) {
       try validateMemory()
       try validateFiles()
+      try validateKVM()
       guard cpuCount == 1 else {
         throw ConfigurationError("\(cpuCount) CPUs were asked for, but this version runs one", remedy: "ask for 1")
       }

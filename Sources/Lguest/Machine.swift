@@ -47,7 +47,7 @@ final class Machine: Sendable {
     let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
     state.tscOffset = time.timestampOffset
     clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
-    var options = try Machine.options(model, counter, time, configuration.inspection)
+    var options = try Machine.options(model, counter, time, configuration)
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
     options.constantHypercalls = configuration.constantHypercalls
@@ -71,6 +71,7 @@ final class Machine: Sendable {
       memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: [deviceClock], wallTime: Machine.wallTime,
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { _ in doorbell.ring() })
     parts.hasDebugExit = configuration.debugExit
+    parts.hasExtendedDestinations = configuration.offered.contains(.extendedDestinationID)
     parts.hasTestDevices = configuration.machine == .testdev
     parts.serialHasRoom = { console.fill() }
     parts.rearmCPU = { _ in timers.rearm(Source.localAPIC.rawValue) }
@@ -139,9 +140,12 @@ final class Machine: Sendable {
   }
 
   private static func options(
-    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime, _ inspection: EngineInspection
+    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime,
+    _ configuration: VirtualMachine.Configuration
   ) throws(ConfigurationError) -> TranslationOptions {
-    let table = model.cpuid(CPUIDConfiguration(timestampKilohertz: counter.kilohertz))
+    let table = model.cpuid(
+      CPUIDConfiguration(
+        timestampKilohertz: counter.kilohertz, kvmFeatures: configuration.offered, kvmHints: configuration.hinted))
     let entries = table.entries.map { entry in
       Translator.CPUIDTable.Entry(
         leaf: entry.leaf, subleaf: entry.subleaf, eax: entry.registers.eax, ebx: entry.registers.ebx,
@@ -150,6 +154,7 @@ final class Machine: Sendable {
     var options = TranslationOptions(cpuid: [Translator.CPUIDTable(entries)]) { model.supports($0) }
     options.tscOffset = time.timestampOffset
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
+    let inspection = configuration.inspection
     options.exactFlags = inspection.exactFlags
     options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction

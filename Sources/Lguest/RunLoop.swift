@@ -22,17 +22,18 @@ final class RunLoop {
   }
 
   private let machine: Machine
-  private let engine: TranslatedCPU
-  private let apic: LocalAPIC
-  private var registers: KVMModelSpecificRegisters<ParavirtMemory>
+  let engine: TranslatedCPU
+  let apic: LocalAPIC
+  var registers: KVMModelSpecificRegisters<ParavirtMemory>
   private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
   private let patching: HypercallPatching
   private let interface: KVMInterface
   private let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
-  private(set) var statistics = Statistics()
+  var statistics = Statistics()
   private var wantsWindow = false
+  var steal = StealMeter()
   private var isInUserSpace = false
   private var taskPriority: UInt8
   private let firstTimestampOffset: UInt64
@@ -46,9 +47,9 @@ final class RunLoop {
     apic = machine.apic
     let memory = ParavirtMemory(memory: machine.memory)
     registers = KVMModelSpecificRegisters(
-      features: .implemented, clock: machine.clock, memory: memory, isBootCPU: true)
+      features: configuration.offered, clock: machine.clock, memory: memory, cpu: 0)
     hypercalls = KVMHypercalls(
-      features: .implemented, clock: machine.clock, memory: memory,
+      features: configuration.offered, clock: machine.clock, memory: memory,
       machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: [machine.doorbell]),
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
@@ -68,6 +69,7 @@ final class RunLoop {
       let exit = engine.run()
       doorbell.leaveGuest()
       noteTaskPriority()
+      settleEndOfInterrupt()
       if let outcome = handle(exit) { return outcome }
       noteChanges()
     }
@@ -82,8 +84,11 @@ final class RunLoop {
       // INIT of the only CPU restarts it at the firmware's reset vector, and there is no firmware.
       if case .initialize = apic.takeStartupEvent() { return .power(.reset(.systemControlPortA)) }
     }
+    deliverPageEvents()
+    settleEndOfInterrupt()
     if apic.hasPendingInterrupt, engine.canAcceptInterrupt, let vector = apic.acknowledge() {
       engine.inject(interrupt: vector)
+      offerEndOfInterrupt(of: vector)
       statistics.interrupts &+= 1
     }
     let isWaiting = apic.hasPendingInterrupt
@@ -190,7 +195,9 @@ final class RunLoop {
       }
       return apic.writeMSR(index, value)
     }
-    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.write(index, value) }
+    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
+      return registers.write(index, value, waited: steal.nanoseconds)
+    }
     if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
     return false
   }
@@ -239,6 +246,7 @@ final class RunLoop {
       registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
       machine.timers.rearm(Machine.Source.localAPIC.rawValue)
     }
+    tellStealTime()
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
   }
 }

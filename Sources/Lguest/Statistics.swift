@@ -15,6 +15,11 @@ public struct Statistics: Sendable {
   /// What was answered as hardware answers the unknown, by description ("MSR 0x123", "port 0x80").
   public private(set) var unknown: [String: UInt64] = [:]
   public var interrupts: UInt64 = 0
+  /// Interrupts whose end the guest said in memory, without an exit.
+  public var interruptsEndedInMemory: UInt64 = 0
+  /// Asynchronous page faults: told "not present", told "ready".
+  public var pagesNotPresent: UInt64 = 0
+  public var pagesReady: UInt64 = 0
 
   public var blocksTranslated: UInt64 = 0
   public var blocksDiscarded: UInt64 = 0
@@ -72,6 +77,9 @@ public struct Statistics: Sendable {
 
   private static let scalars: [(name: String, path: any WritableKeyPath<Statistics, UInt64> & Sendable)] = [
     ("interrupts", \.interrupts),
+    ("interruptsEndedInMemory", \.interruptsEndedInMemory),
+    ("pagesNotPresent", \.pagesNotPresent),
+    ("pagesReady", \.pagesReady),
     ("exceptions", \.exceptions),
     ("blocksTranslated", \.blocksTranslated),
     ("blocksDiscarded", \.blocksDiscarded),

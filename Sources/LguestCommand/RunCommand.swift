@@ -95,6 +95,20 @@ struct RunCommand: ParsableCommand {
       "KVM's hypercall interface: today's, or that of August 2007 (refactored) or February 2007 (2007).", valueName: "version"))
   var kvmApi = VirtualMachine.Configuration.KVMAPI.modern
 
+  @Option(
+    help: ArgumentHelp(
+      "What KVM offers the guest: \(VirtualMachine.Configuration.kvmFeatureNames.joined(separator: ", ")); a name with no- before it takes away; or a number with 0x, default, all, none. (default: default)",
+      valueName: "list"),
+    transform: { try RunCommand.checked($0, VirtualMachine.Configuration.features) })
+  var kvmFeatures = VirtualMachine.Configuration.standardFeatures
+
+  @Option(
+    help: ArgumentHelp(
+      "What KVM tells the guest to expect: \(VirtualMachine.Configuration.kvmHintNames.joined(separator: ", ")); or a number with 0x, all, none. (default: none)",
+      valueName: "list"),
+    transform: { try RunCommand.checked($0, VirtualMachine.Configuration.hints) })
+  var kvmHints = VirtualMachine.Configuration.standardHints
+
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
 
@@ -105,6 +119,12 @@ struct RunCommand: ParsableCommand {
     let duration: Duration?
     init(_ duration: Duration?) { self.duration = duration }
     init(_ text: String) throws { duration = try TimeLimit.parse(text) }
+  }
+
+  private static func checked(
+    _ text: String, _ parse: (String) throws(ConfigurationError) -> UInt32
+  ) throws -> UInt32 {
+    do throws(ConfigurationError) { return try parse(text) } catch { throw ValidationError(error.description) }
   }
 
   private static func cpuModel(_ name: String) throws -> String {
@@ -140,6 +160,8 @@ struct RunCommand: ParsableCommand {
     configuration.cpuVendor = cpuVendor
     configuration.foreignHypercall = hypercallInsn
     configuration.kvmAPI = kvmApi
+    configuration.kvmFeatures = kvmFeatures
+    configuration.kvmHints = kvmHints
     configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)

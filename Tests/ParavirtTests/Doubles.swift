@@ -45,6 +45,13 @@ final class TestMemory: GuestPhysicalWriter {
 
   func loadByte(at address: UInt64) -> UInt8? { load(1, at: address).map { UInt8($0) } }
   func loadWord(at address: UInt64) -> UInt32? { load(4, at: address).map { UInt32($0) } }
+  func loadQuadword(at address: UInt64) -> UInt64? { load(8, at: address) }
+  func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8? {
+    let old = loadByte(at: address)
+    store(value, at: address)
+    return old
+  }
+  @discardableResult func store(_ value: UInt8, at address: UInt64) -> Bool { put(UInt64(value), 1, at: address) }
   @discardableResult func store(_ value: UInt32, at address: UInt64) -> Bool { put(UInt64(value), 4, at: address) }
   @discardableResult func store(_ value: UInt64, at address: UInt64) -> Bool { put(value, 8, at: address) }
 }
