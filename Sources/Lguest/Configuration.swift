@@ -86,6 +86,9 @@ extension VirtualMachine {
     /// Guest RAM in bytes; host memory is used only for what the guest touches.
     public var memorySize: UInt64 = 1 << 30
     public var cpuCount = 1
+    /// How long a page of RAM takes to come back that a program used and that went away; nil: none goes away. What it shows
+    /// is asynchronous page faults; nothing is gained by it.
+    public var slowMemory: Duration?
     public var cpuVendor = CPUVendor.intel
     public var foreignHypercall = ForeignHypercall.native
     public var kvmAPI = KVMAPI.modern

@@ -49,6 +49,9 @@ extension VirtualMachine.Configuration {
     if features != 0 {
       throw Self.notOffered(features, "feature", Self.kvmFeatureNames.joined(separator: ", "))
     }
+    if let slowMemory, !SlowMemory.delays.contains(slowMemory) {
+      throw ConfigurationError("pages cannot take \(slowMemory) to come back", remedy: "give 10us to 10s")
+    }
     if hints != 0 { throw Self.notOffered(hints, "hint", Self.kvmHintNames.joined(separator: ", ")) }
   }
 

@@ -25,6 +25,8 @@ final class Machine: Sendable {
   let doorbell: Doorbell
   let power: PowerSwitch
   let logger: Logger?
+  /// Where guest RAM comes from, if that takes time.
+  let slowMemory: SlowMemory?
 
   /// The deadline sources, by place.
   enum Source: Int { case localAPIC, pit, rtc }
@@ -51,6 +53,9 @@ final class Machine: Sendable {
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
     options.constantHypercalls = configuration.constantHypercalls
+    let memory = memory
+    slowMemory = configuration.slowMemory.map { SlowMemory(memory, delay: $0, cpuCount: configuration.cpuCount) }
+    if let slowMemory { options.waitForPage = { slowMemory.wait(for: $0) } }
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
       cpu = try translation.makeCPU(0)
@@ -92,7 +97,10 @@ final class Machine: Sendable {
     // The serial port is no source: the vCPU's thread hands its output over after every byte.
     let sources: [any DeadlineSource] = [apic, platform.pit, platform.rtc]
     console.connect(platform.serial)
-    do throws(HostError) { try timers.start(sources) } catch {
+    do throws(HostError) {
+      try slowMemory?.start(wake: { _ in doorbell.ring() }, evicted: { cpu.flushTLBSoon() })
+      try timers.start(sources)
+    } catch {
       console.disconnect()
       throw ConfigurationError(error)
     }
@@ -100,6 +108,7 @@ final class Machine: Sendable {
 
   /// Ends the machine's thread and lets go of the console.
   func stop() {
+    slowMemory?.stop()
     timers.stop()
     console.disconnect()
   }

@@ -27,8 +27,23 @@ extension RunLoop {
 
   // MARK: Page events
 
+  /// User code touched a page that is on its way: the guest puts that task to sleep, or the vCPU waits.
+  func meet(absentPage address: UInt64) {
+    guard let store = machine.slowMemory else { return }
+    guard registers.asyncPageFault.canBegin(
+      privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt),
+      let token = registers.asyncPageFault.begin()
+    else { return store.wait(for: address) }
+    store.fetch(address, for: 0, token: token)
+    engine.inject(pageFault: UInt64(token))
+    statistics.pagesNotPresent &+= 1
+  }
+
   /// Tells the guest that a page it waits for has come, as an interrupt.
   func deliverPageEvents() {
+    if let store = machine.slowMemory, store.hasFills(of: 0) {
+      for token in store.takeFills(of: 0) { registers.asyncPageFault.complete(token) }
+    }
     guard registers.asyncPageFault.hasReady, apic.isSoftwareEnabled, let vector = registers.asyncPageFault.takeReady()
     else { return }
     apic.receive(vector: vector)

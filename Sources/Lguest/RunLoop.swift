@@ -21,7 +21,7 @@ final class RunLoop {
     case failed(String)
   }
 
-  private let machine: Machine
+  let machine: Machine
   let engine: TranslatedCPU
   let apic: LocalAPIC
   var registers: KVMModelSpecificRegisters<ParavirtMemory>
@@ -128,6 +128,8 @@ final class RunLoop {
       }
     case .halt:
       waitForInterrupt()
+    case .pageAbsent(let address):
+      meet(absentPage: address)
     case .interruptWindow, .kicked:
       break
     case .shutdown:
@@ -154,9 +156,9 @@ final class RunLoop {
   }
 
   private func waitForInterrupt() {
-    let (engine, apic) = (engine, apic)
+    let (engine, apic, slowMemory) = (engine, apic, machine.slowMemory)
     machine.doorbell.halt {
-      apic.hasPendingEvent || (engine.canAcceptInterrupt && apic.hasPendingInterrupt)
+      apic.hasPendingEvent || (engine.canAcceptInterrupt && apic.hasPendingInterrupt) || slowMemory?.hasFills(of: 0) == true
     }
   }
 
@@ -263,6 +265,7 @@ extension Statistics.ExitReason {
       case .msrWrite: .msrWrite
       case .hypercall: .hypercall
       case .foreignHypercall: .foreignHypercall
+      case .pageAbsent: .pageAbsent
       case .halt: .halt
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked

@@ -112,6 +112,13 @@ struct RunCommand: ParsableCommand {
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
 
+  @Option(
+    help: ArgumentHelp(
+      "Let pages that programs use go away now and then and take this long to come back, to see asynchronous page faults.",
+      valueName: "time"),
+    transform: Limit.init)
+  var slowMemory = Limit(nil)
+
   @OptionGroup(title: "Looking into the engine") var inspection: InspectionOptions
 
   /// A time limit as an option value; nil inside is none.
@@ -162,6 +169,7 @@ struct RunCommand: ParsableCommand {
     configuration.kvmAPI = kvmApi
     configuration.kvmFeatures = kvmFeatures
     configuration.kvmHints = kvmHints
+    configuration.slowMemory = slowMemory.duration
     configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)

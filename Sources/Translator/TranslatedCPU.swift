@@ -30,6 +30,8 @@ public import X86
   var isRestarting = false
   /// What is being delivered, if that is what waits for a device.
   var undelivered: Event?
+  /// Another thread wants the software TLB emptied at the next boundary.
+  private let flushRequest = Atomic<Bool>(false)
   /// Another thread has changed code: jumps to it must be forgotten at the next boundary.
   private let codeChanged = Atomic<Bool>(false)
 
@@ -65,6 +67,7 @@ public import X86
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
     page.setConstantHypercalls(options.constantHypercalls)
+    page[\.late_pages] = options.waitForPage == nil ? 0 : 1
     shadowStacks.install(in: page)
     unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self
@@ -122,6 +125,7 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
+      if flushRequest.exchange(false, ordering: .sequentiallyConsistent) { flushTLB() }
       if codeChanged.exchange(false, ordering: .sequentiallyConsistent) { dropJumpCache() }
       if interruptRequest.exchange(false, ordering: .sequentiallyConsistent) { return .kicked }
     }
@@ -202,6 +206,10 @@ public import X86
 
   /// Delivers a fault of the instruction at RIP.
   func fault(_ fault: Fault) {
+    if fault.vector == Fault.absence {
+      deliveryExit = .pageAbsent(address: fault.address)
+      return
+    }
     deliveryExit = deliver(processor.event(fault))
   }
 
@@ -287,6 +295,17 @@ public import X86
     codeChanged.store(true, ordering: .sequentiallyConsistent)
     unsafe chost_set_attention(page.pointer)
   }
+
+  /// Forgets every translation of an address, global ones too. On the vCPU's own thread, between runs.
+  public func flushTLB() { unsafe chost_flush_all(page.pointer) }
+
+  /// The same from any thread, before the vCPU executes much more.
+  public func flushTLBSoon() {
+    flushRequest.store(true, ordering: .sequentiallyConsistent)
+    unsafe chost_set_attention(page.pointer)
+  }
+
+  func waitForPage(_ physical: UInt64) { translation.options.waitForPage?(physical) }
 
   func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count, by: self) }
 
@@ -410,6 +429,7 @@ public import X86
 
   public func inject(interrupt vector: UInt8) { pendingInterrupt = vector }
   public func injectNMI() { pendingNMI = true }
+  public func inject(pageFault address: UInt64) { fault(.pageFault(address, code: 0)) }
 
   public func requestInterruptWindow(_ wanted: Bool) {
     windowWanted = wanted

@@ -111,10 +111,12 @@ private let hypercallRules = [
     ]
     for (address, pages, attributes) in nonsense { #expect(setup.call(12, address, pages, attributes) == -22) }
     #expect(setup.call(12, 0x1000, 2, 0x12) == 0)
-    #expect(try Setup(.standard).call(12, 0x1000, 2, 0x12) == -1000)
+    let usual = try Setup(.standard)
+    #expect(usual.call(12, 0x1000, 2, 0x12) == -1000)
   },
   Rule("21: batched page-table updates do not exist") {
-    #expect(try Setup().call(2, 24, 0x1000) == -1000)
+    let setup = try Setup()
+    #expect(setup.call(2, 24, 0x1000) == -1000)
   },
 ]
 
@@ -134,7 +136,7 @@ private let registerRules = [
     setup.clock.guestWasStopped()
     setup.registers.synchronize()
     #expect(setup.memory.loadWord(at: 0x100) == old)
-    #expect(setup.write(1, 0x200))
+    #expect(setup.write(1, 0x200) == true)
     let count = setup.memory.storeCount
     setup.clock.guestWasStopped()
     setup.registers.synchronize()
@@ -147,17 +149,17 @@ private let registerRules = [
   },
   Rule("28: steal time: reserved bits fault, a bad address is accepted, an odd version is stepped over, steal wraps") {
     let setup = try Setup()
-    for bit: UInt64 in 1...5 { #expect(!setup.write(3, 1 << bit)) }
+    for bit: UInt64 in 1...5 { #expect(setup.write(3, 1 << bit) == false) }
     #expect(setup.write(3, 0x3001) && setup.read(3) == 0x3001)
     setup.memory.store(UInt32(5), at: 0x48)
     setup.memory.store(UInt64.max, at: 0x40)
-    #expect(setup.write(3, 0x41))
+    #expect(setup.write(3, 0x41) == true)
     setup.registers.stealTime.update(total: 2)
     #expect(setup.memory.loadWord(at: 0x48) == 8 && setup.memory.load(8, at: 0x40) == 1)
   },
   Rule("29: unknown bits of the preempted byte are cleared, and only bit 1 is heard") {
     let setup = try Setup()
-    #expect(setup.write(3, 0x41))
+    #expect(setup.write(3, 0x41) == true)
     for (byte, flush) in [(UInt8(0xFD), false), (0xFF, true), (2, true)] {
       setup.memory.store(byte, at: 0x50)
       #expect(setup.registers.stealTime.resume(total: 0) == flush && setup.memory.loadByte(at: 0x50) == 0)
@@ -165,15 +167,15 @@ private let registerRules = [
   },
   Rule("30: end of interrupt: bit 1 faults, also off; a bad address faults and the old one stays") {
     let setup = try Setup()
-    #expect(setup.write(4, 0x101))
+    #expect(setup.write(4, 0x101) == true)
     for value: UInt64 in [2, 0x102, 0x103, 0x3001, .max] { #expect(!setup.write(4, value) && setup.read(4) == 0x101) }
-    #expect(setup.write(4, 0xFFFF_FFFF_FFFF_0000))
+    #expect(setup.write(4, 0xFFFF_FFFF_FFFF_0000) == true)
   },
   Rule("30: a bit the guest sets itself is its own loss") {
     let setup = try Setup()
-    #expect(setup.write(4, 0x101))
+    #expect(setup.write(4, 0x101) == true)
     setup.memory.store(UInt8(1), at: 0x100)
-    #expect(!setup.registers.endOfInterrupt.settle(withdrawing: false))
+    #expect(setup.registers.endOfInterrupt.settle(withdrawing: false) == false)
   },
   Rule("32: page faults: reserved bits and bits not offered fault; without the interrupt bit nothing happens") {
     let setup = try Setup()
@@ -184,7 +186,7 @@ private let registerRules = [
   },
   Rule("32: without a vector events are dropped") {
     let setup = try Setup()
-    #expect(setup.write(2, 0x49))
+    #expect(setup.write(2, 0x49) == true)
     #expect(setup.registers.asyncPageFault.takeReady() == nil && setup.registers.asyncPageFault.outstanding == 0)
     #expect(setup.memory.loadWord(at: 0x44) == 0)
   },
@@ -197,7 +199,7 @@ private let registerRules = [
     let setup = try Setup()
     #expect(setup.write(6, 0xF3) && setup.write(2, 0x49))
     #expect(setup.registers.asyncPageFault.takeReady() == 0xF3)
-    #expect(setup.write(2, 0x49))
+    #expect(setup.write(2, 0x49) == true)
     for _ in 0..<5 { #expect(setup.write(7, 1) && setup.registers.asyncPageFault.takeReady() == nil) }
     #expect(setup.write(2, 0) && setup.registers.asyncPageFault.outstanding == 0)
   },
@@ -205,16 +207,17 @@ private let registerRules = [
     let setup = try Setup()
     for index: UInt32 in [5, 8] {
       #expect(setup.read(index) == 1)
-      for value: UInt64 in [2, 3, 1 << 32, .max] { #expect(!setup.write(index, value)) }
+      for value: UInt64 in [2, 3, 1 << 32, .max] { #expect(setup.write(index, value) == false) }
       #expect(setup.write(index, 0) && setup.read(index) == 0)
     }
     #expect(!setup.registers.mayPoll && !setup.registers.mayMigrate)
-    #expect(try !Setup(.standard).write(8, 1))
+    let usual = try Setup(.standard)
+    #expect(usual.write(8, 1) == false)
   },
   Rule("36: after INIT nothing is stored any more, and what is global stays") {
     let setup = try Setup()
     for (index, value) in [(0, 0x800), (1, 0x101), (3, 0x141), (4, 0x181), (6, 0xF3), (2, 0x1C9), (5, 0)] as [(UInt32, UInt64)] {
-      #expect(setup.write(index, value))
+      #expect(setup.write(index, value) == true)
     }
     setup.registers.endOfInterrupt.offer()
     setup.registers.reset()
@@ -231,8 +234,8 @@ private let registerRules = [
     #expect(setup.read(0) == 0x800 && setup.read(5) == 0)
   },
   Rule("37: the old numbers exist only with their feature") {
-    #expect(try Setup([.clockSource2]).registers.read(0x11) == nil)
-    #expect(try Setup([.clockSource]).registers.read(0x12) == 0)
+    let (new, old) = (try Setup([.clockSource2]), try Setup([.clockSource]))
+    #expect(new.registers.read(0x11) == nil && old.registers.read(0x12) == 0)
   },
 ]
 
@@ -249,13 +252,13 @@ private let sharingRules = [
     let setup = try Setup()
     for version: UInt32 in [.max, .max - 1, 7] {
       setup.memory.store(version, at: 0x100)
-      #expect(setup.write(1, 0x101))
+      #expect(setup.write(1, 0x101) == true)
       #expect(try #require(setup.memory.loadWord(at: 0x100)) & 1 == 0)
     }
   },
   Rule("41: the flag for a stopped guest stays until the guest clears it") {
     let setup = try Setup()
-    #expect(setup.write(1, 0x101))
+    #expect(setup.write(1, 0x101) == true)
     setup.clock.guestWasStopped()
     setup.registers.synchronize()
     setup.registers.updateTime()
@@ -273,7 +276,7 @@ private let sharingRules = [
       nanoseconds: saved)
     moved.guestWasStopped()
     var registers = KVMModelSpecificRegisters(features: .implemented, clock: moved, memory: setup.memory, cpu: 0)
-    #expect(registers.write(0x4b56_4d01, 0x101))
+    #expect(registers.write(0x4b56_4d01, 0x101) == true)
     let structure = try #require(TimeStructure(setup.memory, 0x100))
     #expect(structure.nanoseconds(at: 1_000_500) >= saved)
   },

@@ -177,6 +177,7 @@ final class TestCPU: CPUEngine {
   func refuseMSR() {}
   func inject(interrupt vector: UInt8) {}
   func injectNMI() {}
+  func inject(pageFault address: UInt64) {}
   func requestInterruptWindow(_ wanted: Bool) {}
   func kick() {}
 }

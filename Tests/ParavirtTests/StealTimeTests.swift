@@ -3,6 +3,7 @@
 // when the host is done.
 
 import Paravirt
+import Synchronization
 import Testing
 
 private let address: UInt64 = 0x1040
@@ -12,7 +13,7 @@ private let address: UInt64 = 0x1040
 
   private func enabled(total: UInt64 = 0) throws -> KVMStealTime<TestMemory> {
     var steal = KVMStealTime(memory: memory)
-    try #require(steal.write(address | 1, total: total))
+    try #require(steal.write(address | 1, total: total) == true)
     return steal
   }
 
@@ -49,7 +50,7 @@ private let address: UInt64 = 0x1040
     var steal = try enabled()
     steal.preempt()
     #expect(memory.loadByte(at: address + 16) == 1)
-    #expect(!steal.resume(total: 0))
+    #expect(steal.resume(total: 0) == false)
     #expect(memory.loadByte(at: address + 16) == 0)
   }
 
@@ -58,19 +59,19 @@ private let address: UInt64 = 0x1040
     steal.preempt()
     // As another vCPU does it: compare and exchange 1 for 3.
     #expect(memory.exchangeByte(3, at: address + 16) == 1)
-    #expect(steal.resume(total: 9))
-    #expect(!steal.resume(total: 9))
+    #expect(steal.resume(total: 9) == true)
+    #expect(steal.resume(total: 9) == false)
     // Unknown bits are cleared and mean nothing.
     memory.store(UInt8(0xFD), at: address + 16)
-    #expect(!steal.resume(total: 9))
+    #expect(steal.resume(total: 9) == false)
     #expect(memory.loadByte(at: address + 16) == 0)
   }
 
   @Test func reservedBitsFault() throws {
     var steal = KVMStealTime(memory: memory)
     for bit in 1...5 {
-      #expect(!steal.write(address | 1 << UInt64(bit), total: 0))
-      #expect(!steal.write(address | 1 << UInt64(bit) | 1, total: 0))
+      #expect(steal.write(address | 1 << UInt64(bit), total: 0) == false)
+      #expect(steal.write(address | 1 << UInt64(bit) | 1, total: 0) == false)
     }
     #expect(steal.register == 0)
   }
@@ -78,9 +79,9 @@ private let address: UInt64 = 0x1040
   @Test(arguments: [0x3000, 0xFFFF_FFFF_FFFF_FFC0, 0x2_0000_0000] as [UInt64])
   func whatIsNotRAMIsAcceptedAndLeftAlone(place: UInt64) throws {
     var steal = KVMStealTime(memory: memory)
-    #expect(steal.write(place | 1, total: 0))
+    #expect(steal.write(place | 1, total: 0) == true)
     steal.preempt()
-    #expect(!steal.resume(total: 5))
+    #expect(steal.resume(total: 5) == false)
     steal.update(total: 6)
     #expect(steal.register == place | 1)
     #expect(memory.storeCount == 0)
@@ -89,7 +90,7 @@ private let address: UInt64 = 0x1040
   @Test func disabledAndResetItIsLeftAlone() throws {
     for disable in [false, true] {
       var steal = try enabled()
-      if disable { #expect(steal.write(address, total: 0)) } else { steal.reset() }
+      if disable { #expect(steal.write(address, total: 0) == true) } else { steal.reset() }
       let count = memory.storeCount
       steal.preempt()
       _ = steal.resume(total: 5)

@@ -29,6 +29,8 @@ extension TranslatedCPU {
   private static let hypercallLength = 3
 
   public var hypercallCode: [UInt8] {
+    processor.state.waitsForPages = true
+    defer { processor.state.waitsForPages = false }
     let bytes = processor.fetch(at: page[\.rip])
     return (0..<min(bytes.count, TranslatedCPU.hypercallLength)).map { bytes[$0] }
   }
