@@ -105,7 +105,7 @@ extension TranslatedCPU {
         // What MOV CR3 would have refused does not translate.
         do throws(Fault) { try processor.loadPDPTEs(s.cr3) } catch { page[\.pdpte] = (0, 0, 0, 0) }
       }
-      unsafe chost_flush_all(page.pointer)
+      busy { unsafe chost_flush_all(page.pointer) }
     }
   }
 

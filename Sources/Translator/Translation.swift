@@ -66,8 +66,10 @@ public final class Translation: Sendable {
   let memory: GuestMemory
   let cache: CodeCache
   let options: TranslationOptions
-  /// Guards the cache.
+  /// Guards the cache. Held for short, and never while waiting for other vCPUs.
   let lock = Mutex<Void>(())
+  /// Where the vCPUs stand still for one of them.
+  let safePoint = SafePoint()
   private let executions = BlockHistogram()
   private let vcpus = Mutex<[Unowned]>([])
 
@@ -103,11 +105,14 @@ public final class Translation: Sendable {
     return cpu
   }
 
-  /// Guest-physical bytes have changed: code made from them is discarded. Any thread; `writer` is the vCPU that
-  /// runs on this one.
-  func bytesChanged(_ physical: UInt64, count: Int, by writer: TranslatedCPU? = nil) {
-    let any = lock.withLock { _ in cache.bytesChanged(physical, count: count) }
-    if any { forEachCPU { $0 === writer ? $0.dropJumpCache() : $0.dropJumpCacheSoon() } }
+  /// Guest-physical bytes have changed: code made from them is discarded. Any thread.
+  func bytesChanged(_ physical: UInt64, count: Int) {
+    lock.withLock { _ in cache.bytesChanged(physical, count: count) }
+  }
+
+  /// Runs `body` while no vCPU but the caller's executes guest code or uses its tables (SafePoint.swift).
+  func alone<Result>(as caller: TranslatedCPU?, _ body: () -> Result) -> Result {
+    options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
   }
 
   /// What is translated now, as lines of a perf map file (tools/perf/Documentation/jit-interface.txt): host address, size
