@@ -24,6 +24,12 @@ extension Machine {
 }
 
 extension Machine {
+  /// The state of the vCPU that ended the run, with its number if there are several.
+  func stateText(of cpu: Int) -> String {
+    let text = cpus[cpu].state.text
+    return cpus.count > 1 ? "vCPU \(cpu)\n" + text : text
+  }
+
   /// What `EngineInspection.histogram` writes: how much of what the guest executed was translated, and a line per block,
   /// the heaviest first.
   func histogramText(helperInstructions: UInt64) -> String {

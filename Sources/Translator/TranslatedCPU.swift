@@ -21,8 +21,8 @@ public import X86
   public private(set) var hasMetUserCode = false
 
   /// An external interrupt accepted from the machine, not delivered yet.
-  private var pendingInterrupt: UInt8?
-  private var pendingNMI = false
+  var pendingInterrupt: UInt8?
+  var pendingNMI = false
   private var windowWanted = false
   /// An instruction whose operand is not RAM, half done.
   var slow: SlowAccess?
@@ -412,6 +412,8 @@ public import X86
   }
 
   public var currentPrivilegeLevel: UInt8 { page.privilege }
+  /// CPUID.1:EAX, which EDX holds after INIT.
+  public var signature: UInt32 { processor.cpuid(1, 0).eax }
   public var isIn64BitMode: Bool { page.isLongMode }
   public var isLongModeActive: Bool { page.isLMA }
   public var timestampCounter: UInt64 { chost_read_tsc() &+ page[\.tsc_offset] }
