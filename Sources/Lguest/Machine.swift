@@ -170,6 +170,8 @@ final class Machine: Sendable {
     }
     var options = TranslationOptions(cpuid: tables) { model.supports($0) }
     options.tscOffset = time.timestampOffset
+    // Some 10 us.
+    if cpuCount > 1 { options.pausesToExit = 256 }
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
     options.exactFlags = inspection.exactFlags
     options.countsBlocks = inspection.histogram != nil

@@ -178,6 +178,9 @@ final class RunLoop: @unchecked Sendable {
       }
     case .halt:
       isHalted = true
+    case .spinning:
+      // What it waits for may be another vCPU that has no thread.
+      if machine.scheduler.isCrowded { doorbell.preempt() }
     case .interruptWindow, .kicked:
       break
     case .shutdown:
@@ -304,6 +307,7 @@ extension Statistics.ExitReason {
       case .hypercall: .hypercall
       case .foreignHypercall: .foreignHypercall
       case .halt: .halt
+      case .spinning: .spinning
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked
       case .shutdown: .shutdown

@@ -164,7 +164,7 @@ extension VirtualMachine {
     }
     result.consoleTail = machine.console.tail.text
     switch ending {
-    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.stateText(of: end.cpu)
+    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.stateText(first: end.cpu)
     default: break
     }
     return result

@@ -68,6 +68,8 @@ public import X86
     shadowStacks.install(in: page)
     unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self
+    state.pausesToExit = UInt64(options.pausesToExit ?? 0)
+    page[\.pauses] = state.pausesToExit
     self.state = CPUState()
     page[\.tsc_offset] = translation.options.tscOffset
   }
@@ -235,7 +237,12 @@ public import X86
         return made
       }
       switch made {
-      case .block(let index): return second == Block.noPage ? cache.entry(index) : remember(linear, cache.entry(index))
+      case .block(let index):
+        if translation.isStored(beside: physical, by: self) || translation.isStored(beside: second, by: self) {
+          translation.retranslate(index, for: self)
+          continue
+        }
+        return second == Block.noPage ? cache.entry(index) : remember(linear, cache.entry(index))
       case .needsSecondPage: second = 0
       // Another vCPU has discarded the last block of the page in between: it is no longer protected.
       case .needsPage: break
