@@ -2,11 +2,15 @@
 // How long the host's scheduler has let a thread wait for a CPU: what a guest calls steal time, as far as the host is
 // its cause. The kernel counts it for every thread (Linux Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat).
 
+import Synchronization
 import SystemPackage
 
 /// The waiting time of one thread.
 public final class RunQueueDelay: Sendable {
   private let file: FileDescriptor
+  /// What `growth` has told, and when it may look again.
+  private let told = Atomic<UInt64>(0)
+  private let next = Atomic<UInt64>(0)
 
   /// Of the calling thread, to be asked from any; `nil` where the host does not count.
   public init?() {
@@ -14,9 +18,20 @@ public final class RunQueueDelay: Sendable {
       return nil
     }
     self.file = file
+    told.store(nanoseconds, ordering: .relaxed)
   }
 
   deinit { try? file.close() }
+
+  /// How much longer the thread has waited since the last answer; nil, at the price of reading the clock, if that was less
+  /// than `interval` ago. For one caller at a time. Both in nanoseconds.
+  public func growth(after interval: UInt64) -> UInt64? {
+    let now = HostClock.monotonic
+    guard now >= next.load(ordering: .relaxed) else { return nil }
+    next.store(now &+ interval, ordering: .relaxed)
+    let total = nanoseconds
+    return total &- told.exchange(total, ordering: .relaxed)
+  }
 
   /// Nanoseconds the thread has been runnable without running; 0 once the thread is gone.
   public var nanoseconds: UInt64 {

@@ -48,16 +48,28 @@ struct ParavirtTime: GuestTimeSource {
   func wallNanoseconds() -> Int64 { Int64(clamping: HostClock.wall) }
 }
 
-/// What hypercalls may do to vCPUs.
+/// What the hypercalls of one vCPU may do to the others.
 struct ParavirtMachine: HypercallMachine {
-  let controller: InterruptController
+  private let controller: InterruptController
   /// By APIC id.
-  let doorbells: [Doorbell]
+  private let doorbells: [Doorbell]
+  private let scheduler: Scheduler
+  private let caller: Int
+
+  init(_ machine: Machine, _ caller: Int) {
+    controller = machine.platform.interrupts
+    doorbells = machine.doorbells
+    scheduler = machine.scheduler
+    self.caller = caller
+  }
 
   func kick(apicID: UInt32) {
     // It is an interrupt message of its own kind, so a broadcast id reaches all.
     if apicID == .max || apicID == 0xFF { return doorbells.forEach { $0.endHalt() } }
-    if let index = Int(exactly: apicID), doorbells.indices.contains(index) { doorbells[index].endHalt() }
+    guard let index = Int(exactly: apicID), doorbells.indices.contains(index) else { return }
+    doorbells[index].endHalt()
+    // Whoever is kicked has been given a lock: others wait for it.
+    _ = scheduler.prefer(index)
   }
 
   func send(interruptCommand: UInt32, to apicID: UInt32) -> Bool {
@@ -77,5 +89,10 @@ struct ParavirtMachine: HypercallMachine {
     }
   }
 
-  func yield(to apicID: UInt32) {}
+  func yield(to apicID: UInt32) {
+    guard let index = Int(exactly: apicID), doorbells.indices.contains(index), index != caller,
+      scheduler.prefer(index)
+    else { return }
+    doorbells[caller].preempt()
+  }
 }

@@ -30,19 +30,20 @@ extension RunLoop {
   /// User code touched a page that is on its way: the guest puts that task to sleep, or the vCPU waits.
   func meet(absentPage address: UInt64) {
     guard let store = machine.slowMemory else { return }
-    guard registers.asyncPageFault.canBegin(
-      privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt),
+    guard
+      registers.asyncPageFault.canBegin(
+        privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt),
       let token = registers.asyncPageFault.begin()
     else { return store.wait(for: address) }
-    store.fetch(address, for: 0, token: token)
+    store.fetch(address, for: number, token: token)
     engine.inject(pageFault: UInt64(token))
     statistics.pagesNotPresent &+= 1
   }
 
   /// Tells the guest that a page it waits for has come, as an interrupt.
   func deliverPageEvents() {
-    if let store = machine.slowMemory, store.hasFills(of: 0) {
-      for token in store.takeFills(of: 0) { registers.asyncPageFault.complete(token) }
+    if let store = machine.slowMemory, store.hasFills(of: number) {
+      for token in store.takeFills(of: number) { registers.asyncPageFault.complete(token) }
     }
     guard registers.asyncPageFault.hasReady, apic.isSoftwareEnabled, let vector = registers.asyncPageFault.takeReady()
     else { return }
@@ -52,34 +53,29 @@ extension RunLoop {
 
   // MARK: Steal time
 
+  /// How often the host's scheduler is asked: that is a system call, and the guest's own clock ticks no faster.
+  private static let hostInterval: UInt64 = 4_000_000
+
+  /// How long the vCPU has waited while it could have run, in nanoseconds: for a thread, and with it for a processor.
+  var waited: UInt64 { machine.scheduler.waited(number) &+ waitedForHost }
+
+  /// A thread has taken the vCPU: before it executes anything, what others left for it is done.
+  func beginSlice(on delay: RunQueueDelay?) {
+    self.delay = delay
+    guard registers.stealTime.register & 1 != 0 else { return }
+    if registers.stealTime.resume(total: waited) {
+      engine.flushTLB()
+      statistics.tlbFlushesSkipped &+= 1
+    }
+  }
+
+  /// The vCPU could run, and another goes first: it executes nothing until `beginSlice`.
+  func noteBeingPreempted() { registers.stealTime.preempt() }
+
   /// Brings the guest's steal time up to date, now and then.
   func tellStealTime() {
-    guard registers.stealTime.register & 1 != 0, steal.look() else { return }
-    registers.stealTime.update(total: steal.nanoseconds)
-  }
-}
-
-/// How long a vCPU waited for its host, as far as it has been looked at: looking is a system call.
-struct StealMeter {
-  /// Looking costs a microsecond or two; the guest's own clock ticks no faster than this.
-  private static let interval: UInt64 = 4_000_000
-
-  private var delay: RunQueueDelay?
-  private var first: UInt64 = 0
-  private var next: UInt64 = 0
-  /// Since the first look.
-  private(set) var nanoseconds: UInt64 = 0
-
-  /// Looks, on the vCPU's own thread, if the last time is long ago; says whether it did.
-  mutating func look() -> Bool {
-    let now = HostClock.monotonic
-    guard now >= next else { return false }
-    next = now &+ StealMeter.interval
-    if delay == nil {
-      delay = RunQueueDelay()
-      first = delay?.nanoseconds ?? 0
-    }
-    if let delay { nanoseconds = delay.nanoseconds &- first }
-    return true
+    guard registers.stealTime.register & 1 != 0, let growth = delay?.growth(after: RunLoop.hostInterval) else { return }
+    waitedForHost &+= growth
+    registers.stealTime.update(total: waited)
   }
 }

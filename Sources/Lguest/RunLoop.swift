@@ -8,8 +8,8 @@ import Paravirt
 import Translator
 import X86
 
-/// Runs one vCPU, on the thread that made it.
-final class RunLoop {
+/// Runs one vCPU, on one thread at a time: the one that took it from the scheduler.
+final class RunLoop: @unchecked Sendable {
   /// Why the loop ended.
   enum Outcome {
     /// Somebody asked for it.
@@ -22,6 +22,8 @@ final class RunLoop {
   }
 
   let machine: Machine
+  let number: Int
+  let doorbell: Doorbell
   let engine: TranslatedCPU
   let apic: LocalAPIC
   var registers: KVMModelSpecificRegisters<ParavirtMemory>
@@ -33,46 +35,95 @@ final class RunLoop {
   /// What this vCPU counted.
   var statistics = Statistics()
   private var wantsWindow = false
-  var steal = StealMeter()
+  /// Of the thread that runs the vCPU.
+  var delay: RunQueueDelay?
+  /// How long the host let that thread wait, in nanoseconds.
+  var waitedForHost: UInt64 = 0
+  /// HLT was executed, or the vCPU waits to be started.
+  private var isHalted: Bool
   private var isInUserSpace = false
   private var taskPriority: UInt8
   private let firstTimestampOffset: UInt64
   private var timestampOffset: UInt64
 
-  /// - Parameter userSpaceBegan: Called once, when the guest first executes user code.
-  init(_ machine: Machine, _ configuration: VirtualMachine.Configuration, userSpaceBegan: @escaping () -> Void) {
+  /// - Parameters:
+  ///   - number: The vCPU's, which is its APIC ID.
+  ///   - userSpaceBegan: Called when the vCPU first executes user code.
+  init(
+    _ machine: Machine, _ number: Int, _ configuration: VirtualMachine.Configuration,
+    userSpaceBegan: @escaping () -> Void
+  ) {
     self.machine = machine
+    self.number = number
     self.userSpaceBegan = userSpaceBegan
-    engine = machine.cpu
-    apic = machine.apic
+    doorbell = machine.doorbells[number]
+    engine = machine.cpus[number]
+    apic = machine.platform.interrupts.localAPICs[number]
+    isHalted = apic.isWaitingForStartup
     let memory = ParavirtMemory(memory: machine.memory)
     registers = KVMModelSpecificRegisters(
-      features: configuration.offered, clock: machine.clock, memory: memory, cpu: 0)
+      features: configuration.offered, clock: machine.clock, memory: memory, cpu: UInt32(number))
     hypercalls = KVMHypercalls(
-      features: configuration.offered, clock: machine.clock, memory: memory,
-      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: [machine.doorbell]),
+      features: configuration.offered, clock: machine.clock, memory: memory, machine: ParavirtMachine(machine, number),
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
-    taskPriority = machine.cpu.taskPriority
-    firstTimestampOffset = machine.cpu.timestampOffset
+    taskPriority = engine.taskPriority
+    firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }
 
-  /// Runs the guest until something ends it.
-  func run() -> Outcome {
-    let doorbell = machine.doorbell
+  /// Runs the guest until it halts, somebody else should run, or something ends it.
+  ///
+  /// - Parameter delay: The calling thread's.
+  func run(on delay: RunQueueDelay?) -> Scheduler.Pause {
+    beginSlice(on: delay)
     while true {
+      if isHalted {
+        if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
+          // Asked before the vCPU sleeps: then it may run elsewhere.
+          let canAccept = engine.canAcceptInterrupt
+          if doorbell.sleep(unless: { [apic, machine, number] in
+            RunLoop.hasNews(apic, canAccept: canAccept, machine.slowMemory, number)
+          }) {
+            return .halted
+          }
+          continue
+        }
+        isHalted = false
+      }
       doorbell.enterGuest()
-      if doorbell.isStopped { return .stopped }
-      if let outcome = deliver() { return outcome }
+      if doorbell.isStopped { return .ended(.stopped) }
+      if doorbell.takePreemption() {
+        doorbell.leaveGuest()
+        noteBeingPreempted()
+        return .preempted
+      }
+      if let outcome = deliver() { return .ended(outcome) }
+      if isHalted {
+        doorbell.leaveGuest()
+        continue
+      }
       let exit = engine.run()
       doorbell.leaveGuest()
       noteTaskPriority()
       settleEndOfInterrupt()
-      if let outcome = handle(exit) { return outcome }
+      if let outcome = handle(exit) { return .ended(outcome) }
       noteChanges()
     }
+  }
+
+  // MARK: Halted
+
+  private var hasNews: Bool {
+    RunLoop.hasNews(apic, canAccept: engine.canAcceptInterrupt, machine.slowMemory, number)
+  }
+
+  /// Whether there is something that ends HLT, or starts a vCPU that waits for that.
+  private static func hasNews(_ apic: LocalAPIC, canAccept: Bool, _ store: SlowMemory?, _ number: Int) -> Bool {
+    if apic.hasPendingEvent { return true }
+    guard canAccept, !apic.isWaitingForStartup else { return false }
+    return apic.hasPendingInterrupt || store?.hasFills(of: number) == true
   }
 
   // MARK: Into the guest
@@ -81,8 +132,11 @@ final class RunLoop {
   private func deliver() -> Outcome? {
     if apic.hasPendingEvent {
       if apic.takeNMI() { engine.injectNMI() }
-      // INIT of the only CPU restarts it at the firmware's reset vector, and there is no firmware.
-      if case .initialize = apic.takeStartupEvent() { return .power(.reset(.systemControlPortA)) }
+      if let event = apic.takeStartupEvent(), let outcome = start(event) { return outcome }
+    }
+    if apic.isWaitingForStartup {
+      isHalted = true
+      return nil
     }
     deliverPageEvents()
     settleEndOfInterrupt()
@@ -95,6 +149,21 @@ final class RunLoop {
     if isWaiting != wantsWindow {
       wantsWindow = isWaiting
       engine.requestInterruptWindow(isWaiting)
+    }
+    return nil
+  }
+
+  /// INIT and start-up IPIs (SDM volume 3, 9.4.4).
+  private func start(_ event: StartupEvent) -> Outcome? {
+    switch event {
+    case .initialize:
+      // The bootstrap processor restarts at the firmware's reset vector, and there is no firmware.
+      if number == 0 { return .power(.reset(.systemControlPortA)) }
+      registers.reset()
+      engine.state = engine.state.initialized(signature: engine.signature)
+      adoptTaskPriority()
+    case .start(let vector):
+      engine.state = engine.state.started(vector: vector)
     }
     return nil
   }
@@ -127,9 +196,12 @@ final class RunLoop {
       case .retried: break
       }
     case .halt:
-      waitForInterrupt()
+      isHalted = true
     case .pageAbsent(let address):
       meet(absentPage: address)
+    case .spinning:
+      // What it waits for may be another vCPU that has no thread.
+      if machine.scheduler.isCrowded { doorbell.preempt() }
     case .interruptWindow, .kicked:
       break
     case .shutdown:
@@ -143,6 +215,13 @@ final class RunLoop {
   private func performHypercall() {
     let record = hypercalls.perform(on: engine, timestampOffset: registers.timestampOffset)
     statistics.count(hypercall: record.number)
+    if record.result == 0 {
+      switch KVMHypercall(rawValue: record.number) {
+      case .kickCPU: statistics.kicks &+= 1
+      case .schedYield: statistics.yields &+= 1
+      default: break
+      }
+    }
   }
 
   private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
@@ -153,13 +232,6 @@ final class RunLoop {
       if machine.console.panicIsOver { return .panicked }
     }
     return machine.power.event.map(Outcome.power)
-  }
-
-  private func waitForInterrupt() {
-    let (engine, apic, slowMemory) = (engine, apic, machine.slowMemory)
-    machine.doorbell.halt {
-      apic.hasPendingEvent || (engine.canAcceptInterrupt && apic.hasPendingInterrupt) || slowMemory?.hasFills(of: 0) == true
-    }
   }
 
   // MARK: Addresses
@@ -198,7 +270,7 @@ final class RunLoop {
       return apic.writeMSR(index, value)
     }
     if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
-      return registers.write(index, value, waited: steal.nanoseconds)
+      return registers.write(index, value, waited: waited)
     }
     if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
     return false
@@ -246,7 +318,7 @@ final class RunLoop {
     if engine.timestampOffset != timestampOffset {
       timestampOffset = engine.timestampOffset
       registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
-      machine.timers.rearm(Machine.Source.localAPIC.rawValue)
+      machine.timers.rearm(Machine.Source.localAPIC(number))
     }
     tellStealTime()
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
@@ -267,6 +339,7 @@ extension Statistics.ExitReason {
       case .foreignHypercall: .foreignHypercall
       case .pageAbsent: .pageAbsent
       case .halt: .halt
+      case .spinning: .spinning
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked
       case .shutdown: .shutdown
