@@ -115,7 +115,7 @@ final class Machine: Sendable {
     let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
     do throws(HostError) {
-      try slowMemory?.start(wake: { doorbells[$0].ring() }, evicted: { for cpu in cpus { cpu.flushTLBSoon() } })
+      try slowMemory?.start(wake: { doorbells[$0].ring() }, evicted: { [cpus] in for cpu in cpus { cpu.flushTLBSoon() } })
       try timers.start(sources)
     } catch {
       console.disconnect()

@@ -3,6 +3,7 @@
 // `handle`; a hypercall, for one, goes to Paravirt/Hypercalls.swift and its result to RAX.
 
 import Devices
+import Host
 import Logging
 import Paravirt
 import Translator
