@@ -8,8 +8,9 @@ import Synchronization
 
 /// The store behind a machine's RAM.
 final class SlowMemory: Sendable {
-  /// How often pages go away.
-  static let evictionInterval: UInt64 = 250_000_000
+  /// How often pages go away: rarely enough for a program to get at a few hundred of them in between, one by one.
+  private static let fillsPerEviction: UInt64 = 250
+  private static let shortestInterval: UInt64 = 250_000_000
   static let delays: ClosedRange<Duration> = .microseconds(10)...(.seconds(10))
 
   private struct Fill {
@@ -37,6 +38,7 @@ final class SlowMemory: Sendable {
 
   private let memory: GuestMemory
   private let delay: UInt64
+  private let evictionInterval: UInt64
   private let state: Mutex<State>
   private let finishedCounts: [AtomicCount]
   private let bell = Futex(Bell.quiet)
@@ -50,6 +52,7 @@ final class SlowMemory: Sendable {
     self.memory = memory
     let (seconds, attoseconds) = delay.components
     self.delay = UInt64(clamping: seconds) &* 1_000_000_000 &+ UInt64(clamping: attoseconds / 1_000_000_000)
+    evictionInterval = max(SlowMemory.shortestInterval, self.delay &* SlowMemory.fillsPerEviction)
     state = Mutex(State(finished: [[UInt32]](repeating: [], count: cpuCount)))
     finishedCounts = (0..<cpuCount).map { _ in AtomicCount() }
   }
@@ -114,7 +117,7 @@ final class SlowMemory: Sendable {
   // MARK: The thread
 
   private func run(_ wake: @Sendable (Int) -> Void, _ evicted: @Sendable () -> Void) {
-    var nextEviction = HostClock.after(nanoseconds: SlowMemory.evictionInterval)
+    var nextEviction = HostClock.after(nanoseconds: evictionInterval)
     while true {
       // Quiet first, so that a ring from here on ends the wait.
       _ = bell.word.compareExchange(expected: Bell.look, desired: Bell.quiet, ordering: .sequentiallyConsistent)
@@ -123,7 +126,7 @@ final class SlowMemory: Sendable {
       let (due, next) = takeDue(now)
       for fill in due { wake(fill.cpu) }
       if now >= nextEviction {
-        nextEviction = now &+ SlowMemory.evictionInterval
+        nextEviction = now &+ evictionInterval
         if memory.evictUsedPages() > 0 { evicted() }
       }
       bell.wait(while: Bell.quiet, until: min(next, nextEviction))
