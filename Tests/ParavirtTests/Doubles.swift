@@ -11,9 +11,11 @@ final class TestMemory: GuestPhysicalWriter {
   let bytes: Mutex<[UInt8]>
   /// The bytes after each store.
   let history = Mutex<[[UInt8]]>([])
+  private let keepsHistory: Bool
 
-  init(base: UInt64 = 0, count: Int = 3 * 4096) {
+  init(base: UInt64 = 0, count: Int = 3 * 4096, keepsHistory: Bool = true) {
     self.base = base
+    self.keepsHistory = keepsHistory
     bytes = Mutex([UInt8](repeating: 0, count: count))
   }
 
@@ -37,9 +39,9 @@ final class TestMemory: GuestPhysicalWriter {
     let offset = Int(address - base)
     let after = bytes.withLock { bytes in
       for index in 0..<count { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
-      return bytes
+      return keepsHistory ? bytes : []
     }
-    history.withLock { $0.append(after) }
+    if keepsHistory { history.withLock { $0.append(after) } }
     return true
   }
 
@@ -47,8 +49,14 @@ final class TestMemory: GuestPhysicalWriter {
   func loadWord(at address: UInt64) -> UInt32? { load(4, at: address).map { UInt32($0) } }
   func loadQuadword(at address: UInt64) -> UInt64? { load(8, at: address) }
   func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8? {
-    let old = loadByte(at: address)
-    store(value, at: address)
+    guard contains(address, byteCount: 1) else { return nil }
+    let offset = Int(address - base)
+    let (old, after) = bytes.withLock { bytes in
+      let old = bytes[offset]
+      bytes[offset] = value
+      return (old, keepsHistory ? bytes : [])
+    }
+    if keepsHistory { history.withLock { $0.append(after) } }
     return old
   }
   @discardableResult func store(_ value: UInt8, at address: UInt64) -> Bool { put(UInt64(value), 1, at: address) }
