@@ -34,7 +34,6 @@ final class RunLoop {
   private(set) var statistics = Statistics()
   private var wantsWindow = false
   private var isInUserSpace = false
-  private var taskPriority: UInt8
   private let firstTimestampOffset: UInt64
   private var timestampOffset: UInt64
 
@@ -53,7 +52,6 @@ final class RunLoop {
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
-    taskPriority = machine.cpu.taskPriority
     firstTimestampOffset = machine.cpu.timestampOffset
     timestampOffset = firstTimestampOffset
   }
@@ -217,16 +215,13 @@ final class RunLoop {
 
   /// The APIC's task priority changed: CR8 follows.
   private func adoptTaskPriority() {
-    taskPriority = apic.taskPriority
-    engine.taskPriority = taskPriority
+    engine.taskPriority = apic.taskPriority
   }
 
-  /// CR8 changed: the APIC's task priority follows, before anything is asked of the APIC.
+  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class again
+  /// counts, since it clears the subclass (SDM volume 3, 11.8.6).
   private func noteTaskPriority() {
-    if engine.taskPriority != taskPriority {
-      taskPriority = engine.taskPriority
-      apic.taskPriority = taskPriority
-    }
+    if engine.takeTaskPriorityWrite() { apic.taskPriority = engine.taskPriority }
   }
 
   private func noteChanges() {
