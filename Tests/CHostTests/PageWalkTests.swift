@@ -26,7 +26,7 @@ struct PageWalkTests {
   func a20() {
     let vcpu = BareVCPU()
     vcpu[\.address_cut] = 1 << 20
-    #expect(vcpu.translate(0x31_2345).physical == 0x20_2345)
+    #expect(vcpu.translate(0x31_2345).physical == 0x21_2345)
     vcpu.enterLongMode()
     vcpu.map(linear, 0x10_0007)
     #expect(vcpu.translate(linear).physical == 0x678)

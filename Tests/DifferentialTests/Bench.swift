@@ -217,6 +217,7 @@ import X86
       unsafe translated.pointee.vector = 13
       unsafe translated.pointee.rip = rip - 1
       unsafe translated.pointee.rflags = page.rflags
+      unsafe translated.pointee.segments.2 = UInt32(page[.ss].selector)
       return nil
     }
     let vector = (rip - Bench.handlers) / 16
@@ -232,6 +233,7 @@ import X86
     unsafe translated.pointee.rip = slot(skip)
     unsafe translated.pointee.rflags = slot(skip + 2)
     unsafe Bench.setRegister(translated, 4, slot(skip + 3))
+    unsafe translated.pointee.segments.2 = UInt32(truncatingIfNeeded: slot(skip + 4))
     privilege = -1
     return nil
   }

@@ -34,7 +34,7 @@ import X86
   /// Whether a row's instructions can run on both sides.
   static func isComparable(_ row: Opcode) -> Bool {
     if loadsSegment(row) { return true }
-    switch row.rule {
+    return switch row.rule {
     case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins, .outs,
       .popSegment, .rdfsbase, .wrfsbase:
       false
@@ -164,7 +164,9 @@ import X86
     } else {
       let offset = offset(i)
       // Parts of a large operand wrap by themselves.
-      if i.addressSize == 2 && offset + UInt64(size) > 0x1_0000 && (rule == .bound || size > 8 && c.row.attribute != .aligned) {
+      if i.addressSize == 2 && offset + UInt64(size) > 0x1_0000
+        && (rule == .bound || traits.memorySize == .farPointer || size > 8 && c.row.attribute != .aligned)
+      {
         return false
       }
       if segments.isFlat(Int(i.segment)) {
