@@ -90,7 +90,7 @@ final class Machine: Sendable {
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
     parts.hasDebugExit = configuration.debugExit
     parts.hasTestDevices = configuration.machine == .testdev
-    parts.a20 = { isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
+    parts.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
     parts.serialHasRoom = { console.fill() }
     parts.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
     parts.rearm = {
