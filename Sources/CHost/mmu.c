@@ -459,13 +459,8 @@ static void site_fill(chost_cpu *cpu, unsigned user, uint64_t number, const chos
   run new = {table[index].tag, PAGE_SIZE};
   leaf found;
   // What is read may come from a large page as a whole; what is written must be dirty page by page. The walk that made
-<<<<<<< HEAD
-  // the table's entry has set A.
-  if (!write && !cpu->late_pages && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
-=======
   // the table's entry has set A. With the A20 gate closed a large page is two halves.
-  if (!write && !cpu->address_cut && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
->>>>>>> main
+  if (!write && !cpu->address_cut && !cpu->late_pages && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
       !walk(cpu, new.start, user ? CHOST_ACCESS_USER : 0, false, &found) && found.shift == 21) {
     const uint64_t within = (1ull << 21) - 1;
     if (in_ram(cpu, found.physical & ~within, 1ull << 21) &&

@@ -30,13 +30,10 @@ public import X86
   var isRestarting = false
   /// What is being delivered, if that is what waits for a device.
   var undelivered: Event?
-<<<<<<< HEAD
   /// Another thread wants the software TLB emptied at the next boundary.
   private let flushRequest = Atomic<Bool>(false)
-=======
   /// The A20 gate as the machine last set it; adopted at the next boundary.
   let isA20Open = Atomic<Bool>(true)
->>>>>>> main
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
   let activity = Activity()
 
@@ -148,11 +145,8 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
-<<<<<<< HEAD
       if flushRequest.exchange(false, ordering: .sequentiallyConsistent) { unsafe chost_flush_all(page.pointer) }
-=======
       adoptA20()
->>>>>>> main
       if translation.safePoint.isWanted {
         translation.safePoint.end(activity)
         translation.safePoint.begin(activity)
