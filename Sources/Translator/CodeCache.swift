@@ -193,6 +193,10 @@ struct CodeCacheCounters {
   /// The live block at a guest-physical address, if it does not straddle pages (or straddles into `secondPage`).
   func find(_ physical: UInt64, mode: UInt32, secondPage: UInt64 = Block.noPage) -> Int32? {
     let wanted = key(physical, mode: mode)
+    if secondPage == Block.noPage {
+      let entry = unsafe chost_block_find(table, UInt64(CodeCache.tableSlots - 1), wanted)
+      return entry == 0 ? nil : block(at: entry)
+    }
     var index = firstBlock(ofPage: physical >> 12)
     while index >= 0 {
       let block = unsafe blocks[Int(index)]

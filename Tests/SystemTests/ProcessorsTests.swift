@@ -31,6 +31,12 @@ extension SystemTests {
       expectCalm(result, cpus: cpus)
     }
 
+    @Test("a processor goes and comes back") func hotplug() throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "hotplug", "--cpus", "2", "--timeout", "90s"), limit: 100, expecting: 0)
+      for round in 1...5 { #expect(result.fact("hotplug\(round)") == "1 2") }
+    }
+
     @Test("a kernel finds them at the mailbox") func mailbox() throws {
       let result = try Guest.run(
         Guest.boot(Guest.kernel, "poweroff", "--cpus", "4", "--processor-start", "mailbox", "--timeout", "90s"), limit: 100,
