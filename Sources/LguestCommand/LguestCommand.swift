@@ -14,6 +14,8 @@ struct LguestCommand: ParsableCommand {
         lguest run --kernel vmlinuz --append 'rdinit=/bin/sh' --timeout 60s --json result.json
         lguest inspect vmlinuz
         lguest doctor
+        lguest tour
+        lguest bench hypercall
 
       Exit status of run: 0 power-off or reset, 69 could not start, 70 internal error, 124 time limit,
       125 wrong command line, 129/130/143 ended from outside, 255 guest panic.
@@ -22,7 +24,7 @@ struct LguestCommand: ParsableCommand {
       else ~/.cache/lguest). NO_COLOR is respected.
       """,
     version: "lguest \(VirtualMachine.version) (\(VirtualMachine.commit))",
-    subcommands: [RunCommand.self, InspectCommand.self, DoctorCommand.self])
+    subcommands: [RunCommand.self, InspectCommand.self, DoctorCommand.self, TourCommand.self, BenchCommand.self])
 }
 
 /// Thrown by a subcommand that has said everything and wants this exit status.
