@@ -11,6 +11,7 @@
 	.globl	_start
 _start:
 	mov	$stack_top, %esp
+	mov	%ebx, multiboot_info
 	mov	$tss, %eax
 	mov	%ax, gdt + 0x42
 	shr	$16, %eax
@@ -161,7 +162,8 @@ stubs:
 	.set	vector, vector + 1
 	.endr
 
-	.globl	saved_frame, gdt_pointer, idt_pointer
+	.globl	multiboot_info, saved_frame, gdt_pointer, idt_pointer
+multiboot_info: .long 0
 saved_frame: .long 0
 gdt_pointer:
 	.word	gdt_end - gdt - 1
