@@ -35,6 +35,9 @@ public struct Statistics: Sendable {
   public var hypercallsPatched: UInt64 = 0
   public var hypercallsRefused: UInt64 = 0
 
+  /// What exits cost, while that is counted.
+  public internal(set) var costs = ExitCosts()
+
   public init() {}
 
   /// At most this many kinds of unknown access are kept apart: a guest chooses them, so their number is bounded.
@@ -95,6 +98,7 @@ public struct Statistics: Sendable {
     hypercalls.merge(other.hypercalls, uniquingKeysWith: &+)
     unknown.merge(other.unknown, uniquingKeysWith: &+)
     for scalar in Statistics.scalars { self[keyPath: scalar.path] &+= other[keyPath: scalar.path] }
+    costs.add(other.costs)
   }
 
   public var json: JSON {
@@ -105,6 +109,7 @@ public struct Statistics: Sendable {
       ("hypercallsByNumber", .object(sortedHypercalls.map { ("\($0.key)", .unsigned($0.value)) })),
     ]
     members += Statistics.scalars.map { ($0.name, .unsigned(self[keyPath: $0.path])) }
+    members += costs.members
     members.append(("unknown", .object(sortedUnknown.map { ($0.key, .unsigned($0.value)) })))
     return .object(members)
   }
@@ -116,6 +121,7 @@ public struct Statistics: Sendable {
     rows.append(("hypercalls", hypercallTotal))
     rows += sortedHypercalls.map { ("  number \($0.key)", $0.value) }
     rows += Statistics.scalars.map { ($0.name, self[keyPath: $0.path]) }.filter { $0.1 != 0 }
+    rows += costs.rows
     if !unknown.isEmpty { rows.append(("unknown", unknown.values.reduce(0, &+))) }
     rows += sortedUnknown.map { ("  \($0.key)", $0.value) }
     let width = rows.map(\.0.count).max() ?? 0

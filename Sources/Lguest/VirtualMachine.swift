@@ -29,6 +29,8 @@ public final class VirtualMachine: Sendable {
     var times = RunResult.Times()
     /// Makes every vCPU come back to the run loop. Set by `run()`.
     var kick: (@Sendable () -> Void)?
+    /// Gets what each vCPU has counted. Set by `run()`.
+    var sample: (@Sendable () -> [Statistics])?
   }
 
   public init(configuration: Configuration) {
@@ -165,11 +167,21 @@ extension VirtualMachine {
   }
 }
 
+// MARK: For other threads
+
+extension VirtualMachine {
+  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at most.
+  public func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
+}
+
 // MARK: For the run loop
 
 extension VirtualMachine {
   /// Says how to bring every vCPU back to the run loop, from any thread; nil once there are none.
   func setKick(_ kick: (@Sendable () -> Void)?) { control.withLock { $0.kick = kick } }
+
+  /// Says how to get what each vCPU has counted; nil once there are none.
+  func setSample(_ sample: (@Sendable () -> [Statistics])?) { control.withLock { $0.sample = sample } }
 
   /// Notes that the first guest instruction is about to run.
   func markGuestStart() { control.withLock { $0.times.guestStart = ContinuousClock.now - configuration.start } }

@@ -16,27 +16,14 @@ struct HypercallReport {
   var table: [String] {
     let head = ["technique", "vCPUs"] + (1...HypercallBenchmark.runs).map { "run \($0)" } + ["median", "ns", "2009"]
     let rows = measurements.map { measurement in
-      [measurement.technique.rawValue, "\(measurement.cpuCount)"] + measurement.cycles.map(HypercallReport.number)
+      [measurement.technique.rawValue, "\(measurement.cpuCount)"] + measurement.cycles.map(Table.number)
         + [
-          HypercallReport.number(measurement.median), HypercallReport.number(measurement.nanoseconds),
+          Table.number(measurement.median), Table.number(measurement.nanoseconds),
           measurement.technique.figuresOf2009.map { $0.map(String.init).joined(separator: " ") } ?? "-",
         ]
     }
-    let widths = head.indices.map { column in ([head] + rows).map { $0[column].count }.max() ?? 0 }
     return ["TSC cycles for a call, the average of each run; ns of the median run"]
-      + ([head] + rows).map { row in
-        row.indices.map { column in
-          let padding = String(repeating: " ", count: widths[column] - row[column].count)
-          return column == 0 ? row[column] + padding : padding + row[column]
-        }.joined(separator: "  ")
-      }
-  }
-
-  /// One digit behind the point for small numbers, none for large ones.
-  private static func number(_ value: Double) -> String {
-    guard value < 100 else { return String(Int(min(value, 1e15).rounded())) }
-    let tenths = Int((value * 10).rounded())
-    return "\(tenths / 10).\(tenths % 10)"
+      + Table(head, rows, leftColumns: [0]).lines
   }
 
   // MARK: The chart
@@ -49,11 +36,11 @@ struct HypercallReport {
     let decades = 5
     func position(_ cycles: Double) -> Double { left + width * min(max(log10(cycles), 0), Double(decades)) / Double(decades) }
     func text(_ x: Double, _ y: Double, _ anchor: String, _ text: String) -> String {
-      "  <text x=\"\(HypercallReport.number(x))\" y=\"\(HypercallReport.number(y))\" text-anchor=\"\(anchor)\">\(text)</text>"
+      "  <text x=\"\(Table.number(x))\" y=\"\(Table.number(y))\" text-anchor=\"\(anchor)\">\(text)</text>"
     }
     func line(_ x: Double, _ from: Double, _ to: Double, _ color: String) -> String {
-      "  <line x1=\"\(HypercallReport.number(x))\" x2=\"\(HypercallReport.number(x))\" y1=\"\(HypercallReport.number(from))\""
-        + " y2=\"\(HypercallReport.number(to))\" stroke=\"\(color)\"/>"
+      "  <line x1=\"\(Table.number(x))\" x2=\"\(Table.number(x))\" y1=\"\(Table.number(from))\""
+        + " y2=\"\(Table.number(to))\" stroke=\"\(color)\"/>"
     }
     var lines = [
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"\(Int(bottom) + 40)\" font-family=\"sans-serif\" font-size=\"12\">",
@@ -70,8 +57,8 @@ struct HypercallReport {
       let end = position(measurement.median)
       lines += [
         text(left - 8, y + 15, "end", name),
-        "  <rect x=\"\(HypercallReport.number(left))\" y=\"\(HypercallReport.number(y + 3))\" width=\"\(HypercallReport.number(end - left))\" height=\"16\" fill=\"#4a7ab5\"/>",
-        text(end + 6, y + 15, "start", HypercallReport.number(measurement.median)),
+        "  <rect x=\"\(Table.number(left))\" y=\"\(Table.number(y + 3))\" width=\"\(Table.number(end - left))\" height=\"16\" fill=\"#4a7ab5\"/>",
+        text(end + 6, y + 15, "start", Table.number(measurement.median)),
       ]
       if let figures = measurement.technique.figuresOf2009 {
         let mean = figures.reduce(0) { $0 + Double($1) } / Double(figures.count)

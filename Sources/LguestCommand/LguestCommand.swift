@@ -13,6 +13,8 @@ struct LguestCommand: ParsableCommand {
         lguest run --kernel vmlinuz --initrd initrd.img
         lguest run --kernel vmlinuz --append 'rdinit=/bin/sh' --timeout 60s --json result.json
         lguest inspect vmlinuz
+        lguest ps
+        lguest stat
         lguest doctor
         lguest tour
         lguest bench hypercall
@@ -24,7 +26,10 @@ struct LguestCommand: ParsableCommand {
       else ~/.cache/lguest). NO_COLOR is respected.
       """,
     version: "lguest \(VirtualMachine.version) (\(VirtualMachine.commit))",
-    subcommands: [RunCommand.self, InspectCommand.self, DoctorCommand.self, TourCommand.self, BenchCommand.self])
+    subcommands: [
+      RunCommand.self, PsCommand.self, StatCommand.self, InspectCommand.self, DoctorCommand.self, TourCommand.self,
+      BenchCommand.self,
+    ])
 }
 
 /// Thrown by a subcommand that has said everything and wants this exit status.
