@@ -290,7 +290,9 @@ static bool resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint
   if (write) {
     if (__atomic_load_n(page_flags(cpu, page), __ATOMIC_ACQUIRE) & CHOST_PAGE_CODE) {
       // A store to translated code is done by Swift, which discards the blocks it hits. One beside it is served, but
-      // leaves no entry: the next may hit.
+      // leaves no entry: the next may hit. Said before looking, so that another vCPU that translates what is being
+      // stored to (TranslatedCPU.translate) sees this, if this does not see its block.
+      if (cpu->store_beside != (page | 1)) __atomic_store_n(&cpu->store_beside, page | 1, __ATOMIC_SEQ_CST);
       if (overlaps_code(cpu, found.physical, count)) return false;
       mark_dirty(cpu, page);
       *addend = cpu->ram + page - (linear & PAGE_MASK);

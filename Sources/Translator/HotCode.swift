@@ -64,9 +64,9 @@ struct HotCode {
 }
 
 extension CodeCache {
-  /// Promotes the block at host address `entry` and what it is linked with; whether there was anything to promote.
-  func heat(_ entry: UInt64) -> Bool {
-    guard let first = block(at: entry) else { return false }
+  /// Promotes the block at host address `entry` and what it is linked with.
+  func heat(_ entry: UInt64) {
+    guard let first = block(at: entry) else { return }
     var found = [first]
     var position = 0
     var known: Set<Int32> = [first]
@@ -78,26 +78,17 @@ extension CodeCache {
         if target >= 0, known.insert(target).inserted { found.append(target) }
       }
     }
-    var any = false
     for index in found {
       let block = self[index]
       guard block.isLive, !block.straddles, !hotCode.contains(block.key) else { continue }
       hotCode.insert(block.key)
       retranslate(index)
-      any = true
     }
-    return any
   }
 
   /// The blocks that use a site's slot are translated again without it.
-  func refuseSite(_ number: Int) -> Bool {
-    let physical = hotCode.refuse(number)
-    var any = false
-    for index in liveBlocks(at: physical) {
-      retranslate(index)
-      any = true
-    }
-    return any
+  func refuseSite(_ number: Int) {
+    for index in liveBlocks(at: hotCode.refuse(number)) { retranslate(index) }
   }
 }
 
@@ -110,14 +101,13 @@ extension TranslatedCPU {
     lastSample = now
     let entry = unsafe chost_lookup(page.pointer, linearIP)
     let translation = translation
-    var any = translation.lock.withLock { _ in entry != 0 && translation.cache.heat(entry) }
+    if entry != 0 { translation.lock.withLock { _ in translation.cache.heat(entry) } }
     let misses = unsafe chost_site_misses(page.pointer)!
     for number in 0..<4 * Int(CHOST_SITES) {
       let found = unsafe misses[number]
       if found == 0 { continue }
       unsafe misses[number] = 0
-      if found > HotCode.mostMisses, translation.lock.withLock({ _ in translation.cache.refuseSite(number) }) { any = true }
+      if found > HotCode.mostMisses { translation.lock.withLock { _ in translation.cache.refuseSite(number) } }
     }
-    if any { translation.forEachCPU { $0 === self ? $0.dropJumpCache() : $0.dropJumpCacheSoon() } }
   }
 }

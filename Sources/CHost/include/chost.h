@@ -102,10 +102,13 @@ typedef struct chost_cpu {
   // mode only; computed with `mode`, for FS, GS and writes through CS always, for the others while CHOST_MODE_SEGMENTED
   // is set.
   uint64_t read_bound[6], write_bound[6];
+  uint64_t pauses;            // PAUSE instructions until the next exit, where they are counted
   // Hypercalls that need nothing but an answer: bit n, number n is answered with light_hypercall_result[n]; counted.
   uint32_t light_hypercalls;
   int32_t light_hypercall_result[CHOST_LIGHT_HYPERCALLS];
   uint64_t count_hypercall[CHOST_LIGHT_HYPERCALLS];
+  // Page | 1 of the last store that was served beside code: it may not have happened yet. 0 at a safe point.
+  uint64_t store_beside;
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
