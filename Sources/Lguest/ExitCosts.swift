@@ -55,8 +55,6 @@ public struct ExitCosts: Sendable {
     for (index, use) in other.registers { add(index, use) }
   }
 
-  var isEmpty: Bool { reasons.isEmpty }
-
   /// Members of a run's counters.
   var members: [(key: String, value: JSON)] {
     let byReason = Statistics.ExitReason.allCases.filter { reasons[$0] != nil }
@@ -82,16 +80,11 @@ public struct ExitCosts: Sendable {
     ]
   }
 
-  /// Rows for `--stats`: what it is and how many cycles.
-  var rows: [(String, UInt64)] {
-    var rows = Statistics.ExitReason.allCases.filter { self[$0] != 0 }.map { ("cycles of \($0.rawValue)", self[$0]) }
-    rows += hypercalls.sorted { $0.key < $1.key }.map { ("cycles of hypercall \($0.key)", $0.value) }
-    for (index, use) in registers.sorted(by: { $0.key < $1.key }) {
-      let name = "MSR 0x" + String(index, radix: 16)
-      if use.reads > 0 { rows.append(("reads of \(name)", use.reads)) }
-      if use.writes > 0 { rows.append(("writes of \(name)", use.writes)) }
-      rows.append(("cycles of \(name)", use.cycles))
-    }
-    return rows
+  /// Rows for `--stats`, the most frequent first. Reads and writes of one register share their cycles.
+  var registerRows: [Statistics.Row] {
+    registers.map { index, use in
+      let kind = use.reads == 0 ? "WRMSR" : use.writes == 0 ? "RDMSR" : "RDMSR and WRMSR"
+      return ("\(kind) 0x" + String(index, radix: 16), use.reads &+ use.writes, use.cycles)
+    }.sorted { ($1.count, $0.name) < ($0.count, $1.name) }
   }
 }

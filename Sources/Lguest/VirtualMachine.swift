@@ -121,12 +121,14 @@ extension VirtualMachine {
     let machine = try Machine(configuration, input: consoleInput)
     setKick { machine.scheduler.end(.stopped) }
     defer {
+      setSample(nil)
       setKick(nil)
       machine.stop()
     }
     // Asked before there was anyone to kick.
     if stopRequested != nil { machine.scheduler.end(.stopped) }
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
+    setSample { loops.indices.map { cpu in loops[cpu].sample.take { machine.doorbells[cpu].ring() } } }
     markGuestStart()
     let failure = Mutex<HostError?>(nil)
     var threads: [HostThread] = []
@@ -156,6 +158,7 @@ extension VirtualMachine {
     let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
     let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)
+    result.vcpuStatistics = loops.map(\.totalStatistics)
     for loop in loops { result.statistics.add(loop.statistics) }
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {

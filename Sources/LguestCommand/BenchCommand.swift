@@ -27,7 +27,15 @@ struct HypercallBenchCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Draw a chart as well.", valueName: "file"), completion: .file())
   var svg: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "How many vCPUs do it at once; may be given several times. (default: 1, and as many as the host has CPUs)", valueName: "n"))
+  var cpus: [Int] = []
+
   func validate() throws {
+    if cpus.contains(where: { !(1...VirtualMachine.Configuration.maximumCPUCount).contains($0) }) {
+      throw ValidationError("--cpus must be 1 to \(VirtualMachine.Configuration.maximumCPUCount)")
+    }
     if svg?.isEmpty == true { throw ValidationError("--svg needs a file name") }
   }
 
@@ -38,8 +46,11 @@ struct HypercallBenchCommand: ParsableCommand {
     }
     var measurements: [HypercallBenchmark.Measurement] = []
     do {
-      for technique in HypercallBenchmark.Technique.allCases {
-        measurements.append(try HypercallBenchmark(technique).measure())
+      let counts = cpus.isEmpty ? HypercallBenchmark.usualCPUCounts : cpus
+      for count in counts {
+        for technique in HypercallBenchmark.Technique.allCases {
+          measurements.append(try HypercallBenchmark(technique, cpuCount: count).measure())
+        }
       }
     } catch {
       Messages.say("\(error)")

@@ -23,7 +23,7 @@ struct LguestCommand: ParsableCommand {
       125 wrong command line, 129/130/143 ended from outside, 255 guest panic.
 
       Environment: LGUEST_CACHE_DIR is where the scripts keep downloaded kernels (else XDG_CACHE_HOME/lguest,
-      else ~/.cache/lguest). NO_COLOR is respected.
+      else ~/.cache/lguest). Control sockets are in XDG_RUNTIME_DIR/lguest (else /tmp/lguest-UID). NO_COLOR is respected.
       """,
     version: "lguest \(VirtualMachine.version) (\(VirtualMachine.commit))",
     subcommands: [

@@ -65,6 +65,10 @@ final class RunEnd: Sendable {
     if let userSpace = result.times.userSpace { Messages.say("time to user space: \(seconds(userSpace))") }
     Messages.say("time: \(seconds(result.times.end))")
     for line in result.statistics.lines { Messages.say(line) }
+    guard result.vcpuStatistics.count > 1 else { return }
+    for (number, statistics) in result.vcpuStatistics.enumerated() {
+      for line in statistics.vcpuLines { Messages.say("vCPU \(number): \(line)") }
+    }
   }
 
   private func seconds(_ duration: Duration) -> String {

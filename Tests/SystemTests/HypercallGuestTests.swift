@@ -50,5 +50,31 @@ extension SystemTests {
         }
       }
     }
+
+    /// Minutes of fuzzing under `scripts/test --long`.
+    private static let minutes = ProcessInfo.processInfo.environment["LGUEST_TEST_FUZZ_MINUTES"].flatMap(Double.init) ?? 60
+
+    @Test("garbage for hypercalls, registers and patching does the host no harm") func fuzz() throws {
+      let end = Date() + (Guest.isLong ? HypercallGuestTests.minutes * 60 : 0)
+      var runs = 0
+      repeat {
+        for vendor in ["intel", "amd"] {
+          for options in [
+            ["--hypercall-insn", "native"], ["--hypercall-insn", "emulate"], ["--hypercall-insn", "patch"],
+            ["--hypercall-insn", "fault"], ["--kvm-api", "2007"], ["--kvm-api", "refactored"],
+          ] {
+            let seed = "\(UInt32.random(in: 1...UInt32.max))"
+            let arguments = [
+              "run", "--machine", "testdev", "--kernel", "\(try #require(Guest.guests))/fuzz/hypercalls", "--memory", "64M",
+              "--timeout", "60s", "--cpu-vendor", vendor, "--append", seed,
+            ]
+            let result = try Guest.run(arguments + options, limit: 70, expecting: 1)
+            #expect(result.output.hasSuffix("all passed\n"), "seed \(seed), \(vendor) \(options): \(result.output.suffix(300))")
+            runs += 1
+          }
+        }
+      } while Date() < end
+      print("\(runs) runs of garbage")
+    }
   }
 }

@@ -227,6 +227,18 @@ struct GuestAssembler {
   mutating func wrmsr() { emit(0x0F, 0x30) }
   mutating func halt() { emit(0xF4) }
 
+  /// Adds a register to 64 bits of memory atomically; the register holds the sum's old value afterwards.
+  mutating func exchangeAdd(_ source: GuestRegister, _ base: GuestRegister) {
+    emit(0xF0)
+    wide(source, base)
+    emit(0x0F, 0xC1)
+    memory(source, base, 0)
+  }
+
+  mutating func pause() { emit(0xF3, 0x90) }
+  /// CR3 to RAX.
+  mutating func readControl3() { emit(0x0F, 0x20, 0xD8) }
+
   /// The time-stamp counter, all 64 bits, to RAX; RDX is lost.
   mutating func readTimestamp() {
     emit(0x0F, 0x31)

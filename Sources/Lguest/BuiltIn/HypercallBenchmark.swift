@@ -3,6 +3,7 @@
 // as the benchmark did that argued for patching (Matias Zabaljauregui, "lguest: use KVM hypercalls", 2009), whose figures
 // stand beside ours.
 
+import Host
 import Paravirt
 import Synchronization
 import X86
@@ -34,7 +35,7 @@ public struct HypercallBenchmark: Sendable {
     public let technique: Technique
     /// How many vCPUs did it at once.
     public let cpuCount: Int
-    /// TSC ticks for a call, the loop around it included: the average of each of the five runs.
+    /// TSC ticks for a call, the loop around it included: the average of each of the five runs, over all vCPUs.
     public let cycles: [Double]
     /// Nanoseconds for a call: the median run.
     public let nanoseconds: Double
@@ -46,9 +47,18 @@ public struct HypercallBenchmark: Sendable {
   /// Runs of a measurement; one more before them, which translates the code, does not count.
   public static let runs = 5
 
-  public let technique: Technique
+  /// One vCPU, and as many as the host has CPUs, from two to eight.
+  public static var usualCPUCounts: [Int] { [1, min(max(HostCapacity.current().cpus, 2), 8)] }
 
-  public init(_ technique: Technique) { self.technique = technique }
+  public let technique: Technique
+  /// How many vCPUs do it at once.
+  public let cpuCount: Int
+
+  /// - Parameter cpuCount: 1 to what a configuration allows.
+  public init(_ technique: Technique, cpuCount: Int = 1) {
+    self.technique = technique
+    self.cpuCount = cpuCount
+  }
 
   /// Calls in a run: about a millisecond of them, so that most runs escape the host's scheduler.
   private var calls: UInt64 {
@@ -65,6 +75,7 @@ public struct HypercallBenchmark: Sendable {
   public func measure() throws(ConfigurationError) -> Measurement {
     let guest = try BuiltInGuest(code: code)
     var configuration = guest.configuration
+    configuration.cpuCount = cpuCount
     switch technique {
     case .native, .program, .port, .mmio: break
     case .emulated:
@@ -85,13 +96,16 @@ public struct HypercallBenchmark: Sendable {
     let result = try VirtualMachine(configuration: configuration).run()
     guard let counter = calibration.finish() else { throw .cannotStart("the host's time-stamp counter stands still") }
     let values = ticks.values.withLock { $0 }
-    guard result.ending == .debugExit(0), values.count == HypercallBenchmark.runs + 1 else {
+    guard result.ending == .debugExit(0), values.count == (HypercallBenchmark.runs + 1) * cpuCount else {
       throw .cannotStart("the guest that measures '\(technique.rawValue)' ended with \(result.cause.rawValue)")
     }
-    let cycles = values.dropFirst().map { Double($0) / Double(calls) }
+    // The vCPUs wait for each other, so that a run's reports come together.
+    let cycles = (1...HypercallBenchmark.runs).map { run in
+      values[run * cpuCount..<(run + 1) * cpuCount].reduce(0) { $0 + Double($1) } / Double(cpuCount) / Double(calls)
+    }
     let median = cycles.sorted()[cycles.count / 2]
     return Measurement(
-      technique: technique, cpuCount: 1, cycles: cycles, nanoseconds: median / Double(counter.kilohertz) * 1e6)
+      technique: technique, cpuCount: cpuCount, cycles: cycles, nanoseconds: median / Double(counter.kilohertz) * 1e6)
   }
 
   private final class Ticks: Sendable {
@@ -104,6 +118,8 @@ public struct HypercallBenchmark: Sendable {
   private static let report: UInt64 = 0x1000
   private static let nothing: UInt64 = 0x1001
   private static let sitesPerRun = 100
+  /// Where the vCPUs wait for each other.
+  private static let meetingPoint = BuiltInGuest.data + 0x2000
   /// Sites lie this far apart, so that they are as strangers to each other.
   private static let siteStride = 64
 
@@ -116,12 +132,17 @@ public struct HypercallBenchmark: Sendable {
 
   private var code: [UInt8] {
     var a = GuestAssembler()
-    let (site, end) = (a.label(), a.label())
-    a.mov(.rsp, BuiltInGuest.stackTop)
+    let (begin, site, end, sleep) = (a.label(), a.label(), a.label(), a.label())
     if technique == .stub2007 { register(&a, stub: site, failed: end) }
+    if cpuCount > 1 { a.startProcessors(cpuCount, at: begin) }
+    a.place(begin)
+    a.becomeProcessor(.r15, stackTop: BuiltInGuest.stackTop)
     a.lea(.rsi, site)
+    a.mov(.r10, UInt64(cpuCount))
     a.mov(.r12, UInt64(HypercallBenchmark.runs + 1))
     let run = a.here()
+    a.mov(.rdi, HypercallBenchmark.meetingPoint)
+    a.meet(cpuCount)
     a.readTimestamp()
     a.mov(.r13, .rax)
     a.mov(.rbp, calls)
@@ -138,10 +159,15 @@ public struct HypercallBenchmark: Sendable {
     a.hypercall(own)
     a.sub(.r12, 1)
     a.jump(.notEqual, run)
+    a.mov(.rdi, HypercallBenchmark.meetingPoint)
+    a.meet(cpuCount)
+    a.cmp(.r15, 0)
+    a.jump(.notEqual, sleep)
     a.mov(.rax, 0)
     a.place(end)
     a.mov(.rdx, 0xF4)
     a.outByte()
+    a.place(sleep)
     a.halt()
     a.align(4096)
     a.place(site)
@@ -149,7 +175,7 @@ public struct HypercallBenchmark: Sendable {
     return a.code
   }
 
-  /// One call; RBP, RSI, R12 and R13 are taken.
+  /// One call; RBP, RSI, R10, R12, R13 and R15 are taken.
   private func call(_ a: inout GuestAssembler) {
     switch technique {
     case .native, .emulated, .patched:

@@ -97,7 +97,7 @@ extension VirtualMachine {
     guard let samples = sampleStatistics() else { throw ControlFailure("the guest has not started yet, or has ended") }
     return [
       ("pid", .integer(Int64(LocalSocket.process))), ("uptimeSeconds", .seconds(times.end)),
-      ("vcpus", .array(samples.map(\.json))),
+      ("vcpus", .array(samples.map { .object($0.vcpuMembers) })),
     ]
   }
 }
