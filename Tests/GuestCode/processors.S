@@ -63,28 +63,32 @@
         hlt
         END     smp_peterson
 
-// Calls RDX, which returns a number, until that number is RCX; what is published at [RSI] before a call must be in it.
+// Calls RDX, which returns a number, until that number is RCX, and says at [RSI + 64] what came back; what is published at
+// [RSI] before a call must be in it.
         GUEST   smp_caller
 1:      mov     r8d, [rsi]
         call    rdx
+        mov     [rsi + 64], eax
         cmp     eax, r8d
         jb      2f
         cmp     eax, ecx
         jb      1b
         xor     eax, eax
-2:      hlt
+        hlt
+2:      mov     dword ptr [rsi + 64], -1
+        mov     eax, 1
+        hlt
         END     smp_caller
 
-// Changes the number in the code at RDX + 1, and then publishes it at [RSI]: 1...RCX.
+// Changes the number in the code at RDX + 1, publishes it at [RSI] and waits until it has come back: 1...RCX.
         GUEST   smp_patcher
         xor     eax, eax
 1:      inc     eax
         mov     [rdx + 1], eax
         mov     [rsi], eax
-        mov     r8d, 50
 2:      pause
-        dec     r8d
-        jnz     2b
+        cmp     [rsi + 64], eax
+        jb      2b
         cmp     eax, ecx
         jb      1b
         xor     eax, eax
