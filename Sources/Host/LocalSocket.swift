@@ -155,9 +155,10 @@ import SystemPackage
     var names: [String] = []
     // SAFETY: an entry is valid until the next call, and its name ends in a zero.
     while let entry = unsafe readdir(directory) {
-      names.append(unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-        unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
-      })
+      names.append(
+        unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+          unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
+        })
     }
     return names
   }

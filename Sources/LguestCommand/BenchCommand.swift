@@ -29,7 +29,8 @@ struct HypercallBenchCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "How many vCPUs do it at once; may be given several times. (default: 1, and as many as the host has CPUs)", valueName: "n"))
+      "How many vCPUs do it at once; may be given several times. (default: 1, and as many as the host has CPUs)",
+      valueName: "n"))
   var cpus: [Int] = []
 
   func validate() throws {
@@ -58,6 +59,8 @@ struct HypercallBenchCommand: ParsableCommand {
     }
     let report = HypercallReport(measurements)
     System.write((json ? report.json.text() : report.table.joined(separator: "\n")) + "\n", to: .standardOutput)
-    if let svg, !OutputFile.write(report.chart, to: FilePath(svg)) { throw CommandEnding(status: Ending.cannotStart.exitStatus) }
+    if let svg, !OutputFile.write(report.chart, to: FilePath(svg)) {
+      throw CommandEnding(status: Ending.cannotStart.exitStatus)
+    }
   }
 }

@@ -34,7 +34,9 @@ struct HypercallReport {
     let (left, width, rowHeight, top) = (150.0, 520.0, 30.0, 50.0)
     let bottom = top + rowHeight * Double(measurements.count)
     let decades = 5
-    func position(_ cycles: Double) -> Double { left + width * min(max(log10(cycles), 0), Double(decades)) / Double(decades) }
+    func position(_ cycles: Double) -> Double {
+      left + width * min(max(log10(cycles), 0), Double(decades)) / Double(decades)
+    }
     func text(_ x: Double, _ y: Double, _ anchor: String, _ text: String) -> String {
       "  <text x=\"\(Table.number(x))\" y=\"\(Table.number(y))\" text-anchor=\"\(anchor)\">\(text)</text>"
     }
@@ -49,7 +51,10 @@ struct HypercallReport {
     ]
     for decade in 0...decades {
       let x = left + width * Double(decade) / Double(decades)
-      lines += [line(x, top - 8, bottom, "#ddd"), text(x, bottom + 18, "middle", decade == 0 ? "1" : "1" + String(repeating: "0", count: decade))]
+      lines += [
+        line(x, top - 8, bottom, "#ddd"),
+        text(x, bottom + 18, "middle", decade == 0 ? "1" : "1" + String(repeating: "0", count: decade)),
+      ]
     }
     for (index, measurement) in measurements.enumerated() {
       let y = top + rowHeight * Double(index)

@@ -9,10 +9,12 @@ import Testing
 @testable import Lguest
 
 @Suite("JSON from text") struct JSONParserTests {
-  @Test("what was written is read", arguments: [
-    "null", "true", "[]", "{}", "0", "-1", "18446744073709551615", "1.5", "\"\"", "[1,[2,{\"a\":null}]]",
-    "{\"a\":\"\\n\\\"\\\\ é \u{1F600}\",\"b\":[false]}",
-  ])
+  @Test(
+    "what was written is read",
+    arguments: [
+      "null", "true", "[]", "{}", "0", "-1", "18446744073709551615", "1.5", "\"\"", "[1,[2,{\"a\":null}]]",
+      "{\"a\":\"\\n\\\"\\\\ é \u{1F600}\",\"b\":[false]}",
+    ])
   func roundTrip(text: String) throws {
     #expect(try #require(JSONParser.value(text)).text(indented: false) == text)
   }
@@ -23,10 +25,13 @@ import Testing
     #expect(JSONParser.value("-9e2")?.numberValue == -900)
   }
 
-  @Test("what is not JSON is nothing", arguments: [
-    "", " ", "nul", "tru e", "[1,]", "[1", "{\"a\"}", "{a:1}", "{\"a\":1,}", "01", "+1", "1.", ".5", "1e", "--1", "\"", "\"\u{1}\"",
-    #""\u12""#, #""\ud800""#, #""\udc00\ud800""#, #""\x""#, "1 2", "[}", "NaN", "\u{0}",
-  ])
+  @Test(
+    "what is not JSON is nothing",
+    arguments: [
+      "", " ", "nul", "tru e", "[1,]", "[1", "{\"a\"}", "{a:1}", "{\"a\":1,}", "01", "+1", "1.", ".5", "1e", "--1",
+      "\"", "\"\u{1}\"",
+      #""\u12""#, #""\ud800""#, #""\udc00\ud800""#, #""\x""#, "1 2", "[}", "NaN", "\u{0}",
+    ])
   func malformed(text: String) { #expect(JSONParser.value(text) == nil) }
 
   @Test("depth has a limit") func depth() {

@@ -2,6 +2,7 @@
 // Typed hypercalls of the embedding program: registers become arguments, results and failures become RAX.
 
 import GuestMemory
+import SystemPackage
 import Testing
 
 @testable import Lguest
@@ -54,7 +55,9 @@ import Testing
     #expect(try call([0x1001, 2]) { $0.addHypercall(0x1000, roundTrip) } == 2)
     #expect(try memory.bytes(at: GuestPhysical(0x1001), count: 4) == [0x35, 0x12, 0, 0])
     let end: UInt64 = 16 << 20
-    for (address, count) in [(end - 2, 2), (end, 1), (.max, 1), (0, .max), (0, 1 << 63), (1 << 63, 1)] as [(UInt64, UInt64)] {
+    for (address, count) in [(end - 2, 2), (end, 1), (.max, 1), (0, .max), (0, 1 << 63), (1 << 63, 1)]
+      as [(UInt64, UInt64)]
+    {
       #expect(try call([address, count]) { $0.addHypercall(0x1000, roundTrip) } == 0 &- 14, "\(address), \(count)")
     }
   }

@@ -63,7 +63,8 @@ extension SystemTests {
 
     @Test(
       "a native and a patched hypercall cost at most 150 cycles",
-      .enabled(if: Guest.isLong, "measures; run scripts/test --long")) func target() throws {
+      .enabled(if: Guest.isLong, "measures; run scripts/test --long")) func target() throws
+    {
       for technique in ["native", "patched"] {
         let row = try #require(try measure().first { $0.technique == technique })
         #expect(row.cycles.sorted()[2] <= 150, "\(row)")

@@ -15,7 +15,9 @@ extension SystemTests {
         ["run", "--kernel", kernel, "--memory", "32M", "--timeout", "30s"] + more, limit: 60, name: "control")
       let pid = "\(run.process.processIdentifier)"
       let deadline = Date() + 20
-      while Date() < deadline, try status(of: pid)?["hasStarted"] as? Bool != true { Thread.sleep(forTimeInterval: 0.05) }
+      while Date() < deadline, try status(of: pid)?["hasStarted"] as? Bool != true {
+        Thread.sleep(forTimeInterval: 0.05)
+      }
       return (run, pid)
     }
 
@@ -36,7 +38,9 @@ extension SystemTests {
       let text = try Guest.run(["stat", pid, "--json"], expecting: 0).output
       let look = try #require(JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
       let vcpus = try #require(look["vcpus"] as? [[String: Any]])
-      #expect(vcpus.count == 2 && vcpus.allSatisfy { $0["exitsByReason"] is [String: Any] && $0["registers"] is [String: Any] })
+      #expect(
+        vcpus.count == 2
+          && vcpus.allSatisfy { $0["exitsByReason"] is [String: Any] && $0["registers"] is [String: Any] })
       // Asking kicks the vCPU that spins, so that there is an exit to be seen, and its cycles from then on.
       let table = try Guest.run(["stat", pid, "--count", "3", "--interval", "100ms"], expecting: 0).output
       #expect(table.contains("  kicked ") && table.contains("vCPU 1") && table.contains("cycles each"))
@@ -48,7 +52,8 @@ extension SystemTests {
 
     @Test("what a killed run leaves is removed on sight") func killed() throws {
       let (run, pid) = try start()
-      let directories = ["/tmp/lguest-\(getuid())"]
+      let directories =
+        ["/tmp/lguest-\(getuid())"]
         + (ProcessInfo.processInfo.environment["XDG_RUNTIME_DIR"].map { ["\($0)/lguest"] } ?? [])
       func sockets() -> [String] {
         directories.map { "\($0)/\(pid).socket" }.filter { FileManager.default.fileExists(atPath: $0) }

@@ -13,7 +13,10 @@ extension SystemTests {
     private func run(_ name: String, _ expectation: String, _ options: [String]) throws -> Finished {
       let kernel = "\(try #require(Guest.guests))/conformance/\(name)"
       let result = try Guest.run(
-        ["run", "--machine", "testdev", "--kernel", kernel, "--memory", "64M", "--timeout", "60s", "--append", expectation]
+        [
+          "run", "--machine", "testdev", "--kernel", kernel, "--memory", "64M", "--timeout", "60s", "--append",
+          expectation,
+        ]
           + options, limit: 70, expecting: 1)
       let lines = result.output.split(separator: "\n")
       #expect(lines.last == "all passed" && lines.count > 5, "\(options): \(lines.suffix(3))")
@@ -45,14 +48,17 @@ extension SystemTests {
         for more in [[], ["--exact-flags", "--single-instruction"]] {
           let result = try run(guest, interface, ["--cpu-vendor", vendor, "--kvm-api", interface, "-v"] + more)
           #expect(
-            result.errors.contains("para_state_gpa 0x300000, guest version 1, size 24, hypercall_gpa 0x310000: para guest successfully registered")
+            result.errors.contains(
+              "para_state_gpa 0x300000, guest version 1, size 24, hypercall_gpa 0x310000: para guest successfully registered"
+            )
               == (interface == "2007"))
         }
       }
     }
 
     /// Minutes of fuzzing under `scripts/test --long`.
-    private static let minutes = ProcessInfo.processInfo.environment["LGUEST_TEST_FUZZ_MINUTES"].flatMap(Double.init) ?? 60
+    private static let minutes =
+      ProcessInfo.processInfo.environment["LGUEST_TEST_FUZZ_MINUTES"].flatMap(Double.init) ?? 60
 
     @Test("garbage for hypercalls, registers and patching does the host no harm") func fuzz() throws {
       let end = Date() + (Guest.isLong ? HypercallGuestTests.minutes * 60 : 0)
@@ -65,11 +71,14 @@ extension SystemTests {
           ] {
             let seed = "\(UInt32.random(in: 1...UInt32.max))"
             let arguments = [
-              "run", "--machine", "testdev", "--kernel", "\(try #require(Guest.guests))/fuzz/hypercalls", "--memory", "64M",
+              "run", "--machine", "testdev", "--kernel", "\(try #require(Guest.guests))/fuzz/hypercalls", "--memory",
+              "64M",
               "--timeout", "60s", "--cpu-vendor", vendor, "--append", seed,
             ]
             let result = try Guest.run(arguments + options, limit: 70, expecting: 1)
-            #expect(result.output.hasSuffix("all passed\n"), "seed \(seed), \(vendor) \(options): \(result.output.suffix(300))")
+            #expect(
+              result.output.hasSuffix("all passed\n"),
+              "seed \(seed), \(vendor) \(options): \(result.output.suffix(300))")
             runs += 1
           }
         }

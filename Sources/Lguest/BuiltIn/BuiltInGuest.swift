@@ -34,6 +34,7 @@ final class BuiltInGuest: Sendable {
     var configuration = VirtualMachine.Configuration(kernel: kernel)
     configuration.entry = .linux64
     configuration.memorySize = 32 << 20
+    configuration.cpuCount = 1
     configuration.debugExit = true
     configuration.bootTimeout = nil
     configuration.timeout = .seconds(60)
@@ -44,7 +45,9 @@ final class BuiltInGuest: Sendable {
   private static func executable(_ code: [UInt8]) -> [UInt8] {
     let headerSize: UInt64 = 64, entrySize: UInt64 = 56
     var bytes: [UInt8] = [0x7F, 0x45, 0x4C, 0x46, 2, 1, 1] + [UInt8](repeating: 0, count: 9)
-    func put(_ value: UInt64, _ count: Int) { for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) } }
+    func put(_ value: UInt64, _ count: Int) {
+      for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) }
+    }
     put(2, 2)  // ET_EXEC
     put(62, 2)  // EM_X86_64
     put(1, 4)

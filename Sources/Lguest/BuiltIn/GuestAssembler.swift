@@ -61,7 +61,9 @@ struct GuestAssembler {
     while bytes.count % alignment != remainder { bytes.append(0xCC) }
   }
 
-  private mutating func long(_ value: UInt32) { for index in 0..<4 { bytes.append(UInt8(value >> (8 * index) & 0xFF)) } }
+  private mutating func long(_ value: UInt32) {
+    for index in 0..<4 { bytes.append(UInt8(value >> (8 * index) & 0xFF)) }
+  }
 
   private mutating func distance(to label: Label) {
     distances.append((bytes.count, label))
@@ -161,7 +163,7 @@ struct GuestAssembler {
   }
 
   private mutating func arithmetic(_ digit: UInt8, _ target: GuestRegister, _ value: Int32) {
-    emit(0x48 | target.rawValue >> 3, 0x81, 0xC0 | digit << 3 | target.rawValue & 7)
+    wideGroup(0x81, digit, target)
     long(UInt32(bitPattern: value))
   }
 
@@ -174,25 +176,32 @@ struct GuestAssembler {
   /// The constant is sign-extended.
   mutating func cmp(_ target: GuestRegister, _ value: Int32) { arithmetic(7, target, value) }
 
+  /// An instruction that its opcode and a digit in ModRM name, on one 64-bit register.
+  private mutating func wideGroup(_ opcode: UInt8, _ digit: UInt8, _ target: GuestRegister) {
+    emit(0x48 | target.rawValue >> 3, opcode, 0xC0 | digit << 3 | target.rawValue & 7)
+  }
+
   mutating func shl(_ target: GuestRegister, _ count: UInt8) {
-    emit(0x48 | target.rawValue >> 3, 0xC1, 0xE0 | target.rawValue & 7, count)
+    wideGroup(0xC1, 4, target)
+    emit(count)
   }
 
   mutating func shr(_ target: GuestRegister, _ count: UInt8) {
-    emit(0x48 | target.rawValue >> 3, 0xC1, 0xE8 | target.rawValue & 7, count)
+    wideGroup(0xC1, 5, target)
+    emit(count)
   }
 
   /// By the count in CL.
-  mutating func shiftLeft(_ target: GuestRegister) { emit(0x48 | target.rawValue >> 3, 0xD3, 0xE0 | target.rawValue & 7) }
-  mutating func shiftRight(_ target: GuestRegister) { emit(0x48 | target.rawValue >> 3, 0xD3, 0xE8 | target.rawValue & 7) }
+  mutating func shiftLeft(_ target: GuestRegister) { wideGroup(0xD3, 4, target) }
+  mutating func shiftRight(_ target: GuestRegister) { wideGroup(0xD3, 5, target) }
 
   /// The constant is sign-extended.
   mutating func and(_ target: GuestRegister, _ value: Int32) { arithmetic(4, target, value) }
-  mutating func negate(_ target: GuestRegister) { emit(0x48 | target.rawValue >> 3, 0xF7, 0xD8 | target.rawValue & 7) }
+  mutating func negate(_ target: GuestRegister) { wideGroup(0xF7, 3, target) }
 
   /// RAX by a register to RDX:RAX, and RDX:RAX by a register to RAX with the rest in RDX; unsigned.
-  mutating func multiply(_ factor: GuestRegister) { emit(0x48 | factor.rawValue >> 3, 0xF7, 0xE0 | factor.rawValue & 7) }
-  mutating func divide(_ divisor: GuestRegister) { emit(0x48 | divisor.rawValue >> 3, 0xF7, 0xF0 | divisor.rawValue & 7) }
+  mutating func multiply(_ factor: GuestRegister) { wideGroup(0xF7, 4, factor) }
+  mutating func divide(_ divisor: GuestRegister) { wideGroup(0xF7, 6, divisor) }
 
   // MARK: Branches
 

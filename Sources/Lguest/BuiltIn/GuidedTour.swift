@@ -111,7 +111,8 @@ public enum GuidedTour: CaseIterable, Sendable {
     g.a.mov(.rax, 0x4000_0001)
     g.a.cpuid()
     g.sayHex(.rax, digits: 8)
-    g.say(".\n  A hypercall is one instruction: number in RAX, result in RAX. Number 1, which does\n  nothing, answers ")
+    g.say(
+      ".\n  A hypercall is one instruction: number in RAX, result in RAX. Number 1, which does\n  nothing, answers ")
     g.a.mov(.rax, KVMHypercall.pollInterrupts.rawValue)
     g.a.hypercall(.vmcall)
     g.sayNumber(.rax)
@@ -176,7 +177,9 @@ public enum GuidedTour: CaseIterable, Sendable {
 
   private static func foreign(_ g: inout TourGuest, becomes native: HypercallOpcode) {
     let (start, site) = (g.a.label(), g.a.label())
-    g.say("  This processor is an AMD: VMMCALL (0f 01 d9) is its own, and VMCALL is Intel's.\n  I execute VMCALL. Before, its bytes are ")
+    g.say(
+      "  This processor is an AMD: VMMCALL (0f 01 d9) is its own, and VMCALL is Intel's.\n  I execute VMCALL. Before, its bytes are "
+    )
     g.sayBytes(at: site, count: 3)
     g.a.jmp(start)
     g.a.align(16)
@@ -249,7 +252,9 @@ public enum GuidedTour: CaseIterable, Sendable {
     g.say(". The stub is now ")
     g.sayBytes(at: stub, count: 6)
     g.expect(bytes: native.bytes + [0xC3], at: stub)
-    g.say(":\n  \(native == .vmcall ? "VMCALL" : "VMMCALL") and a return. I never name the instruction myself, I call the stub.\n")
+    g.say(
+      ":\n  \(native == .vmcall ? "VMCALL" : "VMMCALL") and a return. I never name the instruction myself, I call the stub.\n"
+    )
     g.say("  Number 0x1001 with 40 in RDI and 2 in RSI is answered by the host program: ")
     g.a.mov(.rax, add)
     g.a.mov(.rdi, 40)

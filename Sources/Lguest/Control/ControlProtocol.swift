@@ -36,7 +36,8 @@ struct ControlLine {
         defer { pending.removeSubrange(...end) }
         return String(decoding: pending[..<end], as: UTF8.self)
       }
-      guard pending.count < ControlLine.longest, let more = connection.receive(milliseconds: milliseconds), !more.isEmpty
+      guard pending.count < ControlLine.longest, let more = connection.receive(milliseconds: milliseconds),
+        !more.isEmpty
       else { return nil }
       pending += more
     }

@@ -58,7 +58,8 @@ public final class ControlServer: Sendable {
         throw ControlFailure("a line must be a JSON object with a verb")
       }
       guard let verb = ControlVerb(rawValue: name) else {
-        throw ControlFailure("unknown verb '\(name)'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
+        throw ControlFailure(
+          "unknown verb '\(name)'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
       }
       return .object([("ok", true)] + (try answer(verb, request)))
     } catch {
