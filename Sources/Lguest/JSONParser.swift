@@ -14,9 +14,11 @@ struct JSONParser {
   /// The value of a whole text; nil if it is not JSON or something follows it.
   static func value(_ text: String) -> JSON? {
     var parser = JSONParser(bytes: Array(text.utf8))
-    guard let value = try? parser.value(depth: 0) else { return nil }
+    // `.none` throughout: `nil` can also be read as JSON's null.
+    guard let value = try? parser.value(depth: 0) else { return .none }
     parser.skipSpace()
-    return parser.at == parser.bytes.count ? value : nil
+    guard parser.at == parser.bytes.count else { return .none }
+    return value
   }
 
   private init(bytes: [UInt8]) { self.bytes = bytes }
@@ -150,7 +152,7 @@ struct JSONParser {
 extension JSON {
   /// A member of an object.
   public subscript(key: String) -> JSON? {
-    guard case .object(let members) = self else { return nil }
+    guard case .object(let members) = self else { return .none }
     return members.first { $0.key == key }?.value
   }
 
