@@ -43,7 +43,6 @@ final class RunLoop: @unchecked Sendable {
   /// HLT was executed, or the vCPU waits to be started.
   private var isHalted: Bool
   private var isInUserSpace = false
-  private var taskPriority: UInt8
   private let firstTimestampOffset: UInt64
   private var timestampOffset: UInt64
 
@@ -71,7 +70,6 @@ final class RunLoop: @unchecked Sendable {
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
     countsCosts = configuration.collectStatistics
-    taskPriority = engine.taskPriority
     firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }
@@ -298,16 +296,13 @@ final class RunLoop: @unchecked Sendable {
 
   /// The APIC's task priority changed: CR8 follows.
   private func adoptTaskPriority() {
-    taskPriority = apic.taskPriority
-    engine.taskPriority = taskPriority
+    engine.taskPriority = apic.taskPriority
   }
 
-  /// CR8 changed: the APIC's task priority follows, before anything is asked of the APIC.
+  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class again
+  /// counts, since it clears the subclass (SDM volume 3, 11.8.6).
   private func noteTaskPriority() {
-    if engine.taskPriority != taskPriority {
-      taskPriority = engine.taskPriority
-      apic.taskPriority = taskPriority
-    }
+    if engine.takeTaskPriorityWrite() { apic.taskPriority = engine.taskPriority }
   }
 
   private func noteChanges() {
