@@ -115,6 +115,7 @@ struct CodeCacheCounters {
   private let tableRegion: Mapping
   private let pageRegion: Mapping
   private let chunkRegion: Mapping
+  private let straddleRegion: Mapping
   private let blocks: UnsafeMutablePointer<Block>
   private let edges: UnsafeMutablePointer<Edge>
   private let faults: UnsafeMutablePointer<CachedFault>
@@ -122,6 +123,8 @@ struct CodeCacheCounters {
   private let pages: UnsafeMutablePointer<Int32>
   private let pageCount: UInt64
   let table: UnsafeMutablePointer<chost_block_slot>
+  /// The same for blocks that straddle pages, as far as they fit.
+  let straddles: UnsafeMutablePointer<chost_straddle_slot>
   private let memory: GuestMemory
   /// A word per guest page: bit c is set if its 64-byte chunk c may hold bytes that blocks rest on.
   let chunks: UnsafeMutablePointer<UInt64>
@@ -153,6 +156,8 @@ struct CodeCacheCounters {
     pageCount = max(memory.highEnd > GuestMemory.highStart ? memory.highEnd : memory.lowEnd, 4096) >> 12
     pageRegion = try .anonymous(byteCount: Int(pageCount) * 4)
     chunkRegion = try .anonymous(byteCount: Int(pageCount) * 8)
+    straddleRegion = try .anonymous(byteCount: Int(CHOST_STRADDLES) * MemoryLayout<chost_straddle_slot>.stride)
+    unsafe straddles = straddleRegion.base.assumingMemoryBound(to: chost_straddle_slot.self)
     unsafe chunks = chunkRegion.base.assumingMemoryBound(to: UInt64.self)
     unsafe blocks = blockRegion.base.assumingMemoryBound(to: Block.self)
     unsafe edges = edgeRegion.base.assumingMemoryBound(to: Edge.self)
@@ -200,6 +205,23 @@ struct CodeCacheCounters {
       index = block.nextInPage
     }
     return nil
+  }
+
+  /// The entry of the live block at a guest-physical address that straddles into `secondPage`. Translated code finds it
+  /// by itself from now on.
+  func findStraddling(_ physical: UInt64, mode: UInt32, secondPage: UInt64) -> UInt64? {
+    guard let index = find(physical, mode: mode, secondPage: secondPage) else { return nil }
+    publish(self[index])
+    return entry(index)
+  }
+
+  /// Puts a block where jumps find it.
+  private func publish(_ block: Block) {
+    if block.straddles {
+      unsafe chost_straddle_insert(straddles, block.key, block.secondPage, UInt64(block.hot))
+    } else {
+      unsafe chost_block_insert(table, UInt64(CodeCache.tableSlots - 1), block.key, codeStart + UInt64(block.hot))
+    }
   }
 
   private func firstBlock(ofPage page: UInt64) -> Int32 {
@@ -332,9 +354,7 @@ struct CodeCacheCounters {
     counters.blocks &+= 1
     counters.guestBytes &+= UInt64(emitted.length)
     counters.hostBytes &+= UInt64(emitted.hotCount + emitted.coldCount)
-    if secondPage == Block.noPage {
-      unsafe chost_block_insert(table, UInt64(CodeCache.tableSlots - 1), block.key, codeStart + UInt64(block.hot))
-    }
+    publish(block)
     return index
   }
 
@@ -507,6 +527,7 @@ struct CodeCacheCounters {
     if block.straddles {
       straddlers[block.secondPage]?.removeAll { $0 == index }
       if straddlers[block.secondPage]?.isEmpty == true { straddlers[block.secondPage] = nil }
+      unsafe chost_straddle_remove(straddles, block.key, block.secondPage)
     } else {
       unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
     }
@@ -525,6 +546,7 @@ struct CodeCacheCounters {
       }
     }
     tableRegion.discard(at: 0, byteCount: tableRegion.byteCount)
+    straddleRegion.discard(at: 0, byteCount: straddleRegion.byteCount)
     hotUsed = CodeCache.hotStart
     coldUsed = CodeCache.coldStart
     blockCount = 0

@@ -60,6 +60,7 @@ public import X86
     page[\.physical_mask] = 1 << UInt64(translation.options.physicalAddressBits) &- 1
     unsafe page[\.block_table] = UInt64(UInt(bitPattern: translation.cache.table))
     page[\.block_mask] = UInt64(CodeCache.tableSlots - 1)
+    unsafe page[\.straddle_table] = UInt64(UInt(bitPattern: translation.cache.straddles))
     page[\.code_base] = translation.cache.codeStart
     page[\.code_end] = translation.cache.codeEnd
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
@@ -226,8 +227,8 @@ public import X86
     var joined = InlineArray<16, UInt8>(repeating: 0)
     if case .straddles = decoded {
       second = try codePage((linear | 4095) &+ 1) & ~4095
-      let found = translation.lock.withLock { _ in cache.find(physical, mode: mode, secondPage: second) }
-      if let found { return remember(linear, cache.entry(found)) }
+      let found = translation.lock.withLock { _ in cache.findStraddling(physical, mode: mode, secondPage: second) }
+      if let found { return found }
       let next = unsafe UnsafePointer<UInt8>(bitPattern: UInt(page[\.ram] &+ second))!
       for index in 0..<15 {
         let position = offset + index
@@ -240,19 +241,12 @@ public import X86
         decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
       }
       guard case .instructions(let count) = decoded else { throw .generalProtection() }
-      let entry = translation.lock.withLock { _ in
+      return translation.lock.withLock { _ in
         let index = cache.add(bytes, count: count, physical: physical, secondPage: second, mode: mode)
         cache.count(ticks: chost_read_tsc() &- started)
         return cache.entry(index)
       }
-      return second == Block.noPage ? entry : remember(linear, entry)
     }
-  }
-
-  /// Puts a block that straddles pages where jumps find it: the block table cannot hold it.
-  private func remember(_ linear: UInt64, _ entry: UInt64) -> UInt64 {
-    unsafe chost_jump_fill(page.pointer, linear, entry)
-    return entry
   }
 
   /// Translates a linear code address and marks the page as holding code.

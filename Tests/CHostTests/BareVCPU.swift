@@ -12,6 +12,7 @@ import CHost
   let ram: UnsafeMutableRawPointer
   let flags: UnsafeMutablePointer<UInt8>
   let blocks: UnsafeMutablePointer<chost_block_slot>
+  let straddles: UnsafeMutablePointer<chost_straddle_slot>
   private let page: UnsafeMutableRawPointer
 
   init() {
@@ -25,6 +26,8 @@ import CHost
     unsafe flags.initialize(repeating: 0, count: Int(Self.ramSize >> 12))
     unsafe blocks = .allocate(capacity: Int(Self.blockMask) + 1)
     unsafe blocks.initialize(repeating: chost_block_slot(), count: Int(Self.blockMask) + 1)
+    unsafe straddles = .allocate(capacity: Int(CHOST_STRADDLES))
+    unsafe straddles.initialize(repeating: chost_straddle_slot(), count: Int(CHOST_STRADDLES))
     self[\.ram] = unsafe UInt64(UInt(bitPattern: ram))
     self[\.ram_low_end] = Self.ramSize
     self[\.ram_high_end] = 1 << 32
@@ -32,6 +35,7 @@ import CHost
     self[\.physical_mask] = (1 << 40) - 1
     self[\.block_table] = unsafe UInt64(UInt(bitPattern: blocks))
     self[\.block_mask] = Self.blockMask
+    self[\.straddle_table] = unsafe UInt64(UInt(bitPattern: straddles))
     unsafe chost_reset_tables(cpu)
   }
 
@@ -40,6 +44,7 @@ import CHost
     unsafe ram.deallocate()
     unsafe flags.deallocate()
     unsafe blocks.deallocate()
+    unsafe straddles.deallocate()
   }
 
   subscript<T: BitwiseCopyable>(_ path: WritableKeyPath<chost_cpu, T>) -> T {
