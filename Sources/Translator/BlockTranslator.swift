@@ -170,7 +170,7 @@ enum DecodedBlock {
 
   /// Finds the accesses that share a check.
   private func planGroups(_ builder: inout BlockBuilder, count: Int) {
-    var planner = AccessPlanner()
+    var planner = AccessPlanner(isLong: builder.isLong)
     for index in 0..<count {
       let row = table[self[index].instruction.row]
       unsafe planner.take(
@@ -199,7 +199,7 @@ enum DecodedBlock {
   /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
   private static func mayGroup(_ row: Opcode) -> Bool {
     switch row.rule {
-    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect: true
+    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect, .moffs: true
     default: false
     }
   }

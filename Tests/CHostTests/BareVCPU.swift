@@ -124,7 +124,18 @@ import CHost
   }
 
   func insertBlock(physical: UInt64, _ entry: UInt64) {
-    unsafe chost_block_insert(blocks, Self.blockMask, physical << UInt64(CHOST_MODE_BITS) | UInt64(self[\.mode]), entry)
+    unsafe chost_block_insert(blocks, Self.blockMask, key(physical), entry)
+  }
+
+  private func key(_ physical: UInt64) -> UInt64 { physical << UInt64(CHOST_MODE_BITS) | UInt64(self[\.mode]) }
+
+  /// The same for a block that goes on in the page at `second`; its entry is at an offset in the code.
+  func insertStraddler(physical: UInt64, second: UInt64, offset: UInt64) {
+    unsafe chost_straddle_insert(straddles, key(physical), second, offset)
+  }
+
+  func removeStraddler(physical: UInt64, second: UInt64) {
+    unsafe chost_straddle_remove(straddles, key(physical), second)
   }
 
   func lookup(_ linear: UInt64) -> UInt64 { unsafe chost_lookup(cpu, linear) }

@@ -164,7 +164,7 @@ extension BlockBuilder {
     let size = stackSize
     let number = row.form == .plus ? instruction.plusRegister : instruction.rm
     let host = RegisterMap.host(number)
-    if size == 8 && host != RegisterMap.inMemory && host != RegisterMap.stackPointer {
+    if size >= 4 && host != RegisterMap.inMemory && host != RegisterMap.stackPointer {
       loadTop(host, size: size)
       release(size)
     } else {
