@@ -595,6 +595,25 @@ void chost_flush_jump_cache(chost_cpu *cpu) {
   jump_flush(cpu, 1, false);
 }
 
+void chost_drop_entries(chost_cpu *cpu, const uint64_t *entries, uint64_t count) {
+  chost_private *p = private_of(cpu);
+  uint64_t sieve[16] = {0}; // most targets are not among them
+  for (uint64_t i = 0; i < count; i++) set_bit(sieve, hash_bit(entries[i], 10));
+  for (unsigned privilege = 0; privilege < 2; privilege++) {
+    uint64_t *tags = jump_tags(cpu, privilege);
+    for (unsigned word = 0; word < JUMP_WORDS; word++) {
+      for (uint64_t bits = p->jump_filled[privilege][word]; bits; bits &= bits - 1) {
+        uint64_t index = word * 64 + (unsigned)__builtin_ctzll(bits), target = tags[index + CHOST_JUMP_ENTRIES], i = 0;
+        if (!test_bit(sieve, hash_bit(target, 10))) continue;
+        while (i < count && entries[i] != target) i++;
+        if (i == count) continue;
+        jump_clear(tags, index);
+        clear_bit(p->jump_filled[privilege], index);
+      }
+    }
+  }
+}
+
 void chost_match_jump_mode(chost_cpu *cpu) {
   chost_private *p = private_of(cpu);
   unsigned user = (cpu->mode & CHOST_MODE_CPL) == 3;

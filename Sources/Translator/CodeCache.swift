@@ -362,6 +362,10 @@ struct CodeCacheCounters {
   /// not be the one before it in any address space.
   private var straddlers: [UInt64: [Int32]] = [:]
 
+  /// Pages with code that has been translated again: jump caches may still lead to what it was first, so that a change of
+  /// its bytes must drop them even where the page has no live block.
+  private var supersededPages: Set<UInt64> = []
+
   /// Adds the time a translation took, in TSC ticks.
   func count(ticks: UInt64) { counters.ticks &+= ticks }
 
@@ -442,7 +446,7 @@ struct CodeCacheCounters {
     // A store beside code, or to a page without any, is the common case.
     let touched = BlockTranslator.chunks(bytes.lowerBound, bytes.count)
     guard unsafe chunks[Int(page)] & touched != 0 else { return false }
-    var any = false
+    var any = supersededPages.remove(page) != nil
     var left: UInt64 = 0
     var previous: Int32 = -1
     var index = firstBlock(ofPage: page)
@@ -495,11 +499,16 @@ struct CodeCacheCounters {
     return found
   }
 
-  /// Forgets a block whose bytes have not changed, so that it is translated again when it is next executed.
-  func retranslate(_ index: Int32) {
+  /// Forgets a block whose bytes have not changed, so that it is translated again when it is next found. Who has found it
+  /// already may go on executing it.
+  ///
+  /// - Returns: the host address of its entry.
+  func retranslate(_ index: Int32) -> UInt64 {
+    supersededPages.insert(self[index].page >> 12)
     removeFromPageList(index)
     forget(index)
     generation &+= 1
+    return entry(index)
   }
 
   private func removeFromPageList(_ number: Int32) {
@@ -553,6 +562,7 @@ struct CodeCacheCounters {
     edgeCount = 0
     faultCount = 0
     straddlers.removeAll()
+    supersededPages.removeAll()
     generation &+= 1
     counters.flushes &+= 1
   }

@@ -18,6 +18,9 @@ struct HotCode {
   private var restless: Set<UInt64> = []
   /// By privilege, direction and class, the next slot to be given away.
   private var next = [Int](repeating: 0, count: 4 * 6)
+  /// The guest pages of the latest samples, oldest overwritten first.
+  private var samples = [UInt64](repeating: .max, count: HotCode.samplesKept)
+  private var nextSample = 0
   /// The instructions that have the slots.
   private var owners = [UInt64](repeating: 0, count: 4 * Int(CHOST_SITES))
 
@@ -29,8 +32,19 @@ struct HotCode {
   static let mostAtOnce = 32
   /// Misses between two looks, 4 ms apart with Debian's kernels, that make a site restless: each costs 15 ns.
   static let mostMisses: UInt16 = 500
+  /// A page is hot when it is met twice within so many looks. What a large program executes all over its code is not: its
+  /// sites would be more than there are slots.
+  static let samplesKept = 16
   /// TSC ticks between two looks, at least: a millisecond or less.
   static let pause: UInt64 = 1 << 21
+
+  /// Notes that the guest page `page` was being executed; whether it is hot.
+  mutating func sample(_ page: UInt64) -> Bool {
+    let isHot = samples.contains(page)
+    samples[nextSample] = page
+    nextSample = (nextSample + 1) % HotCode.samplesKept
+    return isHot
+  }
 
   func contains(_ key: UInt64) -> Bool { isEverything || blocks.contains(key) }
   mutating func insert(_ key: UInt64) { blocks.insert(key) }
@@ -64,9 +78,9 @@ struct HotCode {
 }
 
 extension CodeCache {
-  /// Promotes the block at host address `entry` and what it is linked with; whether there was anything to promote.
-  func heat(_ entry: UInt64) -> Bool {
-    guard let first = block(at: entry) else { return false }
+  /// Promotes the block at host address `entry` and what it is linked with: the entries of the blocks superseded.
+  func heat(_ entry: UInt64) -> [UInt64] {
+    guard let first = block(at: entry), hotCode.sample(self[first].page) else { return [] }
     var found = [first]
     var position = 0
     var known: Set<Int32> = [first]
@@ -78,26 +92,20 @@ extension CodeCache {
         if target >= 0, known.insert(target).inserted { found.append(target) }
       }
     }
-    var any = false
+    var superseded: [UInt64] = []
     for index in found {
       let block = self[index]
       guard block.isLive, !block.straddles, !hotCode.contains(block.key) else { continue }
       hotCode.insert(block.key)
-      retranslate(index)
-      any = true
+      superseded.append(retranslate(index))
     }
-    return any
+    return superseded
   }
 
-  /// The blocks that use a site's slot are translated again without it.
-  func refuseSite(_ number: Int) -> Bool {
+  /// The blocks that use a site's slot are translated again without it: their entries.
+  func refuseSite(_ number: Int) -> [UInt64] {
     let physical = hotCode.refuse(number)
-    var any = false
-    for index in liveBlocks(at: physical) {
-      retranslate(index)
-      any = true
-    }
-    return any
+    return liveBlocks(at: physical).map(retranslate)
   }
 }
 
@@ -110,14 +118,16 @@ extension TranslatedCPU {
     lastSample = now
     let entry = unsafe chost_lookup(page.pointer, linearIP)
     let translation = translation
-    var any = translation.lock.withLock { _ in entry != 0 && translation.cache.heat(entry) }
+    var superseded = entry == 0 ? [] : translation.lock.withLock { _ in translation.cache.heat(entry) }
     let misses = unsafe chost_site_misses(page.pointer)!
     for number in 0..<4 * Int(CHOST_SITES) {
       let found = unsafe misses[number]
       if found == 0 { continue }
       unsafe misses[number] = 0
-      if found > HotCode.mostMisses, translation.lock.withLock({ _ in translation.cache.refuseSite(number) }) { any = true }
+      if found > HotCode.mostMisses { superseded += translation.lock.withLock { _ in translation.cache.refuseSite(number) } }
     }
-    if any { translation.forEachCPU { $0 === self ? $0.dropJumpCache() : $0.dropJumpCacheSoon() } }
+    guard !superseded.isEmpty else { return }
+    // Others come to the new blocks when their jump caches lose the old ones.
+    unsafe chost_drop_entries(page.pointer, superseded, UInt64(superseded.count))
   }
 }

@@ -185,7 +185,7 @@ enum {
   // Slots: entries that belong to a place in the code, so that no index is computed. Per privilege: sites that read,
   // sites that write, regions that are read, regions that are written.
   CHOST_SLOTS = CHOST_FPU + 4096,
-  CHOST_SITES = 1024, CHOST_REGIONS = 4096,
+  CHOST_SITES = 1024, CHOST_REGIONS = 1024,
   CHOST_SLOTS_PER_PRIVILEGE = 2 * CHOST_SITES + 2 * CHOST_REGIONS,
   CHOST_SLOT_SIZE = 32,
   CHOST_SLOT_BYTES = CHOST_SLOTS_PER_PRIVILEGE * CHOST_SLOT_SIZE,
@@ -254,6 +254,8 @@ void chost_flush_all(chost_cpu *cpu);                 // CR0/CR4 paging bits, EF
 void chost_flush_nonglobal(chost_cpu *cpu);           // MOV CR3
 void chost_flush_page(chost_cpu *cpu, uint64_t linear); // INVLPG
 void chost_flush_jump_cache(chost_cpu *cpu);          // blocks were discarded
+// Blocks have been superseded by others for the same bytes: drops what leads to their entries.
+void chost_drop_entries(chost_cpu *cpu, const uint64_t *entries, uint64_t count);
 // Drops the write entries that map a guest page which now holds translated code, under every alias.
 void chost_protect_page(chost_cpu *cpu, uint64_t physical);
 void chost_reset_tables(chost_cpu *cpu);              // a new vCPU page
