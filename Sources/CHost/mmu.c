@@ -479,7 +479,7 @@ static void region_fill(chost_cpu *cpu, unsigned user, unsigned write, uint64_t 
 chost_fill_result chost_slot_fill(chost_cpu *cpu, uint64_t linear, uint64_t request) {
   uint32_t info = (uint32_t)request;
   unsigned user = info & CHOST_INFO_USER ? 1 : 0, write = info & CHOST_INFO_WRITE ? 1 : 0;
-  uint64_t displacement = (request >> CHOST_REQUEST_SLOT_SHIFT & 0xfffff) * 8, offset = request >> CHOST_REQUEST_OFFSET_SHIFT;
+  uint64_t displacement = request >> CHOST_REQUEST_SLOT_SHIFT & 0xfffff, offset = request >> CHOST_REQUEST_OFFSET_SHIFT;
   uint64_t size = info >> CHOST_INFO_SIZE_SHIFT & 255, index = tlb_index(linear);
   cpu->count_slot_fill++;
   chost_fill_result result = {tlb_table(cpu, user, write)[index].addend, 0};
@@ -536,7 +536,7 @@ INLINE void jump_insert(chost_cpu *cpu, unsigned privilege, uint64_t linear, uin
   set_bit(p->jump_filled[privilege], index);
   if (global) set_bit(p->jump_global[privilege], index);
   else clear_bit(p->jump_global[privilege], index), p->shadow_nonglobal[privilege] = 1;
-  set_bit(p->jump_summary[privilege], index >> 6);
+  p->jump_summary[privilege] |= 1ull << (index >> 6);
   set_bit(p->jump_pages[privilege], hash_bit(linear >> 12, PAGES_BITS_LOG2));
 }
 
@@ -549,30 +549,29 @@ static void jump_flush(chost_cpu *cpu, unsigned privilege, bool keep_global) {
     p->shadow_nonglobal[privilege] = 0;
     shadow_reset(cpu, privilege);
   }
-  uint64_t *tags = jump_tags(cpu, privilege), any = 0, left = 0;
-  for (unsigned part = 0; part < JUMP_SUMMARY_WORDS; part++) {
-    any |= p->jump_summary[privilege][part];
-    for (uint64_t words = p->jump_summary[privilege][part]; words; words &= words - 1) {
-      unsigned word = part * 64 + (unsigned)__builtin_ctzll(words);
-      uint64_t kept = keep_global ? p->jump_filled[privilege][word] & p->jump_global[privilege][word] : 0;
-      for (uint64_t bits = p->jump_filled[privilege][word] & ~kept; bits; bits &= bits - 1)
-        jump_clear(tags, word * 64 + (unsigned)__builtin_ctzll(bits));
-      p->jump_filled[privilege][word] = kept;
-      if (!kept) clear_bit(p->jump_summary[privilege], word);
-    }
-    left |= p->jump_summary[privilege][part];
+  if (!p->jump_summary[privilege]) return;
+  uint64_t *tags = jump_tags(cpu, privilege), left = 0;
+  for (uint64_t words = p->jump_summary[privilege]; words; words &= words - 1) {
+    unsigned word = (unsigned)__builtin_ctzll(words);
+    uint64_t kept = keep_global ? p->jump_filled[privilege][word] & p->jump_global[privilege][word] : 0;
+    for (uint64_t bits = p->jump_filled[privilege][word] & ~kept; bits; bits &= bits - 1)
+      jump_clear(tags, word * 64 + (unsigned)__builtin_ctzll(bits));
+    p->jump_filled[privilege][word] = kept;
+    if (kept) left |= 1ull << word;
   }
-  // An empty cache has an empty set of pages.
-  if (any && !left) zero_words(p->jump_pages[privilege], sizeof p->jump_pages[0] / 8);
+  p->jump_summary[privilege] = left;
+  // An empty cache has an empty set of pages: the early return above relies on it.
+  if (!left) zero_words(p->jump_pages[privilege], sizeof p->jump_pages[0] / 8);
 }
 
 // Drops the entries of pages [first, last] (page numbers, which wrap).
 static void jump_drop_pages(chost_cpu *cpu, unsigned privilege, uint64_t first, uint64_t last) {
   chost_private *p = private_of(cpu);
-  uint64_t *tags = jump_tags(cpu, privilege);
+  uint64_t *tags = jump_tags(cpu, privilege), left = 0;
   // The set of pages only grows between flushes; a scan is the occasion to make it exact again.
   zero_words(p->jump_pages[privilege], sizeof p->jump_pages[0] / 8);
-  for (unsigned word = 0; word < JUMP_WORDS; word++) {
+  for (uint64_t words = p->jump_summary[privilege]; words; words &= words - 1) {
+    unsigned word = (unsigned)__builtin_ctzll(words);
     for (uint64_t bits = p->jump_filled[privilege][word]; bits; bits &= bits - 1) {
       uint64_t index = word * 64 + (unsigned)__builtin_ctzll(bits), page = tags[index] >> 12;
       if (page - first <= last - first) {
@@ -582,8 +581,9 @@ static void jump_drop_pages(chost_cpu *cpu, unsigned privilege, uint64_t first, 
         set_bit(p->jump_pages[privilege], hash_bit(page, PAGES_BITS_LOG2));
       }
     }
-    if (!p->jump_filled[privilege][word]) clear_bit(p->jump_summary[privilege], word);
+    if (p->jump_filled[privilege][word]) left |= 1ull << word;
   }
+  p->jump_summary[privilege] = left;
 }
 
 INLINE bool jump_may_hold(chost_cpu *cpu, unsigned privilege, uint64_t page) {

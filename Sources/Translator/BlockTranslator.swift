@@ -378,8 +378,11 @@ enum DecodedBlock {
       builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
       if isHot { planSite(&builder, &hotCode) }
+      if builder.movesStackLater() { continue }
+      builder.prepareStackPointer()
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
+        builder.settleStackPointer()
         builder.exitInstruction()
         ended = true
       } else if index == count - 1 {
@@ -394,6 +397,7 @@ enum DecodedBlock {
 
   /// Ends a block after its last instruction.
   private func finish(_ b: inout BlockBuilder, rule: Rule, liveAtNext: UInt8, next: Int64) {
+    b.settleStackPointer()
     switch rule {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break

@@ -261,7 +261,7 @@ struct BlockChecker {
     guard let (id, offset) = before[RegisterMap.t0].linear, case .constant(let word) = before[RegisterMap.t1] else { return nil }
     let size = max(Int(word >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255), 1)
     let write = word & UInt64(CHOST_INFO_WRITE) != 0
-    let slot = Int64(word >> UInt64(CHOST_REQUEST_SLOT_SHIFT) & 0xFFFFF) * 8
+    let slot = Int64(word >> UInt64(CHOST_REQUEST_SLOT_SHIFT) & 0xFFFFF)
     var state = before
     state.flags = .nothing
     state[RegisterMap.t1] = .addend(id: id, offset: offset, size: size, write: write)

@@ -50,7 +50,7 @@ struct SlotTests {
     let information = size << UInt32(CHOST_INFO_SIZE_SHIFT) | (write ? UInt32(CHOST_INFO_WRITE) : 0)
       | (user ? UInt32(CHOST_INFO_USER) : 0)
     var request = UInt64(information)
-    request |= UInt64(displacement(kind, write: write, user: user) / 8) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
+    request |= UInt64(displacement(kind, write: write, user: user)) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
     let offset = address & 4095
     var isRegion = false
     if case .region = kind { isRegion = true }

@@ -169,7 +169,7 @@ enum { CHOST_ACCESS_WRITE = 2, CHOST_ACCESS_USER = 4, CHOST_ACCESS_FETCH = 16 };
 // A supervisor access the processor makes on its own (descriptor tables, TSS, IDT): EFLAGS.AC does not lift SMAP.
 enum { CHOST_ACCESS_IMPLICIT = 1 << 8 };
 
-enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 16384 };
+enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 4096 };
 
 // Offsets from ENV of the big tables behind the struct.
 enum {
@@ -202,8 +202,8 @@ typedef struct chost_slot {
 // Of sites that read, and of those that write: the first number beyond each class, and its largest operand.
 #define CHOST_CLASSES {512, 640, 768, 896, 960, 1024}, {8, 16, 32, 64, 128, 256}
 
-// What a miss of a slot is asked, in a 64-bit word: the exit information word, the slot's displacement from ENV, which is
-// a multiple of 8, in units of 8, and for a region how far into it the access is.
+// What a miss of a slot is asked, in a 64-bit word: the exit information word, the slot's displacement from ENV, and for
+// a region how far into it the access is.
 enum { CHOST_REQUEST_SLOT_SHIFT = 32, CHOST_REQUEST_OFFSET_SHIFT = 52 };
 
 // One slot of the block table (open addressing, linear probing). Key: guest-physical address

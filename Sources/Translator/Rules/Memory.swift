@@ -105,6 +105,7 @@ extension BlockBuilder {
     if current.stackGroup >= 0 {
       return groupAccess(current.stackGroup, position: current.stackPosition, base: 4, displacement: displacement)
     }
+    settleStackPointer()
     clobberFlags()
     return access(base: RegisterMap.stackPointer, displacement: displacement, size: size, write: write)
   }
@@ -149,7 +150,7 @@ extension BlockBuilder {
   private func request(size: Int, write: Bool, slot: Int32?, offset: Int64 = 0) -> UInt64 {
     let word = UInt64(
       info(Int(CHOST_EXIT_MEMORY), offset: current.offset, size: size, write: write, flagsSaved: true))
-    return word | UInt64((slot ?? 0) / 8) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
+    return word | UInt64(slot ?? 0) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
       | UInt64(bitPattern: offset) << UInt64(CHOST_REQUEST_OFFSET_SHIFT)
   }
 
@@ -259,7 +260,7 @@ extension BlockBuilder {
     let host = RegisterMap.host(base)
     if group.isPlain && !group.isMoving {
       if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
-      return HostMemory(host, index: t1, displacement)
+      return HostMemory(host, index: t1, base == 4 ? displacement &+ pendingStack : displacement)
     }
     if t0Group != number || hot.written >> UInt16(t0) & 1 != 0 {
       hot.load(t0, found)
@@ -280,6 +281,7 @@ extension BlockBuilder {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let group = groups[Int(number)]
     let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
+    settleStackPointer()
     groups[Int(number)].isOpen = true
     clobberFlags()
     let size = Int(group.high &- group.low)
