@@ -57,7 +57,7 @@ let package = Package(
       dependencies: ["Lguest", logging, system, .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
     tests("LayeringTests", []),
-    tests("LguestTests", ["Lguest", logging, system]),
+    tests("LguestTests", ["Lguest", "Host", logging, system]),
     tests("SystemTests", []),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),

@@ -290,7 +290,9 @@ static bool resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint
   if (write) {
     if (__atomic_load_n(page_flags(cpu, page), __ATOMIC_ACQUIRE) & CHOST_PAGE_CODE) {
       // A store to translated code is done by Swift, which discards the blocks it hits. One beside it is served, but
-      // leaves no entry: the next may hit.
+      // leaves no entry: the next may hit. Said before looking, so that another vCPU that translates what is being
+      // stored to (TranslatedCPU.translate) sees this, if this does not see its block.
+      if (cpu->store_beside != (page | 1)) __atomic_store_n(&cpu->store_beside, page | 1, __ATOMIC_SEQ_CST);
       if (overlaps_code(cpu, found.physical, count)) return false;
       mark_dirty(cpu, page);
       *addend = cpu->ram + page - (linear & PAGE_MASK);
@@ -595,25 +597,6 @@ void chost_flush_jump_cache(chost_cpu *cpu) {
   jump_flush(cpu, 1, false);
 }
 
-void chost_drop_entries(chost_cpu *cpu, const uint64_t *entries, uint64_t count) {
-  chost_private *p = private_of(cpu);
-  uint64_t sieve[16] = {0}; // most targets are not among them
-  for (uint64_t i = 0; i < count; i++) set_bit(sieve, hash_bit(entries[i], 10));
-  for (unsigned privilege = 0; privilege < 2; privilege++) {
-    uint64_t *tags = jump_tags(cpu, privilege);
-    for (unsigned word = 0; word < JUMP_WORDS; word++) {
-      for (uint64_t bits = p->jump_filled[privilege][word]; bits; bits &= bits - 1) {
-        uint64_t index = word * 64 + (unsigned)__builtin_ctzll(bits), target = tags[index + CHOST_JUMP_ENTRIES], i = 0;
-        if (!test_bit(sieve, hash_bit(target, 10))) continue;
-        while (i < count && entries[i] != target) i++;
-        if (i == count) continue;
-        jump_clear(tags, index);
-        clear_bit(p->jump_filled[privilege], index);
-      }
-    }
-  }
-}
-
 void chost_match_jump_mode(chost_cpu *cpu) {
   chost_private *p = private_of(cpu);
   unsigned user = (cpu->mode & CHOST_MODE_CPL) == 3;
@@ -676,7 +659,6 @@ int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key) {
 INLINE chost_straddle_slot *straddle_slot(chost_straddle_slot *table, uint64_t key) {
   return &table[block_start(key) & (CHOST_STRADDLES - 1)];
 }
-
 
 void chost_straddle_insert(chost_straddle_slot *table, uint64_t key, uint64_t second, uint64_t offset) {
   chost_straddle_slot *slot = straddle_slot(table, key);

@@ -42,7 +42,7 @@ typedef struct chost_private {
   uint64_t tlb_global[2][2][TLB_WORDS];
   uint64_t jump_filled[2][JUMP_WORDS];
   uint64_t jump_global[2][JUMP_WORDS];
-  uint64_t jump_summary[2];             // bit w: jump_filled[w] may not be zero
+  uint64_t jump_summary[2];             // bit w: jump_filled[w] is not zero
   uint64_t fetch_filled[2][FETCH_ENTRIES / 64];
   fetch_entry fetch[2][FETCH_ENTRIES];
   // Hashed sets that may say "yes" wrongly, never "no". INVLPG drops the whole large page (SDM volume 3,

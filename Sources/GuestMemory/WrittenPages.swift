@@ -41,6 +41,17 @@ extension GuestMemory {
     return unsafe PageFlags(rawValue: flags(ofPage: address.page).pointee.load(ordering: .relaxed))
   }
 
+  /// Sets or clears one flag of the page that holds an address; nothing happens outside RAM.
+  public func setFlag(_ flag: PageFlags, _ isSet: Bool, at address: GuestPhysical) {
+    guard contains(address, count: 1) else { return }
+    let flags = unsafe flags(ofPage: address.page)
+    if isSet {
+      _ = unsafe flags.pointee.bitwiseOr(flag.rawValue, ordering: .sequentiallyConsistent)
+    } else {
+      _ = unsafe flags.pointee.bitwiseAnd(~flag.rawValue, ordering: .sequentiallyConsistent)
+    }
+  }
+
   /// Records that `[address, address + count)`, all RAM, was written: for stores made through `baseAddress`.
   ///
   /// The locked OR is also the barrier between the store and the look at CODE. The translator sets CODE before it

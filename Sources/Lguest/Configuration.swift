@@ -85,7 +85,10 @@ extension VirtualMachine {
     public var commandLine = CommandLine.appending("")
     /// Guest RAM in bytes; host memory is used only for what the guest touches.
     public var memorySize: UInt64 = 1 << 30
+    /// vCPUs, 1...64.
     public var cpuCount = 1
+    /// Host threads to run the vCPUs on, at most; nil is as many as the process may use processors.
+    public var hostThreadCount: Int?
     public var cpuVendor = CPUVendor.intel
     public var foreignHypercall = ForeignHypercall.native
     public var kvmAPI = KVMAPI.modern
@@ -118,6 +121,8 @@ extension VirtualMachine {
 
     /// The least RAM a 64-bit kernel can begin to unpack itself in. Most want more.
     public static let minimumMemory: UInt64 = 16 << 20
+    /// The engine's tables, and APIC IDs that every kernel can address.
+    public static let maximumCPUCount = 64
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
     public static let commandLineSize = 2048
     public static let cpuModels = ["x86-64-v2", "x86-64-v3"]
@@ -126,8 +131,12 @@ extension VirtualMachine {
     public func validate() throws(ConfigurationError) {
       try validateMemory()
       try validateFiles()
-      guard cpuCount == 1 else {
-        throw ConfigurationError("\(cpuCount) CPUs were asked for, but this version runs one", remedy: "ask for 1")
+      guard (1...Configuration.maximumCPUCount).contains(cpuCount) else {
+        throw ConfigurationError(
+          "\(cpuCount) CPUs were asked for", remedy: "ask for 1 to \(Configuration.maximumCPUCount)")
+      }
+      if let hostThreadCount, hostThreadCount < 1 {
+        throw ConfigurationError("\(hostThreadCount) host threads were asked for", remedy: "ask for 1 at least")
       }
       if let cpuModel, !Configuration.cpuModels.contains(cpuModel) {
         throw ConfigurationError(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One machine, put together: RAM with a kernel in it, a CPU at the kernel's first instruction, and the least hardware
+// One machine, put together: RAM with a kernel in it, CPUs, the first at the kernel's first instruction, and the least hardware
 // with which stock kernels are calm, wired as on a PC. Everything found here to be wrong is found before the guest runs.
 
 import Devices
@@ -15,19 +15,23 @@ import X86
 final class Machine: Sendable {
   let memory: GuestMemory
   let translation: Translation
-  let cpu: TranslatedCPU
+  let cpus: [TranslatedCPU]
   let counter: TimestampCounter
   let clock: KVMClock
   let platform: Platform
-  let apic: LocalAPIC
   let console: SerialConsole
   let timers: Timers
-  let doorbell: Doorbell
+  /// By vCPU.
+  let doorbells: [Doorbell]
+  let scheduler: Scheduler
   let power: PowerSwitch
   let logger: Logger?
 
-  /// The deadline sources, by place.
-  enum Source: Int { case localAPIC, pit, rtc }
+  /// The places of the deadline sources.
+  enum Source {
+    static let pit = 0, rtc = 1, scheduler = 2
+    static func localAPIC(_ cpu: Int) -> Int { 3 + cpu }
+  }
 
   /// Builds a machine and loads the kernel.
   init(_ configuration: VirtualMachine.Configuration, input: ConsoleInput) throws(ConfigurationError) {
@@ -47,36 +51,50 @@ final class Machine: Sendable {
     let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
     state.tscOffset = time.timestampOffset
     clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
-    var options = try Machine.options(model, counter, time, configuration.inspection)
+    var options = try Machine.options(model, configuration.cpuCount, counter, time, configuration.inspection)
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
     options.constantHypercalls = configuration.constantHypercalls
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
-      cpu = try translation.makeCPU(0)
+      var cpus: [TranslatedCPU] = []
+      for number in 0..<configuration.cpuCount { cpus.append(try translation.makeCPU(number)) }
+      self.cpus = cpus
     } catch { throw ConfigurationError(error) }
-    cpu.state = state
-    Firmware.setMemoryTypes(cpu)
-    let cpu = cpu
-    doorbell = Doorbell { cpu.kick() }
+    let bells = Doorbells()
+    for cpu in cpus {
+      var waiting = CPUState().initialized(signature: cpu.signature)
+      waiting.tscOffset = state.tscOffset
+      cpu.state = cpu === cpus[0] ? state : waiting
+      Firmware.setMemoryTypes(cpu)
+    }
     logger = configuration.logger
     power = PowerSwitch()
     timers = Timers()
+    let timers = timers
+    doorbells = cpus.enumerated().map { number, cpu in
+      Doorbell(kick: { cpu.kick() }, wake: { bells.scheduler?.wake(number) })
+    }
+    let threadCount = min(configuration.cpuCount, configuration.hostThreadCount ?? HostCapacity.current().cpus)
+    scheduler = Scheduler(threadCount: max(threadCount, 1), doorbells: doorbells) {
+      timers.rearm(Source.scheduler)
+    }
+    bells.connect(scheduler)
     console = SerialConsole(output: configuration.consoleOutput, input: input)
 
-    let deviceClock = Machine.clock(cpu, counter)
-    let (doorbell, timers, console, power, logger) = (doorbell, timers, console, power, logger)
+    let clocks = cpus.map { Machine.clock($0, counter) }
+    let (doorbells, console, power, logger) = (doorbells, console, power, logger)
     var parts = PlatformConfiguration(
       cpuCount: configuration.cpuCount, memoryBelow4G: memory.lowEnd,
-      memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: [deviceClock], wallTime: Machine.wallTime,
-      serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { _ in doorbell.ring() })
+      memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: clocks, wallTime: Machine.wallTime,
+      serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
     parts.hasDebugExit = configuration.debugExit
     parts.hasTestDevices = configuration.machine == .testdev
     parts.serialHasRoom = { console.fill() }
-    parts.rearmCPU = { _ in timers.rearm(Source.localAPIC.rawValue) }
+    parts.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
     parts.rearm = {
-      timers.rearm(Source.pit.rawValue)
-      timers.rearm(Source.rtc.rawValue)
+      timers.rearm(Source.pit)
+      timers.rearm(Source.rtc)
     }
     parts.onUnclaimedPort = { port, size, isWrite in
       let name = Machine.portName(port)
@@ -87,9 +105,8 @@ final class Machine: Sendable {
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
     platform = Platform(parts)
-    apic = platform.interrupts.localAPICs[0]
     // The serial port is no source: the vCPU's thread hands its output over after every byte.
-    let sources: [any DeadlineSource] = [apic, platform.pit, platform.rtc]
+    let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
     do throws(HostError) { try timers.start(sources) } catch {
       console.disconnect()
@@ -139,16 +156,22 @@ final class Machine: Sendable {
   }
 
   private static func options(
-    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime, _ inspection: EngineInspection
+    _ model: CPUModel, _ cpuCount: Int, _ counter: TimestampCounter, _ time: ParavirtTime, _ inspection: EngineInspection
   ) throws(ConfigurationError) -> TranslationOptions {
-    let table = model.cpuid(CPUIDConfiguration(timestampKilohertz: counter.kilohertz))
-    let entries = table.entries.map { entry in
-      Translator.CPUIDTable.Entry(
-        leaf: entry.leaf, subleaf: entry.subleaf, eax: entry.registers.eax, ebx: entry.registers.ebx,
-        ecx: entry.registers.ecx, edx: entry.registers.edx)
+    let tables = (0..<UInt32(cpuCount)).map { number in
+      let table = model.cpuid(
+        CPUIDConfiguration(apicID: number, cpuCount: UInt32(cpuCount), timestampKilohertz: counter.kilohertz))
+      return Translator.CPUIDTable(
+        table.entries.map { entry in
+          Translator.CPUIDTable.Entry(
+            leaf: entry.leaf, subleaf: entry.subleaf, eax: entry.registers.eax, ebx: entry.registers.ebx,
+            ecx: entry.registers.ecx, edx: entry.registers.edx)
+        })
     }
-    var options = TranslationOptions(cpuid: [Translator.CPUIDTable(entries)]) { model.supports($0) }
+    var options = TranslationOptions(cpuid: tables) { model.supports($0) }
     options.tscOffset = time.timestampOffset
+    // Some 10 us.
+    if cpuCount > 1 { options.pausesToExit = 256 }
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
     options.exactFlags = inspection.exactFlags
     options.countsBlocks = inspection.histogram != nil
@@ -196,6 +219,14 @@ extension ConfigurationError {
     self.init(
       "cannot \(error.attempt) \(error.subject): \(error.reason)", remedy: error.remedy.isEmpty ? nil : error.remedy)
   }
+}
+
+/// Where the doorbells find the scheduler, which is made after them.
+private final class Doorbells: Sendable {
+  private struct Weak { weak var scheduler: Scheduler? }
+  private let target = Mutex(Weak())
+  var scheduler: Scheduler? { target.withLock { $0.scheduler } }
+  func connect(_ scheduler: Scheduler) { target.withLock { $0.scheduler = scheduler } }
 }
 
 /// What the guest did to the machine's power, and the first of it counts.

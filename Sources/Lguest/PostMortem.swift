@@ -24,6 +24,13 @@ extension Machine {
 }
 
 extension Machine {
+  /// The state of every vCPU, with its number if there are several; that which ended the run first.
+  func stateText(first: Int) -> String {
+    guard cpus.count > 1 else { return cpus[0].state.text }
+    let order = [first] + cpus.indices.filter { $0 != first }
+    return order.map { "vCPU \($0)\n" + cpus[$0].state.text }.joined(separator: "\n")
+  }
+
   /// What `EngineInspection.histogram` writes: how much of what the guest executed was translated, and a line per block,
   /// the heaviest first.
   func histogramText(helperInstructions: UInt64) -> String {

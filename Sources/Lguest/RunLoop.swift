@@ -8,8 +8,8 @@ import Paravirt
 import Translator
 import X86
 
-/// Runs one vCPU, on the thread that made it.
-final class RunLoop {
+/// Runs one vCPU, on one thread at a time: the one that took it from the scheduler.
+final class RunLoop: @unchecked Sendable {
   /// Why the loop ended.
   enum Outcome {
     /// Somebody asked for it.
@@ -22,6 +22,8 @@ final class RunLoop {
   }
 
   private let machine: Machine
+  private let number: Int
+  private let doorbell: Doorbell
   private let engine: TranslatedCPU
   private let apic: LocalAPIC
   private var registers: KVMModelSpecificRegisters<ParavirtMemory>
@@ -33,44 +35,79 @@ final class RunLoop {
   /// What this vCPU counted.
   private(set) var statistics = Statistics()
   private var wantsWindow = false
+  /// HLT was executed, or the vCPU waits to be started.
+  private var isHalted: Bool
   private var isInUserSpace = false
   private var taskPriority: UInt8
   private let firstTimestampOffset: UInt64
   private var timestampOffset: UInt64
 
-  /// - Parameter userSpaceBegan: Called once, when the guest first executes user code.
-  init(_ machine: Machine, _ configuration: VirtualMachine.Configuration, userSpaceBegan: @escaping () -> Void) {
+  /// - Parameters:
+  ///   - number: The vCPU's, which is its APIC ID.
+  ///   - userSpaceBegan: Called when the vCPU first executes user code.
+  init(
+    _ machine: Machine, _ number: Int, _ configuration: VirtualMachine.Configuration,
+    userSpaceBegan: @escaping () -> Void
+  ) {
     self.machine = machine
+    self.number = number
     self.userSpaceBegan = userSpaceBegan
-    engine = machine.cpu
-    apic = machine.apic
+    doorbell = machine.doorbells[number]
+    engine = machine.cpus[number]
+    apic = machine.platform.interrupts.localAPICs[number]
+    isHalted = apic.isWaitingForStartup
     let memory = ParavirtMemory(memory: machine.memory)
     registers = KVMModelSpecificRegisters(
-      features: .implemented, clock: machine.clock, memory: memory, isBootCPU: true)
+      features: .implemented, clock: machine.clock, memory: memory, isBootCPU: number == 0)
     hypercalls = KVMHypercalls(
       features: .implemented, clock: machine.clock, memory: memory,
-      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: [machine.doorbell]),
+      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: machine.doorbells),
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
-    taskPriority = machine.cpu.taskPriority
-    firstTimestampOffset = machine.cpu.timestampOffset
+    taskPriority = engine.taskPriority
+    firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }
 
-  /// Runs the guest until something ends it.
-  func run() -> Outcome {
-    let doorbell = machine.doorbell
+  /// Runs the guest until it halts, somebody else should run, or something ends it.
+  func run() -> Scheduler.Pause {
     while true {
+      if isHalted {
+        if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
+          // Asked before the vCPU sleeps: then it may run elsewhere.
+          let canAccept = engine.canAcceptInterrupt
+          if doorbell.sleep(unless: { [apic] in RunLoop.hasNews(apic, canAccept: canAccept) }) { return .halted }
+          continue
+        }
+        isHalted = false
+      }
       doorbell.enterGuest()
-      if doorbell.isStopped { return .stopped }
-      if let outcome = deliver() { return outcome }
+      if doorbell.isStopped { return .ended(.stopped) }
+      if doorbell.takePreemption() {
+        doorbell.leaveGuest()
+        return .preempted
+      }
+      if let outcome = deliver() { return .ended(outcome) }
+      if isHalted {
+        doorbell.leaveGuest()
+        continue
+      }
       let exit = engine.run()
       doorbell.leaveGuest()
       noteTaskPriority()
-      if let outcome = handle(exit) { return outcome }
+      if let outcome = handle(exit) { return .ended(outcome) }
       noteChanges()
     }
+  }
+
+  // MARK: Halted
+
+  private var hasNews: Bool { RunLoop.hasNews(apic, canAccept: engine.canAcceptInterrupt) }
+
+  /// Whether there is something that ends HLT, or starts a vCPU that waits for that.
+  private static func hasNews(_ apic: LocalAPIC, canAccept: Bool) -> Bool {
+    apic.hasPendingEvent || (canAccept && !apic.isWaitingForStartup && apic.hasPendingInterrupt)
   }
 
   // MARK: Into the guest
@@ -79,8 +116,11 @@ final class RunLoop {
   private func deliver() -> Outcome? {
     if apic.hasPendingEvent {
       if apic.takeNMI() { engine.injectNMI() }
-      // INIT of the only CPU restarts it at the firmware's reset vector, and there is no firmware.
-      if case .initialize = apic.takeStartupEvent() { return .power(.reset(.systemControlPortA)) }
+      if let event = apic.takeStartupEvent(), let outcome = start(event) { return outcome }
+    }
+    if apic.isWaitingForStartup {
+      isHalted = true
+      return nil
     }
     if apic.hasPendingInterrupt, engine.canAcceptInterrupt, let vector = apic.acknowledge() {
       engine.inject(interrupt: vector)
@@ -90,6 +130,21 @@ final class RunLoop {
     if isWaiting != wantsWindow {
       wantsWindow = isWaiting
       engine.requestInterruptWindow(isWaiting)
+    }
+    return nil
+  }
+
+  /// INIT and start-up IPIs (SDM volume 3, 9.4.4).
+  private func start(_ event: StartupEvent) -> Outcome? {
+    switch event {
+    case .initialize:
+      // The bootstrap processor restarts at the firmware's reset vector, and there is no firmware.
+      if number == 0 { return .power(.reset(.systemControlPortA)) }
+      registers.reset()
+      engine.state = engine.state.initialized(signature: engine.signature)
+      adoptTaskPriority()
+    case .start(let vector):
+      engine.state = engine.state.started(vector: vector)
     }
     return nil
   }
@@ -122,7 +177,10 @@ final class RunLoop {
       case .retried: break
       }
     case .halt:
-      waitForInterrupt()
+      isHalted = true
+    case .spinning:
+      // What it waits for may be another vCPU that has no thread.
+      if machine.scheduler.isCrowded { doorbell.preempt() }
     case .interruptWindow, .kicked:
       break
     case .shutdown:
@@ -146,13 +204,6 @@ final class RunLoop {
       if machine.console.panicIsOver { return .panicked }
     }
     return machine.power.event.map(Outcome.power)
-  }
-
-  private func waitForInterrupt() {
-    let (engine, apic) = (engine, apic)
-    machine.doorbell.halt {
-      apic.hasPendingEvent || (engine.canAcceptInterrupt && apic.hasPendingInterrupt)
-    }
   }
 
   // MARK: Addresses
@@ -237,7 +288,7 @@ final class RunLoop {
     if engine.timestampOffset != timestampOffset {
       timestampOffset = engine.timestampOffset
       registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
-      machine.timers.rearm(Machine.Source.localAPIC.rawValue)
+      machine.timers.rearm(Machine.Source.localAPIC(number))
     }
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
   }
@@ -256,6 +307,7 @@ extension Statistics.ExitReason {
       case .hypercall: .hypercall
       case .foreignHypercall: .foreignHypercall
       case .halt: .halt
+      case .spinning: .spinning
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked
       case .shutdown: .shutdown

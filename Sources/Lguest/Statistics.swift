@@ -6,7 +6,7 @@ public struct Statistics: Sendable {
   /// Why vCPUs came back to the run loop. The order is the order of `exits`.
   public enum ExitReason: String, Sendable, CaseIterable {
     case portRead, portWrite, mmioRead, mmioWrite, msrRead, msrWrite
-    case hypercall, foreignHypercall, halt, interruptWindow, kicked, shutdown, failed
+    case hypercall, foreignHypercall, halt, spinning, interruptWindow, kicked, shutdown, failed
   }
 
   private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
@@ -148,10 +148,11 @@ extension Statistics.ExitReason {
     case .hypercall: 6
     case .foreignHypercall: 7
     case .halt: 8
-    case .interruptWindow: 9
-    case .kicked: 10
-    case .shutdown: 11
-    case .failed: 12
+    case .spinning: 9
+    case .interruptWindow: 10
+    case .kicked: 11
+    case .shutdown: 12
+    case .failed: 13
     }
   }
 }

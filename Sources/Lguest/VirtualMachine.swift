@@ -113,42 +113,48 @@ public final class VirtualMachine: Sendable {
 // MARK: Running
 
 extension VirtualMachine {
-  /// What the vCPU's thread came to.
-  private final class Conclusion: Sendable {
-    let result = Mutex<RunResult?>(nil)
-  }
-
   /// Puts the machine together and runs it.
   private func runMachine() throws(ConfigurationError) -> RunResult {
     if let ending = stopRequested { return result(ending) }
     let machine = try Machine(configuration, input: consoleInput)
-    setKick { machine.doorbell.stop() }
+    setKick { machine.scheduler.end(.stopped) }
     defer {
       setKick(nil)
       machine.stop()
     }
     // Asked before there was anyone to kick.
-    if stopRequested != nil { machine.doorbell.stop() }
-    let conclusion = Conclusion()
+    if stopRequested != nil { machine.scheduler.end(.stopped) }
+    let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
+    markGuestStart()
+    let failure = Mutex<HostError?>(nil)
+    var threads: [HostThread] = []
     do throws(HostError) {
-      try HostThread(name: "lguest-vcpu0") { [self] in
-        do throws(HostError) {
-          try HostCPU.withPreparedThread { conclusion.result.withLock { $0 = runGuest(machine) } }
-        } catch {
-          conclusion.result.withLock { $0 = result(.cannotStart, detail: error.description) }
-        }
-      }.join()
-    } catch { throw ConfigurationError(error) }
-    return conclusion.result.withLock { $0 } ?? result(.internal, detail: "the vCPU's thread left nothing behind")
+      for number in 0..<machine.scheduler.threadCount {
+        threads.append(
+          try HostThread(name: "lguest-vcpu\(number)") {
+            do throws(HostError) {
+              try HostCPU.withPreparedThread { machine.scheduler.work(thread: number) { loops[$0].run() } }
+            } catch {
+              failure.withLock { $0 = error }
+              machine.scheduler.end(.stopped)
+            }
+          })
+      }
+    } catch {
+      failure.withLock { $0 = error }
+      machine.scheduler.end(.stopped)
+    }
+    for thread in threads { thread.join() }
+    if let error = failure.withLock({ $0 }) { return result(.cannotStart, detail: error.description) }
+    return conclude(machine, loops)
   }
 
-  /// Runs the guest on the calling thread and gathers what it leaves behind.
-  private func runGuest(_ machine: Machine) -> RunResult {
-    let loop = RunLoop(machine, configuration) { [self] in markUserSpace() }
-    markGuestStart()
-    let (ending, detail) = machine.ending(loop.run(), asked: stopRequested)
+  /// Gathers what the guest leaves behind.
+  private func conclude(_ machine: Machine, _ loops: [RunLoop]) -> RunResult {
+    let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
+    let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)
-    result.statistics = loop.statistics
+    for loop in loops { result.statistics.add(loop.statistics) }
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
       file.write(machine.translation.perfMap)
@@ -158,7 +164,7 @@ extension VirtualMachine {
     }
     result.consoleTail = machine.console.tail.text
     switch ending {
-    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.cpu.state.text
+    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.stateText(first: end.cpu)
     default: break
     }
     return result

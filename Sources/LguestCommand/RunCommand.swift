@@ -41,6 +41,15 @@ struct RunCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
+      "vCPUs, 1 to \(VirtualMachine.Configuration.maximumCPUCount). (default: as many as this process may use)",
+      valueName: "count"))
+  var cpus: Int?
+
+  @Option(help: ArgumentHelp("Host threads that run the vCPUs, at most.", visibility: .hidden))
+  var hostThreads: Int?
+
+  @Option(
+    help: ArgumentHelp(
       "End the run after this long, with ms, s, m or h; 0 is no limit. (default: 0)", valueName: "time"),
     transform: Limit.init)
   var timeout = Limit(nil)
@@ -129,6 +138,8 @@ struct RunCommand: ParsableCommand {
     configuration.initrd = initrd.map { FilePath($0) }
     configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
     configuration.memorySize = memory
+    configuration.cpuCount = cpus ?? 1
+    configuration.hostThreadCount = hostThreads
     configuration.bootTimeout = bootTimeout.duration
     configuration.timeout = timeout.duration
     configuration.start = processStart

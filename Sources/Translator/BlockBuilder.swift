@@ -276,12 +276,13 @@ struct FaultSite {
 
   // MARK: Entries
 
-  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. Returns the
+  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. The first instruction has
+  /// room for the jump of `CodeCache.close`. Returns the
   /// offsets of the latter two from the first. `passesFlags`: the flags are wanted in the page.
   mutating func entries(offset: Int32, needsFlags: Bool, passesFlags: Bool = false) -> (poll: Int, plain: Int) {
     if passesFlags { return entriesToPage(offset: offset) }
     let begin = hot.count
-    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
+    hot.leaLong(RegisterMap.t1, RegisterMap.t0, -offset)
     hot.store(.env(Slot.pageAddress), RegisterMap.t1)
     if needsFlags { hot.restoreFlags(scratch: RegisterMap.t1, from: .env(Slot.flags)) }
     let poll = hot.count &- begin
@@ -317,7 +318,7 @@ struct FaultSite {
   /// The same for a block that has the flags in the page throughout: the direct entries save them.
   private mutating func entriesToPage(offset: Int32) -> (poll: Int, plain: Int) {
     let begin = hot.count
-    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t0, -offset))
+    hot.leaLong(RegisterMap.t1, RegisterMap.t0, -offset)
     hot.store(.env(Slot.pageAddress), RegisterMap.t1)
     let stub = cold.address
     cold.storeImmediate32(.env(Slot.exitInfo), info(Int(CHOST_EXIT_ATTENTION), offset: offset, flagsSaved: true))

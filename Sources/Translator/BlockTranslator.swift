@@ -54,6 +54,8 @@ enum DecodedBlock {
   let exactFlags: Bool
   /// Every block counts its executions (BlockHistogram.swift).
   let countsBlocks: Bool
+  /// PAUSE leaves now and then (`TranslationOptions.pausesToExit`).
+  let countsPauses: Bool
   /// Hypercall instructions that do not raise #UD.
   let acceptedHypercalls: [HypercallOpcode]
   /// The next block is translated with a slot for each access.
@@ -61,13 +63,14 @@ enum DecodedBlock {
 
   init(
     table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
-    countsBlocks: Bool = false, acceptedHypercalls: [HypercallOpcode] = [.vmcall]
+    countsBlocks: Bool = false, countsPauses: Bool = false, acceptedHypercalls: [HypercallOpcode] = [.vmcall]
   ) {
     self.table = table
     decoder = Decoder(table: table)
     self.singleInstruction = singleInstruction
     self.exactFlags = exactFlags
     self.countsBlocks = countsBlocks
+    self.countsPauses = countsPauses
     self.acceptedHypercalls = acceptedHypercalls
     let rows = table.count
     unsafe missing = .allocate(capacity: rows)
@@ -426,7 +429,8 @@ enum DecodedBlock {
     let step = b.has(Int(CHOST_MODE_STEP))
     switch b.row.rule {
     case .copy, .cmpxchgWide: return b.copy()
-    case .nop, .pause: return true
+    case .nop: return true
+    case .pause: return b.pause(isCounted: countsPauses)
     case .lea: return b.lea()
     case .x87, .mmx:
       return b.has(Int(CHOST_MODE_EM)) || b.has(Int(CHOST_MODE_TS)) ? false : b.copy()

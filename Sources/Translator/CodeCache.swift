@@ -140,7 +140,7 @@ struct CodeCacheCounters {
   private(set) var counters = CodeCacheCounters()
   /// What is translated with a slot for each access.
   var hotCode = HotCode()
-  /// Counts the times blocks were forgotten; vCPUs compare it to know when to drop their jump caches.
+  /// Counts the times everything was forgotten.
   private(set) var generation: UInt64 = 0
   let translator: BlockTranslator
 
@@ -207,14 +207,6 @@ struct CodeCacheCounters {
     return nil
   }
 
-  /// The entry of the live block at a guest-physical address that straddles into `secondPage`. Translated code finds it
-  /// by itself from now on.
-  func findStraddling(_ physical: UInt64, mode: UInt32, secondPage: UInt64) -> UInt64? {
-    guard let index = find(physical, mode: mode, secondPage: secondPage) else { return nil }
-    publish(self[index])
-    return entry(index)
-  }
-
   /// Puts a block where jumps find it.
   private func publish(_ block: Block) {
     if block.straddles {
@@ -276,14 +268,69 @@ struct CodeCacheCounters {
       && faultCount + BlockBuilder.maximumFaults < CodeCache.maximumFaults
   }
 
-  /// Marks a page as holding translated code; true if it was not.
-  func markCode(_ physical: UInt64) -> Bool {
+  /// Whether the page of an address is marked as holding translated code.
+  func isCode(_ physical: UInt64) -> Bool {
     let page = physical >> 12
-    guard page < pageCount else { return false }
-    let flags = unsafe memory.pageFlags[Int(page)]
-    if flags & UInt8(CHOST_PAGE_CODE) != 0 { return false }
-    unsafe memory.pageFlags[Int(page)] = flags | UInt8(CHOST_PAGE_CODE)
-    return true
+    return page < pageCount && memory.flags(at: GuestPhysical(physical)).contains(.code)
+  }
+
+  /// Marks a page as holding translated code, or not. Other threads change its other flags.
+  func markCode(_ physical: UInt64, _ isCode: Bool = true) {
+    guard physical >> 12 < pageCount else { return }
+    memory.setFlag(.code, isCode, at: GuestPhysical(physical))
+  }
+
+  /// What `make` came to.
+  enum Made {
+    case block(Int32)
+    /// The first instruction continues on the next page, which has to be found first.
+    case needsSecondPage
+    /// A page is no longer marked as code.
+    case needsPage
+    /// Everything has to be forgotten first.
+    case needsRoom
+    /// The first instruction has more than 15 bytes.
+    case tooLong
+  }
+
+  /// Finds or translates the block at guest-physical `physical`, which continues at the start of `secondPage` if its first
+  /// instruction does.
+  func make(_ physical: UInt64, secondPage: UInt64, mode: UInt32) -> Made {
+    if let found = find(physical, mode: mode, secondPage: secondPage) {
+      // Another may have its place in the table of those that straddle.
+      if secondPage != Block.noPage { publish(self[found]) }
+      return .block(found)
+    }
+    guard hasRoom else { return .needsRoom }
+    guard isCode(physical), secondPage == Block.noPage || isCode(secondPage) else { return .needsPage }
+    let offset = Int(physical & 4095)
+    let base = unsafe UnsafePointer(memory.baseAddress.assumingMemoryBound(to: UInt8.self) + Int(physical & ~4095))
+    if secondPage == Block.noPage {
+      return unsafe translate(GuestCode(page: base), offset, physical, secondPage, mode)
+    }
+    let next = unsafe UnsafePointer(memory.baseAddress.assumingMemoryBound(to: UInt8.self) + Int(secondPage))
+    var joined = InlineArray<16, UInt8>(repeating: 0)
+    for index in 0..<15 {
+      let position = offset + index
+      joined[index] = unsafe position < 4096 ? base[position] : next[position - 4096]
+    }
+    var span = joined.mutableSpan
+    return unsafe span.withUnsafeMutableBufferPointer {
+      guard let start = $0.baseAddress else { return .tooLong }
+      return unsafe translate(GuestCode(page: base, straddling: UnsafePointer(start)), offset, physical, secondPage, mode)
+    }
+  }
+
+  private func translate(
+    _ bytes: GuestCode, _ offset: Int, _ physical: UInt64, _ secondPage: UInt64, _ mode: UInt32
+  ) -> Made {
+    translator.isHot = hotCode.contains(key(physical, mode: mode))
+    switch translator.decode(bytes, offset: offset, mode: mode) {
+    case .instructions(let count):
+      return .block(add(bytes, count: count, physical: physical, secondPage: secondPage, mode: mode))
+    case .straddles: return secondPage == Block.noPage ? .needsSecondPage : .tooLong
+    default: return .tooLong
+    }
   }
 
   /// Emits the `count` instructions in the translator's buffer as a block at `physical`.
@@ -297,7 +344,6 @@ struct CodeCacheCounters {
     let cold = unsafe CodeEmitter(
       writable: code.writable + coldUsed, executable: codeStart + UInt64(coldUsed),
       capacity: CodeCache.codeBytes - coldUsed)
-    translator.isHot = hotCode.contains(key(physical, mode: mode))
     let emitted = translator.emit(
       bytes, count: count, mode: mode, page: physical >> 12, hot: hot, cold: cold, stubs: stubs,
       firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount, hotCode: &hotCode)
@@ -362,10 +408,6 @@ struct CodeCacheCounters {
   /// not be the one before it in any address space.
   private var straddlers: [UInt64: [Int32]] = [:]
 
-  /// Pages with code that has been translated again: jump caches may still lead to what it was first, so that a change of
-  /// its bytes must drop them even where the page has no live block.
-  private var supersededPages: Set<UInt64> = []
-
   /// Adds the time a translation took, in TSC ticks.
   func count(ticks: UInt64) { counters.ticks &+= ticks }
 
@@ -377,11 +419,15 @@ struct CodeCacheCounters {
     return edge.kind == .split ? mode | UInt32(CHOST_MODE_SPLIT) : mode
   }
 
-  /// Points an edge at its target block.
-  func link(_ index: UInt32, to target: Int32) {
+  /// Points an edge at its target block; false if there is none yet, and there would be use for it.
+  func link(_ index: UInt32) -> Bool {
     let edge = self.edge(index)
+    guard edge.block >= 0, edge.target < 0, self[edge.block].isLive else { return true }
+    let source = self[edge.block]
+    guard let target = find(source.page | UInt64(edge.targetOffset), mode: CodeCache.targetMode(edge, of: source)) else {
+      return false
+    }
     let block = self[target]
-    guard edge.target < 0, !block.straddles, block.isLive, edge.block >= 0, self[edge.block].isLive else { return }
     let entry: UInt64 =
       switch edge.kind {
       case .forward: UInt64(block.hot) + UInt64(block.plainOffset)
@@ -393,6 +439,15 @@ struct CodeCacheCounters {
     unsafe edges[Int(index)].nextIncoming = block.incoming
     unsafe blocks[Int(target)].incoming = Int32(truncatingIfNeeded: index)
     counters.links &+= 1
+    return true
+  }
+
+  /// Sends whoever comes to a dead block by a jump cache, of whatever vCPU, to look for the code again. Its first
+  /// instruction is longer than the jump (`BlockBuilder.entries`), so that none is ever half executed.
+  private func close(_ block: Block) {
+    let jump = UInt64(UInt32(bitPattern: Int32(truncatingIfNeeded: stubs.jumpMiss &- (codeStart &+ UInt64(block.hot) &+ 5))))
+    let word = unsafe (code.writable + Int(block.hot)).assumingMemoryBound(to: UInt64.self)
+    unsafe word.pointee = word.pointee & ~0xFF_FFFF_FFFF | jump << 8 | 0xE9
   }
 
   /// Stores a rel32, which lies inside an aligned word, at once.
@@ -424,29 +479,24 @@ struct CodeCacheCounters {
 
   // MARK: Forgetting
 
-  /// `count` bytes at a guest-physical address have changed: forgets the blocks made from them. Returns whether
-  /// there were any, in which case jump caches must be dropped.
-  func bytesChanged(_ physical: UInt64, count: Int) -> Bool {
-    guard count > 0 else { return false }
-    var any = false
+  /// `count` bytes at a guest-physical address have changed: forgets the blocks made from them.
+  func bytesChanged(_ physical: UInt64, count: Int) {
+    guard count > 0 else { return }
     var page = physical >> 12
     let last = (physical &+ UInt64(count) &- 1) >> 12
     while page <= last && page < pageCount {
       let start = page << 12
       let from = max(physical, start) &- start
       let to = min(physical &+ UInt64(count), start &+ 4096) &- start
-      if discard(page: page, bytes: Int(from)..<Int(to)) { any = true }
+      discard(page: page, bytes: Int(from)..<Int(to))
       page &+= 1
     }
-    if any { generation &+= 1 }
-    return any
   }
 
-  private func discard(page: UInt64, bytes: Range<Int>) -> Bool {
+  private func discard(page: UInt64, bytes: Range<Int>) {
     // A store beside code, or to a page without any, is the common case.
     let touched = BlockTranslator.chunks(bytes.lowerBound, bytes.count)
-    guard unsafe chunks[Int(page)] & touched != 0 else { return false }
-    var any = supersededPages.remove(page) != nil
+    guard unsafe chunks[Int(page)] & touched != 0 else { return }
     var left: UInt64 = 0
     var previous: Int32 = -1
     var index = firstBlock(ofPage: page)
@@ -460,7 +510,6 @@ struct CodeCacheCounters {
           unsafe blocks[Int(previous)].nextInPage = next
         }
         forget(index)
-        any = true
       } else {
         previous = index
         left |= block.chunks
@@ -473,17 +522,12 @@ struct CodeCacheCounters {
       if bytes.lowerBound < Int(block.offset) + Int(block.length) - 4096 {
         removeFromPageList(number)
         forget(number)
-        any = true
       } else {
         left |= 1
       }
     }
     unsafe chunks[Int(page)] = left
-    if left == 0 {
-      let flags = unsafe memory.pageFlags[Int(page)]
-      unsafe memory.pageFlags[Int(page)] = flags & ~UInt8(CHOST_PAGE_CODE)
-    }
-    return any
+    if left == 0 { markCode(page << 12, false) }
   }
 
   /// Live blocks of one page that hold the instruction at `physical`.
@@ -499,16 +543,10 @@ struct CodeCacheCounters {
     return found
   }
 
-  /// Forgets a block whose bytes have not changed, so that it is translated again when it is next found. Who has found it
-  /// already may go on executing it.
-  ///
-  /// - Returns: the host address of its entry.
-  func retranslate(_ index: Int32) -> UInt64 {
-    supersededPages.insert(self[index].page >> 12)
+  /// Forgets a block whose bytes have not changed, so that it is translated again when it is next executed.
+  func retranslate(_ index: Int32) {
     removeFromPageList(index)
     forget(index)
-    generation &+= 1
-    return entry(index)
   }
 
   private func removeFromPageList(_ number: Int32) {
@@ -540,6 +578,7 @@ struct CodeCacheCounters {
     } else {
       unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
     }
+    close(block)
     unsafe blocks[Int(index)].isLive = false
     counters.discards &+= 1
   }
@@ -551,7 +590,7 @@ struct CodeCacheCounters {
       for page in [block.page, block.straddles ? block.secondPage : block.page] where page >> 12 < pageCount {
         unsafe pages[Int(page >> 12)] = 0
         unsafe chunks[Int(page >> 12)] = 0
-        unsafe memory.pageFlags[Int(page >> 12)] &= ~UInt8(CHOST_PAGE_CODE)
+        markCode(page, false)
       }
     }
     tableRegion.discard(at: 0, byteCount: tableRegion.byteCount)
@@ -562,7 +601,6 @@ struct CodeCacheCounters {
     edgeCount = 0
     faultCount = 0
     straddlers.removeAll()
-    supersededPages.removeAll()
     generation &+= 1
     counters.flushes &+= 1
   }

@@ -233,6 +233,15 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     modRM(reg: target, memory: source)
   }
 
+  /// LEA with a 32-bit displacement, 7 bytes, whatever the displacement is.
+  mutating func leaLong(_ target: HostRegister, _ base: HostRegister, _ displacement: Int32) {
+    note(target)
+    rex(w: true, reg: target, rm: base)
+    byte(0x8D)
+    byte(0x80 | (target & 7) << 3 | base & 7)
+    long(displacement)
+  }
+
   mutating func lea32(_ target: HostRegister, _ source: HostMemory) {
     note(target)
     rex(w: false, reg: target, memory: source)

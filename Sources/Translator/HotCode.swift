@@ -78,9 +78,9 @@ struct HotCode {
 }
 
 extension CodeCache {
-  /// Promotes the block at host address `entry` and what it is linked with: the entries of the blocks superseded.
-  func heat(_ entry: UInt64) -> [UInt64] {
-    guard let first = block(at: entry), hotCode.sample(self[first].page) else { return [] }
+  /// Promotes the block at host address `entry` and what it is linked with.
+  func heat(_ entry: UInt64) {
+    guard let first = block(at: entry), hotCode.sample(self[first].page) else { return }
     var found = [first]
     var position = 0
     var known: Set<Int32> = [first]
@@ -92,20 +92,17 @@ extension CodeCache {
         if target >= 0, known.insert(target).inserted { found.append(target) }
       }
     }
-    var superseded: [UInt64] = []
     for index in found {
       let block = self[index]
       guard block.isLive, !block.straddles, !hotCode.contains(block.key) else { continue }
       hotCode.insert(block.key)
-      superseded.append(retranslate(index))
+      retranslate(index)
     }
-    return superseded
   }
 
-  /// The blocks that use a site's slot are translated again without it: their entries.
-  func refuseSite(_ number: Int) -> [UInt64] {
-    let physical = hotCode.refuse(number)
-    return liveBlocks(at: physical).map(retranslate)
+  /// The blocks that use a site's slot are translated again without it.
+  func refuseSite(_ number: Int) {
+    for index in liveBlocks(at: hotCode.refuse(number)) { retranslate(index) }
   }
 }
 
@@ -118,16 +115,13 @@ extension TranslatedCPU {
     lastSample = now
     let entry = unsafe chost_lookup(page.pointer, linearIP)
     let translation = translation
-    var superseded = entry == 0 ? [] : translation.lock.withLock { _ in translation.cache.heat(entry) }
+    if entry != 0 { translation.lock.withLock { _ in translation.cache.heat(entry) } }
     let misses = unsafe chost_site_misses(page.pointer)!
     for number in 0..<4 * Int(CHOST_SITES) {
       let found = unsafe misses[number]
       if found == 0 { continue }
       unsafe misses[number] = 0
-      if found > HotCode.mostMisses { superseded += translation.lock.withLock { _ in translation.cache.refuseSite(number) } }
+      if found > HotCode.mostMisses { translation.lock.withLock { _ in translation.cache.refuseSite(number) } }
     }
-    guard !superseded.isEmpty else { return }
-    // Others come to the new blocks when their jump caches lose the old ones.
-    unsafe chost_drop_entries(page.pointer, superseded, UInt64(superseded.count))
   }
 }

@@ -6,6 +6,7 @@
 
 import CHost
 import GuestMemory
+import Synchronization
 import X86
 
 /// An instruction on its way through the slow path.
@@ -53,7 +54,10 @@ extension TranslatedCPU {
         try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
         // CVTPS2PI and its like write MMX registers.
         if row.rule == .sse && row.operand1 == .Pq && hasPendingX87Exception { throw .floatingPoint }
-        if try prepare(instruction, row) { return continueSlow() }
+        if try prepare(instruction, row) {
+          // Copied, changed and copied back is no atomic operation, unless nobody else looks.
+          return isAtomic(instruction, row) ? translation.alone(as: self) { continueSlow() } : continueSlow()
+        }
         processor.advance(instruction)
         if wasStepping { processor.state.pendingDebug |= DR6.step }
       } else if row.rule == .gather || row.rule == .maskMove {
@@ -153,6 +157,11 @@ extension TranslatedCPU {
   /// Whether an x87 instruction with a memory operand checks for pending exceptions: all but FNSTCW and FNSTSW.
   private static func waits(_ instruction: Instruction) -> Bool {
     instruction.modRM >> 3 & 7 != 7 || instruction.opcode != 0xD9 && instruction.opcode != 0xDD
+  }
+
+  /// Whether an instruction with a memory operand is locked: by prefix, or as XCHG always is.
+  private func isAtomic(_ instruction: Instruction, _ row: Opcode) -> Bool {
+    instruction.hasLock || row.map == .one && instruction.opcode & 0xFE == 0x86
   }
 
   // MARK: Operands
@@ -317,7 +326,10 @@ extension TranslatedCPU {
       page[register: GPR.rax] = saved.0 & page[\.xcr0]
       page[register: GPR.rdx] = 0
     }
-    let entry = translation.cache.emitScratch(number, instruction, row, traits, mode: page[\.mode])
+    let mode = page[\.mode]
+    let entry = translation.lock.withLock { _ in
+      translation.cache.emitScratch(number, instruction, row, traits, mode: mode)
+    }
     page[\.linear] = 0
     if !page.isLongMode && (isXSAVE || traits.memorySize == .fxsave) {
       unsafe keepingUpperVectors(inBounceBuffer: bounceBuffer, save: row.rule == .saveState, extended: isXSAVE) { enter(entry) }

@@ -57,6 +57,8 @@ extension TranslatedCPU {
       for index in 0..<TranslatedCPU.imageBytes { s.xsave[index] = unsafe image[index] }
       s.interruptShadow = processor.state.interruptShadow != .none
       s.nmiBlocked = processor.state.nmiBlocked
+      s.pendingInterrupt = pendingInterrupt
+      s.pendingNMI = pendingNMI
       return s
     }
     set {
@@ -96,6 +98,8 @@ extension TranslatedCPU {
       for index in 0..<min(TranslatedCPU.imageBytes, s.xsave.count) { unsafe image[index] = s.xsave[index] }
       processor.state.interruptShadow = s.interruptShadow ? .sti : .none
       processor.state.nmiBlocked = s.nmiBlocked
+      pendingInterrupt = s.pendingInterrupt
+      pendingNMI = s.pendingNMI
       slow = nil
       dropDeviceAccess()
       processor.state.pendingDebug = 0
@@ -105,7 +109,7 @@ extension TranslatedCPU {
         // What MOV CR3 would have refused does not translate.
         do throws(Fault) { try processor.loadPDPTEs(s.cr3) } catch { page[\.pdpte] = (0, 0, 0, 0) }
       }
-      unsafe chost_flush_all(page.pointer)
+      busy { unsafe chost_flush_all(page.pointer) }
     }
   }
 

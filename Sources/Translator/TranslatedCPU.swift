@@ -21,8 +21,8 @@ public import X86
   public private(set) var hasMetUserCode = false
 
   /// An external interrupt accepted from the machine, not delivered yet.
-  private var pendingInterrupt: UInt8?
-  private var pendingNMI = false
+  var pendingInterrupt: UInt8?
+  var pendingNMI = false
   private var windowWanted = false
   /// An instruction whose operand is not RAM, half done.
   var slow: SlowAccess?
@@ -30,8 +30,8 @@ public import X86
   var isRestarting = false
   /// What is being delivered, if that is what waits for a device.
   var undelivered: Event?
-  /// Another thread has changed code: jumps to it must be forgotten at the next boundary.
-  private let codeChanged = Atomic<Bool>(false)
+  /// Whether the vCPU uses its tables, for those who may change them only while it does not.
+  let activity = Activity()
 
   /// When `sample` last looked, in TSC ticks.
   var lastSample: UInt64 = 0
@@ -69,13 +69,27 @@ public import X86
     shadowStacks.install(in: page)
     unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self
+    state.pausesToExit = UInt64(options.pausesToExit ?? 0)
+    page[\.pauses] = state.pausesToExit
     self.state = CPUState()
     page[\.tsc_offset] = translation.options.tscOffset
   }
 
   // MARK: The loop
 
-  public func run() -> VCPUExit {
+  public func run() -> VCPUExit { busy { runBusy() } }
+
+  /// Does something that uses the vCPU's tables, on the thread that has the vCPU.
+  func busy<Result>(_ body: () -> Result) -> Result {
+    translation.safePoint.begin(activity)
+    defer { translation.safePoint.end(activity) }
+    return body()
+  }
+
+  /// Makes the vCPU pass a boundary soon. Any thread.
+  func askToLeave() { unsafe chost_set_attention(page.pointer) }
+
+  private func runBusy() -> VCPUExit {
     while true {
       if let exit = deliveryExit {
         deliveryExit = nil
@@ -123,7 +137,10 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
-      if codeChanged.exchange(false, ordering: .sequentiallyConsistent) { dropJumpCache() }
+      if translation.safePoint.isWanted {
+        translation.safePoint.end(activity)
+        translation.safePoint.begin(activity)
+      }
       if interruptRequest.exchange(false, ordering: .sequentiallyConsistent) { return .kicked }
     }
     // A load of SS holds them back too: the handler could not rely on its stack.
@@ -208,43 +225,30 @@ public import X86
 
   private func translate(_ linear: UInt64, split: Bool) throws(Fault) -> UInt64 {
     let started = chost_read_tsc()
-    // First: forgetting everything also forgets which pages hold code.
-    makeRoom()
-    let physical = try codePage(linear)
-    let translation = translation
     let mode = page[\.mode] | (split ? UInt32(CHOST_MODE_SPLIT) : 0)
     if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
     let cache = translation.cache
-    let offset = Int(linear & 4095)
-    let base = unsafe UnsafePointer<UInt8>(
-      bitPattern: UInt(page[\.ram] &+ (physical & ~4095)))!
-    var bytes = unsafe GuestCode(page: base)
-    var decoded = translation.lock.withLock { _ in
-      cache.translator.isHot = cache.hotCode.contains(cache.key(physical, mode: mode))
-      return cache.translator.decode(bytes, offset: offset, mode: mode)
-    }
     var second = Block.noPage
-    var joined = InlineArray<16, UInt8>(repeating: 0)
-    if case .straddles = decoded {
-      second = try codePage((linear | 4095) &+ 1) & ~4095
-      let found = translation.lock.withLock { _ in cache.findStraddling(physical, mode: mode, secondPage: second) }
-      if let found { return found }
-      let next = unsafe UnsafePointer<UInt8>(bitPattern: UInt(page[\.ram] &+ second))!
-      for index in 0..<15 {
-        let position = offset + index
-        joined[index] = unsafe position < 4096 ? base[position] : next[position - 4096]
-      }
-    }
-    return unsafe try withUnsafePointer(to: &joined) { pointer throws(Fault) in
-      if second != Block.noPage {
-        unsafe bytes = GuestCode(page: base, straddling: UnsafeRawPointer(pointer).assumingMemoryBound(to: UInt8.self))
-        decoded = translation.lock.withLock { _ in cache.translator.decode(bytes, offset: offset, mode: mode) }
-      }
-      guard case .instructions(let count) = decoded else { throw .generalProtection() }
-      return translation.lock.withLock { _ in
-        let index = cache.add(bytes, count: count, physical: physical, secondPage: second, mode: mode)
+    while true {
+      let physical = try codePage(linear)
+      if second != Block.noPage { second = try codePage((linear | 4095) &+ 1) & ~4095 }
+      let made = translation.lock.withLock { _ in
+        let made = cache.make(physical, secondPage: second, mode: mode)
         cache.count(ticks: chost_read_tsc() &- started)
-        return cache.entry(index)
+        return made
+      }
+      switch made {
+      case .block(let index):
+        if translation.isStored(beside: physical, by: self) || translation.isStored(beside: second, by: self) {
+          translation.retranslate(index, for: self)
+          continue
+        }
+        return second == Block.noPage ? cache.entry(index) : remember(linear, cache.entry(index))
+      case .needsSecondPage: second = 0
+      // Another vCPU has discarded the last block of the page in between: it is no longer protected.
+      case .needsPage: break
+      case .needsRoom: makeRoom()
+      case .tooLong: throw .generalProtection()
       }
     }
   }
@@ -258,31 +262,29 @@ public import X86
     }
     let physical = try processor.translate(linear, UInt32(CHOST_ACCESS_FETCH) | processor.authority.rights)
     guard processor.isRAM(physical) else { throw .invalidOpcode }
-    let isNew = translation.lock.withLock { _ in translation.cache.markCode(physical) }
-    if isNew { translation.forEachCPU { unsafe chost_protect_page($0.page.pointer, physical & ~4095) } }
+    if translation.lock.withLock({ _ in translation.cache.isCode(physical) }) { return physical }
+    // Nobody may have the right to write the page unseen once it counts as code: whoever finds the mark relies on it.
+    translation.alone(as: self) {
+      translation.lock.withLock { _ in translation.cache.markCode(physical) }
+      translation.forEachCPU { unsafe chost_protect_page($0.page.pointer, physical & ~4095) }
+    }
     return physical
   }
 
+  /// Forgets everything, if it must: nobody may be executing what is about to be overwritten.
   private func makeRoom() {
-    let flushed = translation.lock.withLock { _ in
-      if translation.cache.hasRoom { return false }
-      translation.collectHistogram()
-      translation.cache.flush()
-      return true
+    translation.alone(as: self) {
+      let flushed = translation.lock.withLock { _ in
+        if translation.cache.hasRoom { return false }
+        translation.collectHistogram()
+        translation.cache.flush()
+        return true
+      }
+      if flushed { translation.forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
     }
-    if flushed { translation.forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
   }
 
-  /// Blocks were discarded. Only on the vCPU's own thread.
-  func dropJumpCache() { unsafe chost_flush_jump_cache(page.pointer) }
-
-  /// The same from any thread: until the next poll, the vCPU may run what was there before, as a processor may.
-  func dropJumpCacheSoon() {
-    codeChanged.store(true, ordering: .sequentiallyConsistent)
-    unsafe chost_set_attention(page.pointer)
-  }
-
-  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count, by: self) }
+  func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }
 
   // MARK: Exits
 
@@ -316,28 +318,17 @@ public import X86
   /// Links an edge to the block at RIP, which is translated if need be.
   private func link(_ index: UInt32) {
     let cache = translation.cache
-    let edge = cache.edge(index)
-    guard edge.block >= 0 else { return }
-    let block = cache[edge.block]
-    guard block.isLive else { return }
-    let physical = block.page | UInt64(edge.targetOffset)
-    let generation = cache.generation
-    let mode = CodeCache.targetMode(edge, of: block)
-    var target = translation.lock.withLock { _ in cache.find(physical, mode: mode) }
-    if target == nil {
-      guard findEntry(step: false, split: edge.kind == .split) != nil else { return }
-      target = translation.lock.withLock { _ in cache.find(physical, mode: mode) }
-    }
-    if let target, cache.generation == generation {
-      translation.lock.withLock { _ in cache.link(index, to: target) }
-    }
+    // Edges are given new meanings when everything is forgotten.
+    let missing = translation.lock.withLock { _ in cache.link(index) ? nil : (cache.edge(index).kind, cache.generation) }
+    guard let (kind, generation) = missing, findEntry(step: false, split: kind == .split) != nil else { return }
+    translation.lock.withLock { _ in if cache.generation == generation { _ = cache.link(index) } }
   }
 
   /// The host CPU raised an exception in translated code: the guest instruction's own.
   private func hostFault() -> VCPUExit? {
     let address = page[\.fault_pc]
     let trap = page[\.fault_trap]
-    guard let (_, fault) = translation.cache.faultingInstruction(at: address),
+    guard let (_, fault) = translation.lock.withLock({ _ in translation.cache.faultingInstruction(at: address) }),
       fault.isAccess || trap != UInt32(CHOST_TRAP_SLOT)
     else {
       return .failed(
@@ -378,7 +369,9 @@ public import X86
 
   // MARK: CPUEngine
 
-  public func completeRead(_ value: UInt64) {
+  public func completeRead(_ value: UInt64) { busy { complete(read: value) } }
+
+  private func complete(read value: UInt64) {
     if isRestarting {
       processor.state.device.answer(value)
     } else if slow != nil {
@@ -398,7 +391,7 @@ public import X86
 
   public func completeWrite() { processor.completeWrite() }
 
-  public func refuseMSR() { fault(processor.refuseMSR()) }
+  public func refuseMSR() { busy { fault(processor.refuseMSR()) } }
 
   public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil && !isRestarting }
 
@@ -421,6 +414,8 @@ public import X86
   }
 
   public var currentPrivilegeLevel: UInt8 { page.privilege }
+  /// CPUID.1:EAX, which EDX holds after INIT.
+  public var signature: UInt32 { processor.cpuid(1, 0).eax }
   public var isIn64BitMode: Bool { page.isLongMode }
   public var isLongModeActive: Bool { page.isLMA }
   public var timestampCounter: UInt64 { chost_read_tsc() &+ page[\.tsc_offset] }

@@ -34,6 +34,8 @@ public struct TranslationOptions: Sendable {
   public var codeBytes: Int?
   /// Every block counts its executions, for `Translation.histogram`. Costs a tenth of the speed or so.
   public var countsBlocks = false
+  /// PAUSE instructions after which a vCPU leaves with `VCPUExit.spinning`; nil: it never does.
+  public var pausesToExit: UInt32?
   /// Called with a line per instruction, which runs alone: RIP, registers, flags. Very slow.
   public var trace: (@Sendable (String) -> Void)?
 
@@ -66,8 +68,10 @@ public final class Translation: Sendable {
   let memory: GuestMemory
   let cache: CodeCache
   let options: TranslationOptions
-  /// Guards the cache.
+  /// Guards the cache. Held for short, and never while waiting for other vCPUs.
   let lock = Mutex<Void>(())
+  /// Where the vCPUs stand still for one of them.
+  let safePoint = SafePoint()
   private let executions = BlockHistogram()
   private let vcpus = Mutex<[Unowned]>([])
 
@@ -83,7 +87,7 @@ public final class Translation: Sendable {
     self.options = options
     let translator = BlockTranslator(
       supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags,
-      countsBlocks: options.countsBlocks,
+      countsBlocks: options.countsBlocks, countsPauses: options.pausesToExit != nil,
       acceptedHypercalls: options.hypercallPolicy == .native ? HypercallOpcode.allCases : [options.nativeHypercall])
     cache = try CodeCache(memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart)
     let error = chost_install_fault_handlers()
@@ -103,11 +107,32 @@ public final class Translation: Sendable {
     return cpu
   }
 
-  /// Guest-physical bytes have changed: code made from them is discarded. Any thread; `writer` is the vCPU that
-  /// runs on this one.
-  func bytesChanged(_ physical: UInt64, count: Int, by writer: TranslatedCPU? = nil) {
-    let any = lock.withLock { _ in cache.bytesChanged(physical, count: count) }
-    if any { forEachCPU { $0 === writer ? $0.dropJumpCache() : $0.dropJumpCacheSoon() } }
+  /// Guest-physical bytes have changed: code made from them is discarded. Any thread.
+  func bytesChanged(_ physical: UInt64, count: Int) {
+    lock.withLock { _ in cache.bytesChanged(physical, count: count) }
+  }
+
+  /// Runs `body` while no vCPU but the caller's executes guest code or uses its tables (SafePoint.swift).
+  func alone<Result>(as caller: TranslatedCPU?, _ body: () -> Result) -> Result {
+    options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
+  }
+
+  /// Whether another vCPU may be storing to a page of code, in a chunk that held none when it looked. To be asked after a
+  /// block was added.
+  func isStored(beside physical: UInt64, by reader: TranslatedCPU) -> Bool {
+    guard options.cpuid.count > 1, physical != Block.noPage else { return false }
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
+    var found = false
+    forEachCPU { if $0 !== reader && $0.page[\.store_beside] == physical & ~4095 | 1 { found = true } }
+    return found
+  }
+
+  /// Forgets a block that may have been translated from bytes that were changing, once they no longer are.
+  func retranslate(_ index: Int32, for reader: TranslatedCPU) {
+    alone(as: reader) {
+      lock.withLock { _ in if index < cache.blockCount, cache[index].isLive { cache.retranslate(index) } }
+      forEachCPU { $0.page[\.store_beside] = 0 }
+    }
   }
 
   /// What is translated now, as lines of a perf map file (tools/perf/Documentation/jit-interface.txt): host address, size

@@ -186,4 +186,5 @@ enum Slot {
   /// Of ES; those of CS, SS, DS, FS and GS follow.
   static let readBounds: Int32 = 952
   static let writeBounds: Int32 = readBounds + 6 * 8
+  static let pauses: Int32 = writeBounds + 6 * 8
 }

@@ -23,6 +23,8 @@ public enum VCPUExit: Sendable, Equatable {
   case foreignHypercall
   /// HLT: nothing to do until an interrupt. RIP is past it.
   case halt
+  /// PAUSE was executed many times: the vCPU waits for another. RIP is past it.
+  case spinning
   /// Interrupts are now deliverable and `requestInterruptWindow` asked to be told.
   case interruptWindow
   /// `kick()` was called, or the guest lowered its task priority in CR8, so that an interrupt may be due.

@@ -59,8 +59,34 @@ public struct CPUState: Sendable, Equatable {
   /// Interrupts are blocked for one instruction (STI, MOV SS).
   public var interruptShadow = false
   public var nmiBlocked = false
+  /// An external interrupt and an NMI that were accepted and are not delivered yet.
+  public var pendingInterrupt: UInt8?
+  public var pendingNMI = false
 
   public init() {}
+
+  /// The state after INIT: as after RESET, but for the caches' mode, model-specific registers and the floating-point and
+  /// vector state (Intel SDM volume 3, table 10-1).
+  ///
+  /// - Parameter signature: CPUID.1:EAX, which EDX holds.
+  public func initialized(signature: UInt32) -> CPUState {
+    var next = CPUState()
+    next.registers[2] = UInt64(signature)
+    let cacheBits: UInt64 = 0x6000_0000
+    next.cr0 = next.cr0 & ~cacheBits | cr0 & cacheBits
+    (next.star, next.lstar, next.cstar, next.sfmask, next.kernelGSBase) = (star, lstar, cstar, sfmask, kernelGSBase)
+    (next.sysenterCS, next.sysenterESP, next.sysenterEIP) = (sysenterCS, sysenterESP, sysenterEIP)
+    (next.tscAux, next.tscOffset, next.pat, next.xcr0, next.xsave) = (tscAux, tscOffset, pat, xcr0, xsave)
+    return next
+  }
+
+  /// The state after a start-up IPI: real mode at the start of page `vector`.
+  public func started(vector: UInt8) -> CPUState {
+    var next = self
+    next.cs = Segment(selector: UInt16(vector) << 8, base: UInt64(vector) << 12, limit: 0xFFFF, attributes: 0x9B)
+    next.rip = 0
+    return next
+  }
 
   static var initialXSAVE: [UInt8] {
     var image = [UInt8](repeating: 0, count: 832)

@@ -180,7 +180,7 @@ public enum Feature: UInt8, Sendable, CaseIterable {
 public enum Rule: UInt8, Sendable, CaseIterable {
   /// The same bytes with registers renamed and a memory operand redirected. Nearly everything.
   case copy
-  /// Nothing happens (NOP, ENDBR, prefetch, PAUSE hint on one CPU).
+  /// Nothing happens (NOP, ENDBR, prefetch).
   case nop
   case lea
   /// Vector, x87 or MMX: like `copy`, after the #NM/#UD checks of the state (CR0.TS/EM, CR4.OSFXSR, XCR0).

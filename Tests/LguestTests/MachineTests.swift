@@ -2,6 +2,7 @@
 // Whole machines with guests of a few instructions: every way to end, timers, input, and two machines at once.
 
 import Foundation
+import Host
 import Logging
 import Synchronization
 import SystemPackage
@@ -130,44 +131,116 @@ private final class Sink: Sendable {
   }
 }
 
-@Suite("Doorbell") struct DoorbellTests {
-  @Test("a ring is never lost between looking and sleeping", .timeLimit(.minutes(1))) func noneLost() {
-    final class Shared: Sendable {
-      let news = Atomic<Int>(0)
-      let taken = Atomic<Int>(0)
-    }
-    let shared = Shared()
-    let doorbell = Doorbell {}
-    let rounds = 20_000
-    let sleeper = Thread {
-      while shared.taken.load(ordering: .relaxed) < rounds {
-        let seen = shared.taken.load(ordering: .relaxed)
-        doorbell.halt { shared.news.load(ordering: .acquiring) > seen }
-        shared.taken.store(shared.news.load(ordering: .acquiring), ordering: .releasing)
+@Suite("Doorbell and scheduler", .timeLimit(.minutes(1))) struct DoorbellTests {
+  private final class Counters: Sendable {
+    let news = Atomic<Int>(0), taken = Atomic<Int>(0), kicks = Atomic<Int>(0), wakes = Atomic<Int>(0)
+  }
+
+  /// Doorbells and their scheduler.
+  private final class Team: Sendable {
+    private struct Weak { weak var scheduler: Scheduler? }
+    let doorbells: [Doorbell]
+    let scheduler: Scheduler
+
+    init(cpus: Int, threads: Int, kick: @escaping @Sendable (Int) -> Void = { _ in }) {
+      final class Place: Sendable { let scheduler = Mutex(Weak()) }
+      let place = Place()
+      doorbells = (0..<cpus).map { number in
+        Doorbell(kick: { kick(number) }, wake: { place.scheduler.withLock { $0.scheduler }?.wake(number) })
       }
+      scheduler = Scheduler(threadCount: threads, doorbells: doorbells) {}
+      place.scheduler.withLock { $0.scheduler = scheduler }
     }
-    sleeper.start()
-    for round in 1...rounds {
-      shared.news.store(round, ordering: .releasing)
-      doorbell.ring()
-      while shared.taken.load(ordering: .acquiring) < round {}
+
+    func start(_ run: @escaping @Sendable (Int) -> Scheduler.Pause) -> [Thread] {
+      (0..<scheduler.threadCount).map { number in
+        let thread = Thread { [self] in scheduler.work(thread: number, run: run) }
+        thread.start()
+        return thread
+      }
     }
   }
 
-  @Test("in the guest it kicks, elsewhere it does not, and stopping ends a halt") func places() {
-    final class Counter: Sendable { let kicks = Atomic<Int>(0) }
-    let counter = Counter()
-    let doorbell = Doorbell { counter.kicks.wrappingAdd(1, ordering: .relaxed) }
+  @Test("a ring is never lost between looking and sleeping", arguments: [1, 2]) func noneLost(threads: Int) {
+    let counters = Counters()
+    let team = Team(cpus: 1, threads: threads)
+    let rounds = 20_000
+    _ = team.start { _ in
+      while true {
+        if team.doorbells[0].isStopped { return .ended(.stopped) }
+        let taken = counters.taken.load(ordering: .relaxed)
+        if team.doorbells[0].sleep(unless: { counters.news.load(ordering: .acquiring) > taken }) { return .halted }
+        counters.taken.store(counters.news.load(ordering: .acquiring), ordering: .releasing)
+      }
+    }
+    for round in 1...rounds {
+      counters.news.store(round, ordering: .releasing)
+      team.doorbells[0].ring()
+      while counters.taken.load(ordering: .acquiring) < round {}
+    }
+    team.scheduler.end(.stopped)
+  }
+
+  @Test("in the guest it kicks, asleep it wakes once, elsewhere it does neither, and nobody sleeps who is stopped")
+  func places() {
+    let counters = Counters()
+    let doorbell = Doorbell(
+      kick: { counters.kicks.wrappingAdd(1, ordering: .relaxed) },
+      wake: { counters.wakes.wrappingAdd(1, ordering: .relaxed) })
     doorbell.ring()
     doorbell.enterGuest()
     doorbell.ring()
     doorbell.leaveGuest()
     doorbell.ring()
-    #expect(counter.kicks.load(ordering: .relaxed) == 1 && !doorbell.isStopped)
+    #expect(counters.kicks.load(ordering: .relaxed) == 1 && !doorbell.isStopped)
+    #expect(doorbell.sleep { false })
+    doorbell.ring()
+    doorbell.ring()
+    #expect(counters.wakes.load(ordering: .relaxed) == 1)
     doorbell.endHalt()
-    doorbell.halt { false }
+    #expect(!doorbell.sleep { false } && doorbell.takeEndOfHalt() && !doorbell.takeEndOfHalt())
     doorbell.stop()
-    doorbell.halt { false }
-    #expect(doorbell.isStopped)
+    #expect(!doorbell.sleep { false } && doorbell.isStopped)
+  }
+
+  @Test("every vCPU runs on one thread, in turn, when its slice is over or it makes room") func turns() {
+    let team = Team(cpus: 3, threads: 1)
+    let order = Mutex<[Int]>([])
+    let threads = team.start { cpu in
+      let count = order.withLock {
+        $0.append(cpu)
+        return $0.count
+      }
+      return count == 9 ? .ended(.stopped) : .preempted
+    }
+    while team.scheduler.ending == nil { Thread.sleep(forTimeInterval: 0.001) }
+    while threads.contains(where: { !$0.isFinished }) { Thread.sleep(forTimeInterval: 0.001) }
+    #expect(order.withLock { $0 } == [0, 1, 2, 0, 1, 2, 0, 1, 2])
+    #expect(team.scheduler.ending?.cpu == 2)
+  }
+
+  @Test("who waits is preferred on demand, asks for the end of the slice, and his time counts as stolen") func waiting() {
+    let counters = Counters()
+    let team = Team(cpus: 3, threads: 1) { _ in counters.kicks.wrappingAdd(1, ordering: .relaxed) }
+    let order = Mutex<[Int]>([])
+    _ = team.start { cpu in
+      order.withLock { $0.append(cpu) }
+      if cpu == 0 {
+        team.doorbells[0].enterGuest()
+        while counters.kicks.load(ordering: .relaxed) == 0 { usleep(100) }
+        team.doorbells[0].leaveGuest()
+        return team.doorbells[0].takePreemption() ? .preempted : .ended(.stopped)
+      }
+      return .ended(.stopped)
+    }
+    while order.withLock({ $0.isEmpty }) { usleep(100) }
+    #expect(team.scheduler.prefer(2) && !team.scheduler.prefer(0))
+    let deadline = team.scheduler.nextDeadline
+    #expect(deadline != nil)
+    while HostClock.monotonic < deadline ?? 0 { usleep(100) }
+    team.scheduler.expire(now: HostClock.monotonic)
+    while team.scheduler.ending == nil { usleep(100) }
+    #expect(team.scheduler.ending?.cpu == 2)
+    #expect(team.scheduler.waited(2) >= Scheduler.slice && team.scheduler.waited(0) < team.scheduler.waited(1))
   }
 }

@@ -102,10 +102,13 @@ typedef struct chost_cpu {
   // mode only; computed with `mode`, for FS, GS and writes through CS always, for the others while CHOST_MODE_SEGMENTED
   // is set.
   uint64_t read_bound[6], write_bound[6];
+  uint64_t pauses;            // PAUSE instructions until the next exit, where they are counted
   // Hypercalls that need nothing but an answer: bit n, number n is answered with light_hypercall_result[n]; counted.
   uint32_t light_hypercalls;
   int32_t light_hypercall_result[CHOST_LIGHT_HYPERCALLS];
   uint64_t count_hypercall[CHOST_LIGHT_HYPERCALLS];
+  // Page | 1 of the last store that was served beside code: it may not have happened yet. 0 at a safe point.
+  uint64_t store_beside;
   uint64_t straddle_table;    // host address of chost_straddle_slot[CHOST_STRADDLES]
 } chost_cpu;
 
@@ -254,8 +257,6 @@ void chost_flush_all(chost_cpu *cpu);                 // CR0/CR4 paging bits, EF
 void chost_flush_nonglobal(chost_cpu *cpu);           // MOV CR3
 void chost_flush_page(chost_cpu *cpu, uint64_t linear); // INVLPG
 void chost_flush_jump_cache(chost_cpu *cpu);          // blocks were discarded
-// Blocks have been superseded by others for the same bytes: drops what leads to their entries.
-void chost_drop_entries(chost_cpu *cpu, const uint64_t *entries, uint64_t count);
 // Drops the write entries that map a guest page which now holds translated code, under every alias.
 void chost_protect_page(chost_cpu *cpu, uint64_t physical);
 void chost_reset_tables(chost_cpu *cpu);              // a new vCPU page

@@ -28,6 +28,27 @@ extension BlockBuilder {
     return true
   }
 
+  /// PAUSE, counted down without touching EFLAGS; at 0 Swift executes it, and the machine hears of it.
+  mutating func pause(isCounted: Bool) -> Bool {
+    hot.byte(0xF3)
+    hot.byte(0x90)
+    guard isCounted else { return true }
+    let t1 = RegisterMap.t1, rcx = RegisterMap.rcx
+    let stub = coldExitInstruction()
+    hot.mov(t1, rcx)
+    hot.load(rcx, .env(Slot.pauses))
+    hot.lea(rcx, HostMemory(rcx, -1))
+    hot.store(.env(Slot.pauses), rcx)
+    hot.byte(0xE3)  // JRCXZ over MOV, 3 bytes, and a short JMP
+    hot.byte(5)
+    hot.mov(rcx, t1)
+    hot.byte(0xEB)  // over MOV and a near JMP
+    hot.byte(8)
+    hot.mov(rcx, t1)
+    hot.jump(to: stub)
+    return true
+  }
+
   /// BT, BTS, BTR, BTC with a bit offset in a register: the operand is the word that holds the bit, which may lie
   /// far from the addressed one.
   mutating func bitMemory() -> Bool {

@@ -44,6 +44,10 @@ extension Processor {
     case 0xE6, 0xE7: return try output(instruction, port: UInt16(truncatingIfNeeded: instruction.immediate & 0xFF))
     case 0xEC, 0xED: return try input(instruction, port: UInt16(truncatingIfNeeded: page[register: GPR.rdx]))
     case 0xEE, 0xEF: return try output(instruction, port: UInt16(truncatingIfNeeded: page[register: GPR.rdx]))
+    case 0x90 where instruction.repeatPrefix == 0xF3:
+      page[\.pauses] = state.pausesToExit
+      advance(instruction)
+      return state.pausesToExit != 0 ? .exit(.spinning) : .done
     case 0xF4:
       try requirePrivilege()
       advance(instruction)

@@ -29,7 +29,7 @@ extension TranslatedCPU {
   private static let hypercallLength = 3
 
   public var hypercallCode: [UInt8] {
-    let bytes = processor.fetch(at: page[\.rip])
+    let bytes = busy { processor.fetch(at: page[\.rip]) }
     return (0..<min(bytes.count, TranslatedCPU.hypercallLength)).map { bytes[$0] }
   }
 
@@ -38,7 +38,9 @@ extension TranslatedCPU {
     stepped()
   }
 
-  public func replaceHypercall(with opcode: HypercallOpcode) -> Bool {
+  public func replaceHypercall(with opcode: HypercallOpcode) -> Bool { busy { replace(with: opcode) } }
+
+  private func replace(with opcode: HypercallOpcode) -> Bool {
     do throws(Fault) {
       let span = try processor.span(linearIP, count: TranslatedCPU.hypercallLength, write: true, as: processor.authority)
       // Only this byte differs, so that no other vCPU ever sees half an instruction.
@@ -50,7 +52,9 @@ extension TranslatedCPU {
     }
   }
 
-  public func refuseHypercall(privileged: Bool) { fault(privileged ? .generalProtection() : .invalidOpcode) }
+  public func refuseHypercall(privileged: Bool) {
+    busy { fault(privileged ? .generalProtection() : .invalidOpcode) }
+  }
 
   /// The hypercall instruction of the CPU's vendor.
   public var nativeHypercall: HypercallOpcode { processor.state.nativeHypercall }
@@ -59,8 +63,10 @@ extension TranslatedCPU {
   public var isProtected: Bool { page.isProtected }
 
   public func refetchCode() {
-    let first = linearIP
-    unsafe chost_flush_page(page.pointer, first)
-    unsafe chost_flush_page(page.pointer, first &+ UInt64(TranslatedCPU.hypercallLength - 1))
+    busy {
+      let first = linearIP
+      unsafe chost_flush_page(page.pointer, first)
+      unsafe chost_flush_page(page.pointer, first &+ UInt64(TranslatedCPU.hypercallLength - 1))
+    }
   }
 }

@@ -68,6 +68,9 @@ final class ProcessorState {
   /// IA32_APIC_BASE.EN, which the machine keeps: CPUID has no APIC without it (SDM volume 3, 11.4.3).
   var isAPICEnabled = true
 
+  /// PAUSE instructions from one `VCPUExit.spinning` to the next; 0 is none at all.
+  var pausesToExit: UInt64 = 0
+
   weak var codeObserver: (any CodeObserver)?
 
   init(cpuid: CPUIDTable, hypercall: HypercallOpcode = .vmcall, policy: HypercallPolicy = .native) {

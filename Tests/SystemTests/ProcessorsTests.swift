@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Real kernels on several vCPUs, as many as host threads and more: all of them come up, nothing stalls, and an ordinary
+// user space works.
+
+import Foundation
+import Testing
+
+extension SystemTests {
+  @Suite(
+    "Several vCPUs", .serialized,
+    .enabled(if: Guest.canBoot, "no kernel or initramfs in the cache; run scripts/test once without --offline"))
+  struct ProcessorsTests {
+    private func expectCalm(_ result: Finished, cpus: Int) {
+      #expect(result.fact("cpus") == "\(cpus)")
+      #expect(result.fact("complaints") == "0")
+      #expect(result.fact("mitigations") == "0")
+      #expect(result.fact("clocksource") == "kvm-clock")
+      #expect(cpus == 1 || result.output.contains("Brought up 1 node, \(cpus) CPU"))
+    }
+
+    @Test("a kernel brings them up and powers off", arguments: [1, 2, 4, 8]) func powerOff(cpus: Int) throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "poweroff", "--cpus", "\(cpus)", "--timeout", "90s"), limit: 100, expecting: 0)
+      expectCalm(result, cpus: cpus)
+    }
+
+    @Test("more than host threads", arguments: [2, 4]) func crowded(cpus: Int) throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "poweroff", "--cpus", "\(cpus)", "--host-threads", "1", "--timeout", "90s"), limit: 100,
+        expecting: 0)
+      expectCalm(result, cpus: cpus)
+    }
+
+    @Test(
+      "an i386 kernel", .enabled(if: Guest.initrd386 != nil, "no i386 initramfs in the cache"),
+      arguments: [("686-pae", 2), ("686-pae", 8)])
+    func i386(flavour: String, cpus: Int) throws {
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel386(flavour)), "--initrd", #require(Guest.initrd386), "--append",
+          "lguest.do=poweroff", "--timeout", "90s", "--cpus", "\(cpus)",
+        ], limit: 100, expecting: 0)
+      expectCalm(result, cpus: cpus)
+    }
+
+    @Test(
+      "a user space with threads, futexes, signals, fork and code that is made as it runs",
+      .enabled(if: Guest.userSpace != nil, "no user space in the cache"), arguments: [2, 4])
+    func userSpace(cpus: Int) throws {
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--memory", "1G", "--cpus",
+          "\(cpus)", "--append", "quiet lguest.checks=small", "--timeout", "240s",
+        ], limit: 250, expecting: 0)
+      let lines = result.output.split(whereSeparator: \.isNewline)
+      let failed = lines.filter { $0.hasPrefix("FAIL ") }
+      #expect(failed.isEmpty, "\(failed.joined(separator: "; "))\n\(result.output.suffix(4000))")
+      #expect(lines.filter { $0.hasPrefix("ok ") }.count >= UserSpaceTests.names.count)
+      #expect(lines.contains("complaints 0") && lines.contains("end checks"))
+    }
+
+    @Test("a time limit holds with every vCPU spinning") func limit() throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "spin", "--cpus", "4", "--timeout", "15s"), limit: 40, expecting: 124)
+      #expect(result.seconds < 20)
+    }
+  }
+}
