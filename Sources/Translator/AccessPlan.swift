@@ -90,7 +90,8 @@ struct AccessPlanner {
       return Int8(truncatingIfNeeded: number)
     }
     guard count < AccessPlanner.most else { return -1 }
-    groups[count] = AccessGroup(base: base, low: position, high: position &+ Int64(size), writes: write, count: 1, moved: moved)
+    groups[count] = AccessGroup(
+      base: base, low: position, high: position &+ Int64(size), writes: write, count: 1, moved: moved)
     count &+= 1
     return Int8(truncatingIfNeeded: count &- 1)
   }

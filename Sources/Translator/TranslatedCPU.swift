@@ -243,7 +243,7 @@ public import X86
           translation.retranslate(index, for: self)
           continue
         }
-        return second == Block.noPage ? cache.entry(index) : remember(linear, cache.entry(index))
+        return cache.entry(index)
       case .needsSecondPage: second = 0
       // Another vCPU has discarded the last block of the page in between: it is no longer protected.
       case .needsPage: break

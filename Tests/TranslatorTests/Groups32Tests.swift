@@ -69,7 +69,8 @@ private final class Flat32Guest {
       case 0...4:
         let opcode = [0x8B, 0x89, 0x03, 0x01, 0x8A][Int(below(5))] as UInt8
         if below(4) == 0 {
-          code += [opcode, 0x84 | register << 3 & 0x38, 0xBB] + long(below(2) == 0 ? UInt32(below(64)) : 0xFFFF_0000 &+ UInt32(below(64)))
+          let displacement = (below(2) == 0 ? 0 : 0xFFFF_0000) &+ UInt32(below(64))
+          code += [opcode, 0x84 | register << 3 & 0x38, 0xBB] + long(displacement)
         } else if below(6) == 0 {
           code += [opcode, 0x80 | register << 3 | base] + long(0xFFFE_FFF0 &+ UInt32(below(32)))
         } else {
@@ -112,7 +113,9 @@ private final class Flat32Guest {
       let before = grouped.translation.cache.blockCount
       for guest in [grouped, single] { try guest.run(code, registers) }
       let text = "number \(number): " + code.map { String($0, radix: 16) }.joined(separator: " ") + " \(registers)"
-      for register in 0..<8 { #expect(grouped.cpu[register: register] == single.cpu[register: register], "register \(register), \(text)") }
+      for register in 0..<8 {
+        #expect(grouped.cpu[register: register] == single.cpu[register: register], "register \(register), \(text)")
+      }
       #expect(grouped.bus == single.bus, "\(text)")
       for page in [0, 0x10000, 0x20000, 0x2F000, 0x30000, 0x3F000, 0x40000] as [UInt64] {
         for offset in stride(from: UInt64(0), to: 4096, by: 8) {

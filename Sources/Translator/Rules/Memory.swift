@@ -410,5 +410,7 @@ extension BlockBuilder {
 
 extension AccessGroup {
   /// Whether its members' addresses are a host register plus a displacement.
-  fileprivate var isPlain: Bool { base.index == 0xFF && !base.wraps && RegisterMap.host(base.base) != RegisterMap.inMemory }
+  fileprivate var isPlain: Bool {
+    base.index == 0xFF && !base.wraps && RegisterMap.host(base.base) != RegisterMap.inMemory
+  }
 }

@@ -29,7 +29,7 @@ extension BlockBuilder {
     else { return false }
     let digit = i.modRM >> 3 & 7
     let constant = Int32(truncatingIfNeeded: i.immediate)
-    guard digit == 0 || digit == 5, abs(Int64(constant)) < 0x1_0000, abs(Int64(pendingStack)) < 0x10_0000 else { return false }
+    guard digit == 0 || digit == 5, constant.magnitude < 0x1_0000, pendingStack.magnitude < 0x10_0000 else { return false }
     pendingStack &+= digit == 0 ? constant : 0 &- constant
     flagsAreLive = false
     return true
