@@ -6,6 +6,7 @@
 	.globl	_start
 _start:
 	mov	$stack_top, %esp
+	mov	%ebx, multiboot_info
 	mov	$tss, %eax
 	mov	%ax, gdt + 0x42
 	shr	$16, %eax

@@ -156,9 +156,7 @@ common:
 	iretq
 
 	.data
-	.globl	multiboot_info
 	.balign	8
-multiboot_info: .quad 0
 gdt_pointer32:
 	.word	32 * 8 - 1
 	.long	gdt

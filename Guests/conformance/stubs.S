@@ -32,7 +32,7 @@ first_stub:
 	.endr
 
 	.data
-	.globl	stubs, saved_frame, gdt_pointer, idt_pointer
+	.globl	stubs, multiboot_info, saved_frame, gdt_pointer, idt_pointer
 	.balign	8
 stubs:
 	.set	vector, 0
@@ -41,6 +41,8 @@ stubs:
 	.set	vector, vector + 1
 	.endr
 
+multiboot_info:
+	.quad	0
 saved_frame:
 	WORD	0
 gdt_pointer:

@@ -35,6 +35,11 @@ final class RunLoop: @unchecked Sendable {
 
   /// What this vCPU counted.
   var statistics = Statistics()
+  /// Where other threads get it while the vCPU runs.
+  let sample = StatisticsSample()
+  /// Whether cycles of exits are counted: from the beginning, or since somebody asked.
+  private var countsCosts: Bool
+  private var lastHypercall: UInt64?
   private var wantsWindow = false
   /// Of the thread that runs the vCPU.
   var delay: RunQueueDelay?
@@ -68,6 +73,7 @@ final class RunLoop: @unchecked Sendable {
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
+    countsCosts = configuration.collectStatistics
     firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }
@@ -78,6 +84,7 @@ final class RunLoop: @unchecked Sendable {
   func run(on delay: RunQueueDelay?) -> Scheduler.Pause {
     beginSlice(on: delay)
     while true {
+      if sample.isAsked { publishStatistics() }
       if isHalted {
         if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
           // Asked before the vCPU sleeps: then it may run elsewhere.
@@ -104,12 +111,34 @@ final class RunLoop: @unchecked Sendable {
         continue
       }
       let exit = engine.run()
+      let began = countsCosts ? HostCPU.timestampCounter : 0
       doorbell.leaveGuest()
       noteTaskPriority()
       settleEndOfInterrupt()
       if let outcome = handle(exit) { return .ended(outcome) }
       noteChanges()
+      if began != 0 { countCost(of: exit, since: began) }
     }
+  }
+
+  // MARK: Counting
+
+  /// What this vCPU counted, with the hypercalls that translated code answered. To be asked on its thread, or when it has
+  /// none.
+  var totalStatistics: Statistics {
+    var total = statistics
+    for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
+    return total
+  }
+
+  private func publishStatistics() {
+    countsCosts = true
+    sample.publish(totalStatistics)
+  }
+
+  private func countCost(of exit: VCPUExit, since began: UInt64) {
+    statistics.costs.add(exit, cycles: HostCPU.timestampCounter &- began, hypercall: lastHypercall)
+    lastHypercall = nil
   }
 
   // MARK: Halted
@@ -221,6 +250,7 @@ final class RunLoop: @unchecked Sendable {
       default: break
       }
     }
+    lastHypercall = record.number
   }
 
   private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
