@@ -35,6 +35,8 @@ public struct PlatformConfiguration: Sendable {
   /// The serial port can take input again.
   public var serialHasRoom: @Sendable () -> Void = {}
   public var power: @Sendable (PowerEvent) -> Void
+  /// The A20 gate was opened or closed, for every vCPU.
+  public var a20: @Sendable (Bool) -> Void = { _ in }
   /// A vCPU, by APIC ID, may have something new to take: kick it or end its HLT.
   public var wake: @Sendable (UInt32) -> Void
   /// A vCPU's timer deadline changed.
@@ -94,7 +96,8 @@ public final class Platform: Sendable {
       wallTime: configuration.wallTime, line: .isa(8, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
     deadlineSources = [pit, serial, rtc]
 
-    let keyboard = KeyboardController(report: power)
+    let gate = A20Gate(changed: configuration.a20)
+    let keyboard = KeyboardController(a20: gate, report: power)
     var ports: [Bus.Mapping] = [
       .init(base: 0x20, count: 2, device: pic),
       .init(base: 0x40, count: 4, device: pit),
@@ -102,7 +105,7 @@ public final class Platform: Sendable {
       .init(base: 0x61, count: 1, device: pit, offset: 4),
       .init(base: 0x64, count: 1, device: keyboard, offset: 4),
       .init(base: 0x70, count: 2, device: rtc),
-      .init(base: 0x92, count: 1, device: SystemControlPortA(report: power)),
+      .init(base: 0x92, count: 1, device: SystemControlPortA(a20: gate, report: power)),
       .init(base: 0xA0, count: 2, device: pic, offset: 2),
       .init(base: PlatformAddress.serial, count: 8, device: serial),
       .init(base: 0x4D0, count: 2, device: pic, offset: 4),

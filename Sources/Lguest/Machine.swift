@@ -62,10 +62,12 @@ final class Machine: Sendable {
       self.cpus = cpus
     } catch { throw ConfigurationError(error) }
     let bells = Doorbells()
-    for cpu in cpus {
-      var waiting = CPUState().initialized(signature: cpu.signature)
+    let parked = try Machine.parkedProcessor(configuration, memory)
+    for (number, cpu) in cpus.enumerated() {
+      var waiting = parked ?? CPUState().initialized(signature: cpu.signature)
+      if parked != nil { waiting.registers[3] = UInt64(number) }
       waiting.tscOffset = state.tscOffset
-      cpu.state = cpu === cpus[0] ? state : waiting
+      cpu.state = number == 0 ? state : waiting
       Firmware.setMemoryTypes(cpu)
     }
     logger = configuration.logger
@@ -90,6 +92,7 @@ final class Machine: Sendable {
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
     parts.hasDebugExit = configuration.debugExit
     parts.hasTestDevices = configuration.machine == .testdev
+    parts.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
     parts.serialHasRoom = { console.fill() }
     parts.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
     parts.rearm = {
@@ -108,6 +111,7 @@ final class Machine: Sendable {
     // The serial port is no source: the vCPU's thread hands its output over after every byte.
     let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
+    if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) { try timers.start(sources) } catch {
       console.disconnect()
       throw ConfigurationError(error)
@@ -141,15 +145,18 @@ final class Machine: Sendable {
   private static func model(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) -> CPUModel {
     let vendor: CPUModel.Vendor = configuration.cpuVendor == .intel ? .intel : .amd
     let host = HostCPU.cpuid
+    var additions: FeatureSet = []
+    if configuration.cpuFeatures.contains("smap") { additions.formUnion(FeatureSet(.smap)) }
+    if configuration.cpuFeatures.contains("pcid") { additions.formUnion(FeatureSet(.pcid, .invpcid)) }
     guard let name = configuration.cpuModel else {
-      if let model = CPUModel(host: host, vendor: vendor) { return model }
+      if let model = CPUModel(host: host, vendor: vendor, additions: additions) { return model }
       throw ConfigurationError(
         "this host's CPU is below x86-64-v2", remedy: "use a machine with SSE4.2, POPCNT and CMPXCHG16B")
     }
     guard let level = CPUModel.Level(rawValue: name) else {
       throw ConfigurationError("unknown CPU model '\(name)'", remedy: "leave the choice to lguest")
     }
-    if let model = CPUModel(level, host: host, vendor: vendor) { return model }
+    if let model = CPUModel(level, host: host, vendor: vendor, additions: additions) { return model }
     let missing = CPUModel(level, vendor: vendor, extras: []).missing(on: host).map { "\($0)" }
     throw ConfigurationError(
       "this host cannot be a \(name): it lacks \(missing.joined(separator: ", "))", remedy: "choose a lower model")
@@ -186,8 +193,10 @@ final class Machine: Sendable {
   private static func loadKernel(
     _ configuration: VirtualMachine.Configuration, into memory: GuestMemory
   ) throws(ConfigurationError) -> CPUState {
+    var acpi = ACPIConfiguration(cpuCount: configuration.cpuCount)
+    acpi.mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
     let tables = ACPITables.build(
-      ACPIConfiguration(cpuCount: configuration.cpuCount), at: PlatformAddress.acpiTables)
+      acpi, at: PlatformAddress.acpiTables)
     do throws(BootError) {
       let image = try KernelImage(configuration.kernel)
       let isMultiboot = try image.resolve(configuration.entry) == .multiboot
@@ -199,6 +208,14 @@ final class Machine: Sendable {
         acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
         entry: configuration.entry)
     } catch { throw ConfigurationError(error) }
+  }
+
+  /// The state of the processors but the first, if they wait at a mailbox.
+  private static func parkedProcessor(
+    _ configuration: VirtualMachine.Configuration, _ memory: GuestMemory
+  ) throws(ConfigurationError) -> CPUState? {
+    guard configuration.processorStart == .mailbox, configuration.cpuCount > 1 else { return nil }
+    do throws(BootError) { return try ProcessorParking.prepare(memory) } catch { throw ConfigurationError(error) }
   }
 
   private static func clock(_ cpu: TranslatedCPU, _ counter: TimestampCounter) -> Clock {

@@ -29,6 +29,8 @@ public final class VirtualMachine: Sendable {
     var times = RunResult.Times()
     /// Makes every vCPU come back to the run loop. Set by `run()`.
     var kick: (@Sendable () -> Void)?
+    /// Gets what each vCPU has counted. Set by `run()`.
+    var sample: (@Sendable () -> [Statistics])?
   }
 
   public init(configuration: Configuration) {
@@ -119,12 +121,14 @@ extension VirtualMachine {
     let machine = try Machine(configuration, input: consoleInput)
     setKick { machine.scheduler.end(.stopped) }
     defer {
+      setSample(nil)
       setKick(nil)
       machine.stop()
     }
     // Asked before there was anyone to kick.
     if stopRequested != nil { machine.scheduler.end(.stopped) }
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
+    setSample { loops.indices.map { cpu in loops[cpu].sample.take { machine.doorbells[cpu].ring() } } }
     markGuestStart()
     let failure = Mutex<HostError?>(nil)
     var threads: [HostThread] = []
@@ -154,6 +158,7 @@ extension VirtualMachine {
     let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
     let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)
+    result.vcpuStatistics = loops.map(\.totalStatistics)
     for loop in loops { result.statistics.add(loop.statistics) }
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
@@ -171,11 +176,21 @@ extension VirtualMachine {
   }
 }
 
+// MARK: For other threads
+
+extension VirtualMachine {
+  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at most.
+  public func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
+}
+
 // MARK: For the run loop
 
 extension VirtualMachine {
   /// Says how to bring every vCPU back to the run loop, from any thread; nil once there are none.
   func setKick(_ kick: (@Sendable () -> Void)?) { control.withLock { $0.kick = kick } }
+
+  /// Says how to get what each vCPU has counted; nil once there are none.
+  func setSample(_ sample: (@Sendable () -> [Statistics])?) { control.withLock { $0.sample = sample } }
 
   /// Notes that the first guest instruction is about to run.
   func markGuestStart() { control.withLock { $0.times.guestStart = ContinuousClock.now - configuration.start } }

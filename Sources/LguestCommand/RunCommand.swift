@@ -45,6 +45,9 @@ struct RunCommand: ParsableCommand {
       valueName: "count"))
   var cpus: Int?
 
+  @Option(help: "How the kernel starts the vCPUs but the first: by IPIs, or through ACPI's wakeup mailbox.")
+  var processorStart = VirtualMachine.Configuration.ProcessorStart.ipi
+
   @Option(help: ArgumentHelp("Host threads that run the vCPUs, at most.", visibility: .hidden))
   var hostThreads: Int?
 
@@ -90,6 +93,13 @@ struct RunCommand: ParsableCommand {
     transform: RunCommand.cpuModel)
   var cpuModel: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Features to add to the CPU model, separated by commas, of \(VirtualMachine.Configuration.cpuFeatureNames.joined(separator: ", ")).",
+      valueName: "names"),
+    transform: RunCommand.cpuFeatures)
+  var cpuFeatures: Set<String> = []
+
   @Option(help: "The vendor that the guest's CPUID names, and whose hypercall instruction is the CPU's own.")
   var cpuVendor = VirtualMachine.Configuration.CPUVendor.intel
 
@@ -124,6 +134,15 @@ struct RunCommand: ParsableCommand {
     return name
   }
 
+  private static func cpuFeatures(_ names: String) throws -> Set<String> {
+    let known = VirtualMachine.Configuration.cpuFeatureNames
+    let features = names.split(separator: ",").map { String($0) }
+    if let name = features.first(where: { !known.contains($0) }) {
+      throw ValidationError("unknown CPU feature '\(name)': choose of \(known.joined(separator: ", "))")
+    }
+    return Set(features)
+  }
+
   func validate() throws {
     if append != nil && cmdline != nil {
       throw ValidationError("--append adds to the default command line and --cmdline replaces it: give one of them")
@@ -138,7 +157,8 @@ struct RunCommand: ParsableCommand {
     configuration.initrd = initrd.map { FilePath($0) }
     configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
     configuration.memorySize = memory
-    configuration.cpuCount = cpus ?? 1
+    configuration.cpuCount = cpus ?? VirtualMachine.Configuration.hostCPUCount
+    configuration.processorStart = processorStart
     configuration.hostThreadCount = hostThreads
     configuration.bootTimeout = bootTimeout.duration
     configuration.timeout = timeout.duration
@@ -148,6 +168,7 @@ struct RunCommand: ParsableCommand {
     configuration.entry = entry
     configuration.engine = engine
     configuration.cpuModel = cpuModel
+    configuration.cpuFeatures = cpuFeatures
     configuration.cpuVendor = cpuVendor
     configuration.foreignHypercall = hypercallInsn
     configuration.kvmAPI = kvmApi
@@ -161,6 +182,7 @@ struct RunCommand: ParsableCommand {
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.ProcessorStart: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.CPUVendor: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.ForeignHypercall: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.KVMAPI: ExpressibleByArgument {}

@@ -31,6 +31,13 @@ extension SystemTests {
       expectCalm(result, cpus: cpus)
     }
 
+    @Test("a kernel finds them at the mailbox") func mailbox() throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "poweroff", "--cpus", "4", "--processor-start", "mailbox", "--timeout", "90s"), limit: 100,
+        expecting: 0)
+      expectCalm(result, cpus: 4)
+    }
+
     @Test(
       "an i386 kernel", .enabled(if: Guest.initrd386 != nil, "no i386 initramfs in the cache"),
       arguments: [("686-pae", 2), ("686-pae", 8)])
@@ -56,6 +63,20 @@ extension SystemTests {
       let failed = lines.filter { $0.hasPrefix("FAIL ") }
       #expect(failed.isEmpty, "\(failed.joined(separator: "; "))\n\(result.output.suffix(4000))")
       #expect(lines.filter { $0.hasPrefix("ok ") }.count >= UserSpaceTests.names.count)
+      #expect(lines.contains("complaints 0") && lines.contains("end checks"))
+    }
+
+    @Test(
+      "threads on several vCPUs, for minutes", .enabled(if: Guest.isLong),
+      .enabled(if: Guest.userSpace != nil, "no user space in the cache"), arguments: [2, 4, 8])
+    func long(cpus: Int) throws {
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "\(cpus)", "--append",
+          "quiet lguest.checks=parallel-long,stress lguest.seconds=20", "--timeout", "400s",
+        ], limit: 420, expecting: 0)
+      let lines = result.output.split(whereSeparator: \.isNewline)
+      #expect(lines.filter { $0.hasPrefix("ok ") }.count == 2, "\(result.output.suffix(4000))")
       #expect(lines.contains("complaints 0") && lines.contains("end checks"))
     }
 
