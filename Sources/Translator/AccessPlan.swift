@@ -50,10 +50,11 @@ struct AccessGroup {
   var isOpen = false
   /// It stands before a branch and only reads: a store behind the branch, which may never come, is not its own.
   var isReadOnly = false
-  /// What the base register had been moved by at the first access.
-  var moved: Int64 = 0
-  /// Outside 64-bit mode: the base register moves between the accesses, so that it may have wrapped. The host address
-  /// that the check found serves them all, which the register plus a displacement would not.
+  /// How often the base register had been moved before the first access.
+  var moves: UInt8 = 0
+  /// Outside 64-bit mode: the base register moves between the accesses, if only there and back, so that it may have
+  /// wrapped or lost its upper half. The host address that the check found serves them all, which the register plus a
+  /// displacement would not.
   var isMoving = false
 }
 
@@ -68,6 +69,8 @@ struct AccessPlanner {
   private var versions = InlineArray<16, UInt8>(repeating: 0)
   /// What each register has been moved by since its version began.
   private var moved = InlineArray<16, Int64>(repeating: 0)
+  /// How often.
+  private var moves = InlineArray<16, UInt8>(repeating: 0)
   /// 64-bit mode; else 32-bit code in flat segments.
   private let isLong: Bool
   /// Bytes of an address, and of what CALL pushes.
@@ -77,7 +80,7 @@ struct AccessPlanner {
 
   /// Puts an access of `size` bytes at `position` from `base` into a group; its number, or -1.
   private mutating func add(_ base: AccessBase, _ position: Int64, size: Int, write: Bool) -> Int8 {
-    let moved = base.kind == .registers ? moved[Int(base.base & 15)] : 0
+    let moves = base.kind == .registers ? moves[Int(base.base & 15)] : 0
     for number in 0..<count where groups[number].base == base && !(write && groups[number].isReadOnly) {
       let low = min(groups[number].low, position)
       let high = max(groups[number].high, position &+ Int64(size))
@@ -86,12 +89,12 @@ struct AccessPlanner {
       groups[number].high = high
       groups[number].writes = groups[number].writes || write
       groups[number].count &+= 1
-      if !isLong && groups[number].moved != moved { groups[number].isMoving = true }
+      if !isLong && groups[number].moves != moves { groups[number].isMoving = true }
       return Int8(truncatingIfNeeded: number)
     }
     guard count < AccessPlanner.most else { return -1 }
     groups[count] = AccessGroup(
-      base: base, low: position, high: position &+ Int64(size), writes: write, count: 1, moved: moved)
+      base: base, low: position, high: position &+ Int64(size), writes: write, count: 1, moves: moves)
     count &+= 1
     return Int8(truncatingIfNeeded: count &- 1)
   }
@@ -101,6 +104,11 @@ struct AccessPlanner {
     let base = AccessBase(kind: .registers, base: 4, baseVersion: versions[4])
     item.stackPosition = moved[4] &+ offset
     item.stackGroup = add(base, item.stackPosition, size: Int(size), write: write)
+  }
+
+  private mutating func move(_ register: UInt8, by amount: Int64) {
+    moved[Int(register & 15)] &+= amount
+    moves[Int(register & 15)] &+= 1
   }
 
   private mutating func lose(_ register: UInt8) {
@@ -119,10 +127,10 @@ struct AccessPlanner {
     switch row.rule {
     case .push, .pushFlags:
       addStack(&item, offset: 0 &- size, size: size, write: true)
-      moved[4] &-= size
+      move(4, by: 0 &- size)
     case .pop where !i.isMemory || row.form == .plus:
       addStack(&item, offset: 0, size: size, write: false)
-      moved[4] &+= size
+      move(4, by: size)
       lose(row.form == .plus ? i.plusRegister : i.rm)
     case .call, .callIndirect: addStack(&item, offset: 0 &- addressBytes, size: addressBytes, write: true)
     case .ret: addStack(&item, offset: 0, size: addressBytes, write: false)
@@ -166,7 +174,7 @@ struct AccessPlanner {
 
   private mutating func takeEffect(_ i: Instruction, _ row: Opcode, _ traits: RowTraits) {
     if let (register, amount) = knownMove(i, row) {
-      moved[Int(register & 15)] &+= amount
+      move(register, by: amount)
       // An index that has moved begins anew.
       loseIndexed(register)
       return

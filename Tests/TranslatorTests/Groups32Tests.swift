@@ -95,7 +95,7 @@ private final class Flat32Guest {
     case 0: return 0 &- low
     case 1: return low
     case 2: return 0x30000 &- low
-    case 3: return 0x1_0000 + low
+    case 3: return 0x2_0000 + low
     default: return 0x30000 + low * 8
     }
   }
