@@ -2,6 +2,7 @@
 // There is no keyboard; there is the line every PC routed through its keyboard controller, which resets the
 // processor, and the "fast" copy of it in port 0x92.
 
+public import Saving
 import Synchronization
 
 /// The reset half of an 8042 (offset 0 is port 0x60, offset 4 is port 0x64). Its buffers are always empty.
@@ -54,5 +55,17 @@ public final class SystemControlPortA: Device {
       return old & Self.fastReset == 0 && value & Self.fastReset != 0
     }
     if isReset { report(.reset(.systemControlPortA)) }
+  }
+}
+
+extension KeyboardController: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try expectsOutputPort.withLock { expected throws(SavedStateError) in try archive.transfer(&expected) }
+  }
+}
+
+extension SystemControlPortA: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
   }
 }
