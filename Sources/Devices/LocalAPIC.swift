@@ -126,6 +126,9 @@ public final class LocalAPIC: Device, DeadlineSource {
     }
   }
 
+  /// Firmware has started this vCPU already: it waits for no start-up IPI.
+  public func skipStartup() { update { state, _ in state.isWaitingForStartup = false } }
+
   /// Whether an NMI, INIT or SIPI waits: the cheap question before the `take` calls.
   public var hasPendingEvent: Bool {
     wiring.withLock { wiring in

@@ -50,6 +50,14 @@ extension VirtualMachine {
       case year2007 = "2007"
     }
 
+    /// How a kernel starts the processors but the first.
+    public enum ProcessorStart: String, Sendable, CaseIterable {
+      /// By INIT and start-up IPIs, in real mode.
+      case ipi
+      /// Through the multiprocessor wakeup mailbox of ACPI, in 64-bit mode. For 64-bit kernels.
+      case mailbox
+    }
+
     /// The kernel's command line.
     public enum CommandLine: Sendable, Equatable {
       /// The default line with this text behind it.
@@ -87,6 +95,8 @@ extension VirtualMachine {
     public var memorySize: UInt64 = 1 << 30
     /// vCPUs, 1...64.
     public var cpuCount = 1
+    /// How the kernel starts the vCPUs but the first.
+    public var processorStart = ProcessorStart.ipi
     /// Host threads to run the vCPUs on, at most; nil is as many as the process may use processors.
     public var hostThreadCount: Int?
     public var cpuVendor = CPUVendor.intel
@@ -126,6 +136,9 @@ extension VirtualMachine {
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
     public static let commandLineSize = 2048
     public static let cpuModels = ["x86-64-v2", "x86-64-v3"]
+
+    /// As many vCPUs as this process may use processors, by affinity and control group, 1...64.
+    public static var hostCPUCount: Int { min(max(HostCapacity.current().cpus, 1), maximumCPUCount) }
 
     /// Checks every field, touching files no more than to see that they can be read.
     public func validate() throws(ConfigurationError) {

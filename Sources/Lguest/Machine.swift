@@ -62,10 +62,12 @@ final class Machine: Sendable {
       self.cpus = cpus
     } catch { throw ConfigurationError(error) }
     let bells = Doorbells()
-    for cpu in cpus {
-      var waiting = CPUState().initialized(signature: cpu.signature)
+    let parked = try Machine.parkedProcessor(configuration, memory)
+    for (number, cpu) in cpus.enumerated() {
+      var waiting = parked ?? CPUState().initialized(signature: cpu.signature)
+      if parked != nil { waiting.registers[3] = UInt64(number) }
       waiting.tscOffset = state.tscOffset
-      cpu.state = cpu === cpus[0] ? state : waiting
+      cpu.state = number == 0 ? state : waiting
       Firmware.setMemoryTypes(cpu)
     }
     logger = configuration.logger
@@ -108,6 +110,7 @@ final class Machine: Sendable {
     // The serial port is no source: the vCPU's thread hands its output over after every byte.
     let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
+    if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) { try timers.start(sources) } catch {
       console.disconnect()
       throw ConfigurationError(error)
@@ -186,8 +189,10 @@ final class Machine: Sendable {
   private static func loadKernel(
     _ configuration: VirtualMachine.Configuration, into memory: GuestMemory
   ) throws(ConfigurationError) -> CPUState {
+    var acpi = ACPIConfiguration(cpuCount: configuration.cpuCount)
+    acpi.mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
     let tables = ACPITables.build(
-      ACPIConfiguration(cpuCount: configuration.cpuCount), at: PlatformAddress.acpiTables)
+      acpi, at: PlatformAddress.acpiTables)
     do throws(BootError) {
       let image = try KernelImage(configuration.kernel)
       let isMultiboot = try image.resolve(configuration.entry) == .multiboot
@@ -199,6 +204,14 @@ final class Machine: Sendable {
         acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
         entry: configuration.entry)
     } catch { throw ConfigurationError(error) }
+  }
+
+  /// The state of the processors but the first, if they wait at a mailbox.
+  private static func parkedProcessor(
+    _ configuration: VirtualMachine.Configuration, _ memory: GuestMemory
+  ) throws(ConfigurationError) -> CPUState? {
+    guard configuration.processorStart == .mailbox, configuration.cpuCount > 1 else { return nil }
+    do throws(BootError) { return try ProcessorParking.prepare(memory) } catch { throw ConfigurationError(error) }
   }
 
   private static func clock(_ cpu: TranslatedCPU, _ counter: TimestampCounter) -> Clock {

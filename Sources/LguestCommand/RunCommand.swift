@@ -45,6 +45,9 @@ struct RunCommand: ParsableCommand {
       valueName: "count"))
   var cpus: Int?
 
+  @Option(help: "How the kernel starts the vCPUs but the first: by IPIs, or through ACPI's wakeup mailbox.")
+  var processorStart = VirtualMachine.Configuration.ProcessorStart.ipi
+
   @Option(help: ArgumentHelp("Host threads that run the vCPUs, at most.", visibility: .hidden))
   var hostThreads: Int?
 
@@ -138,7 +141,8 @@ struct RunCommand: ParsableCommand {
     configuration.initrd = initrd.map { FilePath($0) }
     configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
     configuration.memorySize = memory
-    configuration.cpuCount = cpus ?? 1
+    configuration.cpuCount = cpus ?? VirtualMachine.Configuration.hostCPUCount
+    configuration.processorStart = processorStart
     configuration.hostThreadCount = hostThreads
     configuration.bootTimeout = bootTimeout.duration
     configuration.timeout = timeout.duration
@@ -161,6 +165,7 @@ struct RunCommand: ParsableCommand {
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.ProcessorStart: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.CPUVendor: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.ForeignHypercall: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.KVMAPI: ExpressibleByArgument {}

@@ -31,6 +31,13 @@ extension SystemTests {
       expectCalm(result, cpus: cpus)
     }
 
+    @Test("a kernel finds them at the mailbox") func mailbox() throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "poweroff", "--cpus", "4", "--processor-start", "mailbox", "--timeout", "90s"), limit: 100,
+        expecting: 0)
+      expectCalm(result, cpus: 4)
+    }
+
     @Test(
       "an i386 kernel", .enabled(if: Guest.initrd386 != nil, "no i386 initramfs in the cache"),
       arguments: [("686-pae", 2), ("686-pae", 8)])

@@ -16,6 +16,9 @@ extension ACPITables {
     body += override(irq: 0, gsi: 2, .conforming)
     body += override(irq: UInt8(sciInterrupt), gsi: UInt32(sciInterrupt), .activeHighLevel)
     body += [4, 6, 0xFF, 0, 0, 1]  // NMI: every processor's LINT1
+    if let mailbox = configuration.mailbox {
+      body += [16, 16] + UInt16(0).littleEndianBytes + UInt32(0).littleEndianBytes + mailbox.littleEndianBytes
+    }
     return body
   }
 
