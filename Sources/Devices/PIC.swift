@@ -11,7 +11,7 @@ import Synchronization
 /// from any thread; `acknowledge` is the processor's INTA cycle.
 public final class PIC: Device {
   /// One 8259A (Intel 231468-003).
-  private struct Chip {
+  fileprivate struct Chip {
     /// Where an initialisation sequence stands: the next write to the odd port is that word.
     enum Expected: UInt8 { case mask, word2, word3, word4 }
 

@@ -86,7 +86,7 @@ import Synchronization
       for (offset, place, count) in parts where count > 0 {
         try region.place(file, fileOffset: offset, at: place, byteCount: count, [.read, .write])
       }
-      self.file = file
+      self.file = consume file
     }
     region.adviseHugePages(hugePages)
     region.excludeFromCoreDumps()

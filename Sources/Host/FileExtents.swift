@@ -2,6 +2,7 @@
 // Where a sparse file has data: reading only there is what makes saving and restoring a large, mostly empty guest quick.
 
 import Glibc
+import SystemPackage
 
 /// The parts of `range` that are not holes, in ascending order; all of it where the file system does not say. Their ends
 /// are multiples of the page size if those of `range` are.

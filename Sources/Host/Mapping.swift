@@ -97,11 +97,11 @@ public let hostPageSize = 4096
   /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does not
   /// say (linux, Documentation/admin-guide/mm/pagemap.rst).
   public static func ownPages(_ start: UnsafeMutableRawPointer, count: Int) -> [Bool]? {
-    guard let file = try? FileDescriptor.open("/proc/self/pagemap", .readOnly, options: .closeOnExec) else { return nil }
+    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else { return nil }
     defer { try? file.close() }
     var entries = [UInt64](repeating: 0, count: count)
     let byteCount = count * 8
-    let offset = Int64(unsafe Int(bitPattern: start) / hostPageSize * 8)
+    let offset = Int64(UInt(bitPattern: start) / UInt(hostPageSize) * 8)
     let isComplete = unsafe entries.withUnsafeMutableBytes { buffer in
       var done = 0
       while done < byteCount {

@@ -5,6 +5,7 @@
 import Devices
 import Logging
 import Paravirt
+import Saving
 import Translator
 import X86
 
@@ -72,6 +73,8 @@ final class RunLoop: @unchecked Sendable {
 
   /// Runs the guest until it halts, somebody else should run, or something ends it.
   func run() -> Scheduler.Pause {
+    // The machine may have been stopped in between.
+    registers.synchronize()
     while true {
       if isHalted {
         if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
@@ -85,8 +88,12 @@ final class RunLoop: @unchecked Sendable {
       doorbell.enterGuest()
       if doorbell.isStopped { return .ended(.stopped) }
       if doorbell.takePreemption() {
-        doorbell.leaveGuest()
-        return .preempted
+        if engine.isAtBoundary {
+          doorbell.leaveGuest()
+          return .preempted
+        }
+        // An instruction that is half done comes first: between two, the vCPU can be saved.
+        doorbell.preempt()
       }
       if let outcome = deliver() { return .ended(outcome) }
       if isHalted {
@@ -313,5 +320,22 @@ extension Statistics.ExitReason {
       case .shutdown: .shutdown
       case .failed: .failed
       }
+  }
+}
+
+extension RunLoop: SavedState {
+  /// Everything about the vCPU but its local APIC. While it stands at a boundary.
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try engine.transfer(&archive)
+    var ahead = timestampOffset &- firstTimestampOffset
+    try archive.transfer(&ahead)
+    timestampOffset = firstTimestampOffset &+ ahead
+    engine.timestampOffset = timestampOffset
+    try registers.transfer(&archive)
+    try archive.transfer(&isHalted)
+    try archive.transfer(&isInUserSpace)
+    try doorbell.transfer(&archive)
+    taskPriority = engine.taskPriority
+    if archive.isRestoring, isInUserSpace { userSpaceBegan() }
   }
 }

@@ -29,6 +29,8 @@ public final class VirtualMachine: Sendable {
     var times = RunResult.Times()
     /// Makes every vCPU come back to the run loop. Set by `run()`.
     var kick: (@Sendable () -> Void)?
+    /// From the first guest instruction to the end.
+    var running: RunningMachine?
   }
 
   public init(configuration: Configuration) {
@@ -40,6 +42,7 @@ public final class VirtualMachine: Sendable {
   /// Checks the configuration and the kernel as `run()` will, without running anything.
   public func validate() throws(ConfigurationError) {
     try configuration.validate()
+    guard configuration.saved == nil else { return }
     do throws(BootError) {
       _ = try KernelImage(configuration.kernel).resolve(configuration.entry)
     } catch {
@@ -119,12 +122,15 @@ extension VirtualMachine {
     let machine = try Machine(configuration, input: consoleInput)
     setKick { machine.scheduler.end(.stopped) }
     defer {
+      setRunning(nil)
       setKick(nil)
       machine.stop()
     }
     // Asked before there was anyone to kick.
     if stopRequested != nil { machine.scheduler.end(.stopped) }
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
+    if let saved = configuration.saved { try machine.restore(saved, loops) }
+    setRunning(RunningMachine(machine, loops))
     markGuestStart()
     let failure = Mutex<HostError?>(nil)
     var threads: [HostThread] = []
@@ -176,6 +182,19 @@ extension VirtualMachine {
 extension VirtualMachine {
   /// Says how to bring every vCPU back to the run loop, from any thread; nil once there are none.
   func setKick(_ kick: (@Sendable () -> Void)?) { control.withLock { $0.kick = kick } }
+
+  /// Says what other threads may stop and save; nil once it has ended.
+  func setRunning(_ running: RunningMachine?) { control.withLock { $0.running = running } }
+
+  /// What runs.
+  ///
+  /// - Throws: `MoveError` before the first guest instruction and after the end.
+  func running() throws(MoveError) -> RunningMachine {
+    guard let running = control.withLock({ $0.running }) else {
+      throw MoveError("the guest has not started yet, or has ended")
+    }
+    return running
+  }
 
   /// Notes that the first guest instruction is about to run.
   func markGuestStart() { control.withLock { $0.times.guestStart = ContinuousClock.now - configuration.start } }

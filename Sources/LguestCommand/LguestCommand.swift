@@ -22,7 +22,7 @@ struct LguestCommand: ParsableCommand {
       else ~/.cache/lguest). NO_COLOR is respected.
       """,
     version: "lguest \(VirtualMachine.version) (\(VirtualMachine.commit))",
-    subcommands: [RunCommand.self, InspectCommand.self, DoctorCommand.self])
+    subcommands: [RunCommand.self, RestoreCommand.self, InspectCommand.self, DoctorCommand.self])
 }
 
 /// Thrown by a subcommand that has said everything and wants this exit status.

@@ -117,6 +117,12 @@ public struct StateArchive: Sendable {
     for index in 0..<count { try transfer(&values[index]) }
   }
 
+  /// Many words, quickly.
+  public mutating func transfer(words: inout [UInt32], limit: Int) throws(SavedStateError) {
+    if !isRestoring { bytes.reserveCapacity(bytes.count + 4 + words.count * 4) }
+    try transfer(&words, limit: limit)
+  }
+
   /// A text of at most `limit` bytes.
   public mutating func transfer(_ text: inout String, limit: Int) throws(SavedStateError) {
     var bytes = Array(text.utf8)

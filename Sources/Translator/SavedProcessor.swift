@@ -2,6 +2,7 @@
 // A vCPU in a saved machine: the architectural state, and what of it `CPUState` does not name because no boot protocol
 // and no test needs it.
 
+import CHost
 public import Saving
 import X86
 
