@@ -204,7 +204,7 @@ struct BlockChecker {
       // The shadow stack; its guard pages stand below it.
       if i.isMemory { fail(address, "a push from memory") }
       return arrive(next, state)
-    case .copy, .nop, .lea, .x87, .mmx, .sse, .avx, .wait, .bitMemory, .cmpxchgWide, .rdtsc, .rdtscp, .saveState,
+    case .copy, .nop, .pause, .lea, .x87, .mmx, .sse, .avx, .wait, .bitMemory, .cmpxchgWide, .rdtsc, .rdtscp, .saveState,
       .restoreState:
       break
     default: return fail(address, "\(row.name) must not be executed")

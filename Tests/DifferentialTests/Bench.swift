@@ -53,7 +53,10 @@ import X86
       .init(leaf: 0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
       .init(leaf: 0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
     ])
-    translation = try Translation(memory: arena.memory, options: TranslationOptions(cpuid: [cpuid], supports: { _ in true }))
+    var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
+    // PAUSE in its longer form, which is never through.
+    options.pausesToExit = .max
+    translation = try Translation(memory: arena.memory, options: options)
     cpu = try translation.makeCPU(0)
     func state() -> UnsafeMutablePointer<cnative_state> {
       let raw = UnsafeMutableRawPointer.allocate(byteCount: MemoryLayout<cnative_state>.size, alignment: 64)

@@ -66,6 +66,20 @@ extension SystemTests {
       #expect(lines.contains("complaints 0") && lines.contains("end checks"))
     }
 
+    @Test(
+      "threads on several vCPUs, for minutes", .enabled(if: Guest.isLong),
+      .enabled(if: Guest.userSpace != nil, "no user space in the cache"), arguments: [2, 4, 8])
+    func long(cpus: Int) throws {
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "\(cpus)", "--append",
+          "quiet lguest.checks=parallel-long,stress lguest.seconds=20", "--timeout", "400s",
+        ], limit: 420, expecting: 0)
+      let lines = result.output.split(whereSeparator: \.isNewline)
+      #expect(lines.filter { $0.hasPrefix("ok ") }.count == 2, "\(result.output.suffix(4000))")
+      #expect(lines.contains("complaints 0") && lines.contains("end checks"))
+    }
+
     @Test("a time limit holds with every vCPU spinning") func limit() throws {
       let result = try Guest.run(
         Guest.boot(Guest.kernel, "spin", "--cpus", "4", "--timeout", "15s"), limit: 40, expecting: 124)

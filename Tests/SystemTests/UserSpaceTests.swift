@@ -8,7 +8,7 @@ extension SystemTests {
   @Suite("User space", .serialized)
   struct UserSpaceTests {
     static let names = [
-      "bash", "coreutils", "signals", "stress", "codegen", "compat32", "openssl", "openssl-plain", "xz", "luajit", "python",
+      "bash", "coreutils", "signals", "stress", "parallel", "codegen", "compat32", "openssl", "openssl-plain", "xz", "luajit", "python",
     ]
 
     /// Boots an archive of scripts/make-userspace and compares what its checks said.
