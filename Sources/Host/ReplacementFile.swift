@@ -3,6 +3,7 @@
 // old file open or mapped keeps the old file.
 
 import Glibc
+import Synchronization
 public import SystemPackage
 
 /// A file being written, readable by this user only.
@@ -10,6 +11,7 @@ public final class ReplacementFile: Sendable {
   public let path: FilePath
   private let temporary: FilePath
   private let descriptor: FileDescriptor
+  private let hasItsName = Atomic<Bool>(false)
 
   /// Creates an empty file beside `path`.
   public init(_ path: FilePath) throws(HostError) {
@@ -26,8 +28,7 @@ public final class ReplacementFile: Sendable {
 
   deinit {
     try? descriptor.close()
-    // After a rename there is nothing of that name.
-    unsafe _ = unlink(temporary.string)
+    if !hasItsName.load(ordering: .acquiring) { unsafe _ = unlink(temporary.string) }
   }
 
   /// Makes the file so long; what is not written reads as zeros and takes no room.
@@ -65,6 +66,7 @@ public final class ReplacementFile: Sendable {
     guard unsafe Glibc.rename(temporary.string, path.string) == 0 else {
       throw HostError("rename", "\(temporary) to \(path)", errno: currentErrno)
     }
+    hasItsName.store(true, ordering: .releasing)
     // The name is the directory's, and some file systems cannot be asked for that.
     var directory = path.removingLastComponent()
     if directory.isEmpty { directory = "." }

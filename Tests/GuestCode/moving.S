@@ -78,8 +78,12 @@ moving_round:
         jb      2b
         test    ebx, ebx
         jnz     3f
+        xor     eax, eax
+        xor     ecx, ecx
+        cpuid
+        mov     al, bl                  // G or A: the vendor's first letter
+        xor     ebx, ebx
         mov     dx, 0x3F8
-        mov     al, '.'
         out     dx, al
 3:      dec     r15
         jnz     moving_round
