@@ -6,9 +6,9 @@ import PackageDescription
 let package = Package(
   name: "Embed",
   dependencies: [.package(name: "swift-lguest", path: "../..")],
-  targets: [
+  targets: ["Embed", "Hypercalls"].map { name in
     .executableTarget(
-      name: "Embed", dependencies: [.product(name: "Lguest", package: "swift-lguest")],
+      name: name, dependencies: [.product(name: "Lguest", package: "swift-lguest")],
       swiftSettings: [.swiftLanguageMode(.v6), .strictMemorySafety()])
-  ]
+  }
 )

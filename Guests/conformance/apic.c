@@ -61,6 +61,8 @@ static void priorities(void) {
   count = 0;
   APIC(TPR) = 0x1F;
   CHECK("TPR's subclass shows in PPR", APIC(PPR), 0x1F);
+  WRITE("cr8", 1);
+  CHECK("writing the same class to CR8 clears it", APIC(TPR), 0x10);
   APIC(TPR) = 0;
 }
 
@@ -276,6 +278,53 @@ static void timer(void) {
   APIC(TIMER) = 0x10000;
 }
 
+static void startup(void) {
+  section("SDM 3, 8.4.3 and 11.6.1: INIT and start-up IPIs");
+  count = 0;
+  APIC(ICR) = 0x44608; // a start-up IPI to oneself
+  APIC(ICR) = 0x44699;
+  CHECK("a start-up IPI does nothing to a processor that runs", count, 0);
+  CHECK("... and is no error", (APIC(ESR) = 0, APIC(ESR)), 0);
+  APIC(ICR + 0x10) = 0x77u << 24;
+  APIC(ICR) = 0x4500;
+  APIC(ICR) = 0x4608;
+  CHECK("INIT and start-up IPIs to nobody", APIC(ICR) >> 12 & 1, 0);
+  APIC(ICR + 0x10) = 0;
+  APIC(ICR) = 0x88500; // the level's fall, to all
+  CHECK("INIT de-asserted is no INIT", APIC(SVR), 0x1FF);
+  APIC(ICR) = 0xC4500; // to all but oneself
+  CHECK("INIT to all others", APIC(SVR), 0x1FF);
+  self(0x70);
+  allow();
+  CHECK("interrupts still come", count << 8 | order[0], 0x170);
+  count = 0;
+}
+
+static volatile unsigned interrupted, image;
+extern u8 repeated[];
+static void during(struct frame *frame) {
+  if (frame->ip == (word)repeated && frame->cx && frame->cx != 0x1000000) {
+    interrupted++;
+    image = frame->flags >> 16 & 1;
+  }
+  APIC(EOI) = 0;
+}
+static void resume_flag(void) {
+  section("SDM 3, 17.3.1.1: RF in the image of an interrupt");
+  handlers[0x63] = during;
+  APIC(DIVIDE) = 0xB;
+  APIC(TIMER) = 0x63;
+  interrupted = 0;
+  for (unsigned i = 0; i < 100000 && !interrupted; i++) {
+    APIC(COUNT) = 20000 + (i & 63) * 1000;
+    asm volatile("sti; repeated: rep lodsb; cli" : : "S"(0x1000000ul), "c"(0x1000000ul), "a"(0) : "memory");
+  }
+  asm volatile("sti; nop; nop; cli" ::: "memory");
+  CHECK("between two elements", interrupted, 1);
+  CHECK("... RF is set", image, 1);
+  handlers[0x63] = came;
+}
+
 static void ioapic(unsigned index, u32 value) {
   *(volatile u32 *)0xFEC00000 = index;
   *(volatile u32 *)0xFEC00010 = value;
@@ -315,5 +364,7 @@ void test(void) {
   non_maskable();
   modes();
   timer();
+  startup();
+  resume_flag();
   wires();
 }

@@ -87,8 +87,51 @@ static void model_specific_registers(void) {
   CHECK("SFMASK reads back", rdmsr(0xC0000084), 0xFFFFFFFF);
   wrmsr(0xC0000084, 0);
   CHECK("MCG_CAP is read-only", try_wrmsr(0x179, 1), GP);
+  CHECK("MCG_STATUS takes 0", try_wrmsr(0x17A, 0), NONE);
+  CHECK("STAR takes any value", (wrmsr(0xC0000081, -1ull), rdmsr(0xC0000081)), -1ull);
+  wrmsr(0xC0000081, 0);
+  const u64 enable = rdmsr(0x1A0);
+  CHECK("MISC_ENABLE takes what it was", try_wrmsr(0x1A0, enable), NONE);
+  // What TCG lacks or does not check.
+#define MSR "SDM 4, table 2-2"
+  CHECK_NOT_TCG("PLATFORM_ID is read-only", try_wrmsr(0x17, 0), GP, MSR);
+  CHECK_NOT_TCG("PLATFORM_INFO is read-only", try_wrmsr(0xCE, 0), GP, MSR);
+  CHECK_NOT_TCG("FEATURE_CONTROL is locked", rdmsr(0x3A) & 1 ? try_wrmsr(0x3A, 5) : GP, GP, MSR);
+  CHECK_NOT_TCG("SFMASK above 32 bits", (try_wrmsr(0xC0000084, 1ull << 32), rdmsr(0xC0000084) >> 32), 0, MSR);
+  wrmsr(0xC0000084, 0);
+  CHECK_NOT_TCG("DEBUGCTL reserved bits", try_wrmsr(0x1D9, 1ull << 40), GP, MSR);
+  CHECK_NOT_TCG("TSC_DEADLINE outside its mode", try_wrmsr(0x6E0, 1), NONE, "SDM 3, 11.5.4.1");
+  CHECK_NOT_TCG("... stays 0", rdmsr(0x6E0), 0, "SDM 3, 11.5.4.1");
+  CHECK_NOT_TCG("KVM's system time where no memory is", try_wrmsr(0x4B564D01, 0xFFFFFFF001), NONE, "KVM: msr.rst");
+  CHECK_NOT_TCG("... off", try_wrmsr(0x4B564D01, 0), NONE, "KVM: msr.rst");
+  CHECK_NOT_TCG("KVM's registers that are not offered", try_wrmsr(0x4B564DFF, 0), GP, "KVM: msr.rst");
   CHECK("APIC_BASE reserved bits", try_wrmsr(0x1B, rdmsr(0x1B) | 1), GP);
   CHECK("APIC_BASE above the physical address", try_wrmsr(0x1B, rdmsr(0x1B) | 1ull << 60), GP);
+}
+
+static void memory_types(void) {
+  section("SDM 3, 11.11.2: memory type range registers");
+  const u64 capability = rdmsr(0xFE);
+  CHECK("MTRRCAP: fixed ranges and some others", (capability >> 8 & 1) << 8 | ((capability & 0xFF) >= 8), 0x101);
+#define MTRR "SDM 3, 11.11.2"
+  CHECK_NOT_TCG("MTRRCAP is read-only", try_wrmsr(0xFE, capability), GP, MTRR);
+  const u64 type = rdmsr(0x2FF), base = rdmsr(0x20E), mask = rdmsr(0x20F), fixed = rdmsr(0x268);
+  CHECK("the default type", (try_wrmsr(0x2FF, 0xC06), rdmsr(0x2FF)), 0xC06);
+  CHECK_NOT_TCG("... of a reserved type", try_wrmsr(0x2FF, 0xC02), GP, MTRR);
+  CHECK_NOT_TCG("... with reserved bits", try_wrmsr(0x2FF, 0x1C06), GP, MTRR);
+  CHECK_NOT_TCG("... kept", rdmsr(0x2FF), 0xC06, MTRR);
+  wrmsr(0x2FF, type);
+  CHECK("a base", (try_wrmsr(0x20E, 0x80000001), rdmsr(0x20E)), 0x80000001);
+  CHECK_NOT_TCG("... of a reserved type", try_wrmsr(0x20E, 0x80000003), GP, MTRR);
+  CHECK_NOT_TCG("... with reserved bits", try_wrmsr(0x20E, 0x80000100), GP, MTRR);
+  CHECK_NOT_TCG("... above the physical address", try_wrmsr(0x20E, 1ull << 60), GP, MTRR);
+  CHECK_NOT_TCG("a mask", (try_wrmsr(0x20F, 0xF80000800), rdmsr(0x20F)), 0xF80000800, MTRR);
+  CHECK_NOT_TCG("... with reserved bits", try_wrmsr(0x20F, 0xF80000801), GP, MTRR);
+  wrmsr(0x20E, base);
+  wrmsr(0x20F, mask);
+  CHECK("a fixed range", (try_wrmsr(0x268, 0x0606060606060601), rdmsr(0x268)), 0x0606060606060601);
+  CHECK_NOT_TCG("... of a reserved type", try_wrmsr(0x268, 0x0706060606060606), GP, MTRR);
+  wrmsr(0x268, fixed);
 }
 
 static void debug_registers(void) {
@@ -237,11 +280,67 @@ static void canonical(void) {
   CHECK("LLDT with a base that is not canonical", TRY("lldt %%ax", .a = SPARE), GP);
   gdt[SPARE / 8] = 0x0000890000000067;
   CHECK("LTR with such a base", TRY("ltr %%ax", .a = SPARE), GP);
+  CHECK("POP to it", TRY("push %%rax; pop (%%rax)", .a = odd), GP);
+  CHECK("LODS", TRY("lodsq", .S = odd), GP);
+  CHECK("SCAS", TRY("scasb", .D = odd), GP);
+  CHECK("CMPS", TRY("cmpsb", .D = odd, .S = (word)&last), GP);
+  CHECK("MOVS to it", TRY("movsb", .D = odd, .S = (word)&last), GP);
+  CHECK("OUTS", TRY("outsb", .S = odd, .d = 0xE0), GP);
+  CHECK("INS", TRY("insb", .D = odd, .d = 0xE0), GP);
+  CHECK("XLAT", TRY("mov %%rax, %%rbx; xlat", .a = odd), GP);
+  CHECK("MOV by an absolute address", TRY(".byte 0x48, 0xA1, 0, 0, 0, 0, 0, 0x80, 0, 0", ), GP);
+  CHECK("BT beyond the boundary", TRY("bt %%rbx, (%%rax)", .a = odd - 8, .b = 64), GP);
+  CHECK("MOVAPS", TRY("movaps (%%rax), %%xmm0", .a = odd), GP);
+  CHECK("MASKMOVDQU of a chosen byte", TRY("pcmpeqb %%xmm0, %%xmm0; maskmovdqu %%xmm0, %%xmm0", .D = odd), GP);
+  CHECK("FXSAVE", TRY("fxsave (%%rax)", .a = odd), GP);
+  CHECK("FNSTENV", TRY("fnstenv (%%rax)", .a = odd), GP);
+  CHECK("LDMXCSR", TRY("ldmxcsr (%%rax)", .a = odd), GP);
+  CHECK("LGDT from there", TRY("lgdt (%%rax)", .a = odd), GP);
+  CHECK("SGDT to there", TRY("sgdt (%%rax)", .a = odd), GP);
+  CHECK("LAR from there", TRY("lar (%%rax), %%ebx", .a = odd), GP);
+  CHECK("far jump from there", TRY("ljmp *(%%rax)", .a = odd), GP);
+  CHECK("jump through it", TRY("jmp *(%%rax)", .a = odd), GP);
+  CHECK("call through it", TRY("call *(%%rax)", .a = odd), GP);
+  CHECK("far return", TRY("push $0x10; push %%rax; rex.w lret", .a = odd), GP);
+  struct __attribute__((packed)) { u64 ip; u16 cs; } far = {odd, CODE64};
+  CHECK_NOT_TCG("far jump", TRY("rex.w ljmp *(%%rax)", .a = (word)&far), GP, "SDM 2, JMP");
+  CHECK_NOT_TCG("far call", TRY("rex.w lcall *(%%rax)", .a = (word)&far), GP, "SDM 2, CALL");
+  wrmsr(0xC0000100, odd - 0x1000);
+  CHECK("by FS", TRY("mov %%fs:0x1000, %%al", ), GP);
+  CHECK("by FS, below", TRY("mov %%fs:0xFFF, %%al", ), PF);
+  CHECK("wrapping past the top", TRY("mov %%fs:(%%rax), %%al", .a = -(odd - 0x1000)), NONE);
+  wrmsr(0xC0000100, 0);
+  CHECK("the first address above the hole", TRY("mov (%%rax), %%al", .a = 0xFFFF800000000000), PF);
+  CHECK("the last below it", TRY("mov (%%rax), %%al", .a = odd - 1), PF);
+  CHECK("across the top", TRY("mov (%%rax), %%rax", .a = -4ul), PF);
+  set_gate(UD, odd, CODE64, 0x8E, 0);
+  CHECK_NOT_TCG("a gate's target", TRY("ud2", ) << 8 | last.error, GP << 8 | 1, "SDM 3, 6.12; 2, INT");
+  set_gate(UD, (word)stubs[UD], CODE64, 0x8E, 0);
+  u64 *const rsp0 = (u64 *)(tss + 4);
+  const u64 inner = *rsp0;
+  *rsp0 = odd + 0x1000;
+  void undefined(void) { asm volatile("ud2"); }
+  set_gate(SS, (word)stubs[SS], CODE64, 0x8E, 1);
+  CHECK_NOT_TCG("the stack of level 0", user(undefined), SS, "SDM 3, 6.14.2");
+  set_gate(SS, (word)stubs[SS], CODE64, 0x8E, 0);
+  *rsp0 = inner;
+  // A call gate of 64-bit mode (3, 5.8.3.1), with a target that can be reached and one that cannot.
+  extern u8 gate64[];
+  asm volatile("jmp 1f; gate64: rex.w lret; 1:");
+  struct __attribute__((packed)) { u32 ip; u16 cs; } through = {0, SPARE};
+  gdt[SPARE / 8] = ((word)gate64 & 0xFFFF) | (u64)CODE64 << 16 | 0x8Cull << 40 | ((word)gate64 >> 16 & 0xFFFF) << 48;
+  gdt[SPARE / 8 + 1] = (word)gate64 >> 32;
+  CHECK("a call gate", TRY("lcall *(%%rax)", .a = (word)&through), NONE);
+  gdt[SPARE / 8 + 1] = 0x00008000;
+  CHECK_NOT_TCG("a call gate's target", TRY("lcall *(%%rax)", .a = (word)&through) << 8 | last.error, GP << 8, "SDM 2, CALL");
+  gdt[SPARE / 8 + 1] = 0x0000010000000000;
+  CHECK_NOT_TCG("a type in its upper half", TRY("lcall *(%%rax)", .a = (word)&through) << 16 | last.error, GP << 16 | SPARE, "SDM 2, CALL");
 }
 
 void test(void) {
   control_registers();
   model_specific_registers();
+  memory_types();
   debug_registers();
   extended_state();
   levels();

@@ -62,6 +62,21 @@ static void page_faults(void) {
   CHECK("a reserved bit of a large page", TRY("mov 0x600000, %%al", ) << 8 | last.error, PF << 8 | 9);
   directory[3] = large;
   asm volatile("invlpg 0x600000");
+  extern u64 pdpt[];
+  const u64 giant = pdpt[3];
+  pdpt[3] = 0xC0000000 | 0xE7 | 1 << 20;
+  WRITE("cr3", READ("cr3"));
+  CHECK("a reserved bit of a 1 GiB page", TRY("mov (%%rax), %%al", .a = 0xC0000000) << 8 | last.error, PF << 8 | 9);
+  pdpt[3] = giant | 1ull << 51;
+  WRITE("cr3", READ("cr3"));
+  CHECK("an address too wide in a third-level entry", TRY("mov (%%rax), %%al", .a = 0xC0000000) << 8 | last.error, PF << 8 | 9);
+  pdpt[3] = giant;
+  const u64 second = directory[3];
+  directory[3] = second | 1ull << 51;
+  WRITE("cr3", READ("cr3"));
+  CHECK("... in a large page", TRY("mov 0x600000, %%al", ) << 8 | last.error, PF << 8 | 9);
+  directory[3] = second;
+  WRITE("cr3", READ("cr3"));
   const u64 top = pml4[0];
   pml4[1] = top | 0x80;
   CHECK("bit 7 of a top entry", TRY("mov (%%rax), %%al", .a = 1ul << 39) << 8 | last.error, PF << 8 | 9);
@@ -181,10 +196,11 @@ here:
 }
 
 static void nothing(struct frame *frame) { (void)frame; }
-static volatile unsigned traps, status, where[4];
+static volatile unsigned traps, status, where[4], resumes;
 static void trap(struct frame *frame) {
   const word dr6 = READ("dr6");
   if (traps < 4) where[traps] = frame->ip;
+  if (traps < 16) resumes |= (frame->flags >> 16 & 1) << traps;
   traps++;
   status |= dr6 & 0xE00F;
   WRITE("dr6", 0xFFFF0FF0);
@@ -192,7 +208,7 @@ static void trap(struct frame *frame) {
 }
 static unsigned stepped(void) {
   const unsigned result = traps << 16 | status;
-  traps = status = 0;
+  traps = status = resumes = 0;
   return result;
 }
 // The TF that POPF loads traps after the instruction behind it; the one that POPF clears still traps after POPF.
@@ -213,6 +229,7 @@ static void debugging(void) {
   CHECK("INT1 next", stepped(), 5 << 16 | 0x4000);
   handlers[BP] = 0;
   TRY(STEP "rep stosb\n" STOP, .D = (word)window + 0x1000, .c = 3);
+  CHECK("... with RF after each but the last (17.3.1.1)", resumes, 3);
   CHECK("REP traps after each element", stepped(), 6 << 16 | 0x4000);
   TRY(STEP "int $0x30\n" STOP, );
   unsigned got = stepped();
@@ -260,6 +277,7 @@ static void debugging(void) {
   TRY("mov 15(%%rax), %%cl", .a = (word)data);
   CHECK("a load with R/W", stepped(), 1 << 16 | 1);
   TRY("rep lodsb", .S = (word)data, .c = 10);
+  CHECK("... with RF after the first alone", resumes, 1);
   CHECK("REP LODS traps at each hit", stepped(), 2 << 16 | 1);
   TRY("push 8(%%rax); pop %%rcx", .a = (word)data);
   CHECK("PUSH of it", stepped(), 1 << 16 | 1);

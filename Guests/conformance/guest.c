@@ -42,6 +42,16 @@ void expect(const char *name, u64 value, u64 expected, const char *why) {
   good ? passed++ : failed++;
 }
 
+int last_word_is(const char *text) {
+  const u32 *const info = (const u32 *)(word)multiboot_info;
+  if (!(info[0] & 4)) return 0;
+  const char *at = (const char *)(word)info[4];
+  for (const char *c = at; *c; c++)
+    if (*c == ' ') at = c + 1;
+  while (*text && *at == *text) at++, text++;
+  return !*text && !*at;
+}
+
 void section(const char *manual) {
   print("-- ");
   print(manual);

@@ -82,6 +82,9 @@ unsigned user(void (*function)(void));
 
 void print(const char *text);
 void print_hex(u64 value);
+// What the loader told (Multiboot specification 0.6.96, 3.3), and whether its command line ends in this word.
+extern u32 multiboot_info;
+int last_word_is(const char *text);
 // Whether this is QEMU's TCG, which departs from the manual here and there.
 extern int is_tcg;
 // One expectation. `why`, if not null, is the section of the manual that says so where TCG does otherwise; such an

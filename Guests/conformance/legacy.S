@@ -156,6 +156,20 @@ real:	mov	$0x58, %ax
 	mov	%ax, %es
 	movzwl	%es:0, %eax
 	mov	%eax, 0xF18
+	in	$0x92, %al		// the A20 gate: FFFF:0610 is 0000:0600 while it is closed
+	and	$~3, %al
+	out	%al, $0x92
+	mov	$0xFFFF, %ax
+	mov	%ax, %es
+	movzwl	%es:0x610, %eax
+	mov	%eax, 0xF1C
+	in	$0x92, %al
+	and	$~1, %al
+	or	$2, %al
+	out	%al, $0x92
+	movzwl	%es:0x610, %eax
+	shl	$16, %eax
+	or	%eax, 0xF1C
 	lgdtl	%cs:real_gdt - pieces
 	mov	%cr0, %eax
 	or	$1, %al

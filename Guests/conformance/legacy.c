@@ -258,6 +258,8 @@ static void real_mode(void) {
   // Its handler of interrupt 0x70, the divide error's and the overflow's.
   asm volatile("movl %0, 0x1C0; movl %1, 0x0; movl %2, 0x34" : : "r"((LOW >> 4) << 16 | (PIECE(rm_handler) - LOW)),
                "r"((LOW >> 4) << 16 | (PIECE(rm_divide) - LOW)), "r"((LOW >> 4) << 16 | (PIECE(rm_general) - LOW)) : "memory");
+  *(volatile u32 *)0x600 = 0xA20;
+  *(volatile u32 *)0x100600 = 0x1A20;
   CHECK("there and back", TRY("movl $8f, 0x8F80; movw $8, 0x8F84; mov %%esp, %%esi; ljmp *(%%eax); 8: mov $0x18, %%eax; mov %%eax, %%ss; mov %%esi, %%esp; call load_segments; lidt idt_pointer",
                               .a = (word)(u32[2]){PIECE(real) - LOW, CODE16}), NONE);
   CHECK("an interrupt through the vector table", result[0], 0x7070);
@@ -267,6 +269,7 @@ static void real_mode(void) {
   CHECK("a word at FFFF is #GP", result[4], 0x60);
   CHECK("unreal mode reaches above 1 MiB", result[5], 0x1BADB002);
   CHECK("segments are 16 bytes apart", result[6], 0x9ABC);
+  CHECK("addresses wrap at 1 MiB with A20 closed, and not with it open", result[7], 0x1A200A20);
   CHECK("port 92 has A20 on", inb(0x92) & 2, 2);
 }
 

@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The beginning of a 32-bit conformance guest: multiboot header, tables, and the handlers' common part. Paging is off;
-// segments are flat.
-
-	.section .multiboot, "a"
-	.balign	4
-	.long	0x1BADB002, 3, -(0x1BADB002 + 3)
+// The beginning of a 32-bit conformance guest: segments, which are flat, and the handlers' common part. Paging is off.
 
 	.text
 	.code32
 	.globl	_start
 _start:
 	mov	$stack_top, %esp
+	mov	%ebx, multiboot_info
 	mov	$tss, %eax
 	mov	%ax, gdt + 0x42
 	shr	$16, %eax
@@ -137,47 +133,7 @@ common:
 	add	$8, %esp
 	iret
 
-	.set	vector, 0
-	.balign	16
-first_stub:
-	.rept	256
-	.balign	16
-	.if	vector == 8 || (vector >= 10 && vector <= 14) || vector == 17
-	.else
-	pushl	$0
-	.endif
-	pushl	$vector
-	jmp	common
-	.set	vector, vector + 1
-	.endr
-
 	.data
-	.globl	stubs
-	.balign	8
-stubs:
-	.set	vector, 0
-	.rept	256
-	.long	first_stub + 16 * vector
-	.set	vector, vector + 1
-	.endr
-
-	.globl	saved_frame, gdt_pointer, idt_pointer
-saved_frame: .long 0
-gdt_pointer:
-	.word	gdt_end - gdt - 1
-	.long	gdt
-idt_pointer:
-	.word	8 * 256 - 1
-	.long	idt
-
-	.globl	gdt
-	.balign	16
-gdt:	.quad	0, 0x00CF9B000000FFFF, 0x00AF9B000000FFFF, 0x00CF93000000FFFF
-	.quad	0x00CFFB000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF, 0x00CF13000000FFFF
-	.quad	0x0000890000000167, 0, 0x00009B000000FFFF, 0x000093000000FFFF
-	.fill	20, 8, 0
-gdt_end:
-
 	// With an interrupt redirection map at 0x68 and an I/O permission map behind it.
 	.globl	tss
 	.balign	16
@@ -186,16 +142,3 @@ tss:	.long	0, ring0_stack_top, 0x18
 	.word	0, 0x88
 	.fill	0x100, 1, 0
 	.byte	0xFF
-
-	.bss
-	.globl	idt, stack_top, user_stack_top, other_stack_top, ring0_stack_top
-	.balign	4096
-idt:	.skip	4096
-	.skip	16384
-stack_top:
-	.skip	8192
-user_stack_top:
-	.skip	8192
-other_stack_top:
-	.skip	8192
-ring0_stack_top:

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The beginning of a 64-bit conformance guest: multiboot header, the way to 64-bit mode, tables, and the handlers'
-// common part. 4 GiB are mapped one to one in 2 MiB pages, for every level; the first 2 MiB in 4 KiB pages.
-
-	.section .multiboot, "a"
-	.balign	4
-	.long	0x1BADB002, 3, -(0x1BADB002 + 3)
+// The beginning of a 64-bit conformance guest: the way to 64-bit mode, page tables, and the handlers' common part. 4 GiB
+// are mapped one to one in 2 MiB pages, for every level; the first 2 MiB in 4 KiB pages.
 
 	.text
 	.code32
@@ -115,6 +111,7 @@ resume:
 	mov	120(%rax), %rax
 	iretq
 
+	.globl	common
 common:
 	push	%rax
 	push	%rcx
@@ -158,51 +155,11 @@ common:
 	add	$16, %rsp
 	iretq
 
-	.set	vector, 0
-	.balign	16
-first_stub:
-	.rept	256
-	.balign	16
-	.if	vector == 8 || (vector >= 10 && vector <= 14) || vector == 17
-	.else
-	pushq	$0
-	.endif
-	pushq	$vector
-	jmp	common
-	.set	vector, vector + 1
-	.endr
-
 	.data
-	.globl	stubs
 	.balign	8
-stubs:
-	.set	vector, 0
-	.rept	256
-	.quad	first_stub + 16 * vector
-	.set	vector, vector + 1
-	.endr
-
-	.globl	multiboot_info, saved_frame
-multiboot_info: .quad 0
-saved_frame: .quad 0
-gdt_pointer:
-	.word	gdt_end - gdt - 1
-	.quad	gdt
 gdt_pointer32:
-	.word	gdt_end - gdt - 1
+	.word	32 * 8 - 1
 	.long	gdt
-	.globl	idt_pointer
-idt_pointer:
-	.word	16 * 256 - 1
-	.quad	idt
-
-	.globl	gdt
-	.balign	16
-gdt:	.quad	0, 0x00CF9B000000FFFF, 0x00AF9B000000FFFF, 0x00CF93000000FFFF
-	.quad	0x00CFFB000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF, 0x00CF13000000FFFF
-	.quad	0x0000890000000067, 0, 0x00009B000000FFFF, 0x000093000000FFFF
-	.fill	20, 8, 0
-gdt_end:
 
 	.globl	tss
 	.balign	16
@@ -231,18 +188,3 @@ table:
 	.quad	(page << 12) | 0x67
 	.set	page, page + 1
 	.endr
-
-	.bss
-	.globl	idt, stack_top, user_stack_top, other_stack_top, ring0_stack_top, ist2_stack_top
-	.balign	4096
-idt:	.skip	4096
-	.skip	16384
-stack_top:
-	.skip	8192
-user_stack_top:
-	.skip	8192
-other_stack_top:
-	.skip	8192
-ring0_stack_top:
-	.skip	8192
-ist2_stack_top:

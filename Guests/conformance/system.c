@@ -177,7 +177,6 @@ static void odd_ends(void) {
   CHECK_NOT_TCG("RDPID is not offered", TRY("rdpid %%rax", ), UD, "SDM 2, RDPID");
   CHECK("RSM outside SMM", TRY("rsm", ), UD);
   CHECK("VMXOFF", TRY("vmxoff", ), UD);
-  CHECK_NOT_TCG("CLAC without SMAP", TRY("clac", ), UD, "SDM 2, CLAC");
 }
 
 void test(void) {

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <termios.h>
@@ -63,6 +64,15 @@ int chost_epoll_wait(int epoll, chost_ready *ready, int capacity, int timeout) {
   for (int i = 0; i < count; i++)
     ready[i] = (chost_ready){.tag = events[i].data.u64, .events = events[i].events};
   return result(count);
+}
+
+int chost_socket_peer(int fd, uint32_t *user, int32_t *process) {
+  struct ucred credentials;
+  socklen_t size = sizeof credentials;
+  if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) return -errno;
+  *user = credentials.uid;
+  *process = credentials.pid;
+  return 0;
 }
 
 int chost_eventfd(void) { return result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }

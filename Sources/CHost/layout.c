@@ -29,4 +29,4 @@ _Static_assert(OFF_FPU == CHOST_FPU, "FPU");
 _Static_assert((CHOST_FPU + CHOST_ENV) % 64 == 0, "XSAVE images are 64-byte aligned");
 _Static_assert(sizeof(chost_cpu) <= CHOST_TABLES + CHOST_ENV, "the tables follow the struct");
 _Static_assert(EXIT_LOOKUP_INFO == (CHOST_EXIT_LOOKUP << CHOST_INFO_REASON_SHIFT | CHOST_INFO_FLAGS_SAVED), "");
-_Static_assert(EXIT_ATTENTION_REASON == CHOST_EXIT_ATTENTION << CHOST_INFO_REASON_SHIFT, "");
+_Static_assert(EXIT_REPEAT_REASON == CHOST_EXIT_REPEAT << CHOST_INFO_REASON_SHIFT, "");

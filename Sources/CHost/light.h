@@ -43,11 +43,13 @@ INLINE uint64_t go_to(chost_cpu *cpu, uint64_t linear) {
 INLINE uint64_t here(const chost_cpu *cpu, uint32_t info) { return cpu->page_va + (info & CHOST_INFO_OFFSET); }
 INLINE uint64_t next(const chost_cpu *cpu, uint32_t info) { return here(cpu, info) + (info >> CHOST_INFO_SIZE_SHIFT & 0xff); }
 
-// The host address of `count` bytes of supervisor memory inside one page, or 0.
+// The host address of `count` bytes of supervisor memory inside one page, or 0. The tables hold no user's page under SMAP,
+// and a stack in one, with EFLAGS.AC set, is Swift's business too.
 INLINE uint8_t *supervisor(chost_cpu *cpu, uint64_t linear, unsigned count, bool write) {
-  uint64_t addend;
+  const chost_tlb_entry *cached = &tlb_table(cpu, 0, write)[tlb_index(linear)];
+  uint64_t addend = cached->addend;
   if ((linear & (PAGE_SIZE - 1)) > PAGE_SIZE - count || !canonical(linear)) return 0;
-  if (!chost_access_page(cpu, linear, false, write, &addend)) return 0;
+  if (cached->tag != (linear & PAGE_MASK) && !chost_resolve_implicit(cpu, linear, write, &addend)) return 0;
   return (uint8_t *)(linear + addend);
 }
 

@@ -127,7 +127,7 @@ INLINE uint32_t walk_wide(chost_cpu *cpu, uint64_t linear, uint32_t access, bool
     unsigned shift;
     for (;; level--) {
       shift = 12 + 9 * level;
-      uint64_t physical = table + (linear >> shift & 511) * 8;
+      uint64_t physical = (table + (linear >> shift & 511) * 8) & ~cpu->address_cut;
       // Outside RAM the bus reads as ones: a present entry with reserved bits set.
       if (!in_ram(cpu, physical, 8)) return fault(cpu, access, ERROR_P | ERROR_RSVD);
       uint64_t entry = __atomic_load_n((uint64_t *)(cpu->ram + physical), __ATOMIC_RELAXED);
@@ -163,7 +163,7 @@ INLINE uint32_t walk_narrow(chost_cpu *cpu, uint64_t linear, uint32_t access, bo
     unsigned count = 0, shift = 22;
     uint64_t table = cpu->cr3 & 0xFFFFF000u, rights = ~0ull, base;
     for (;; shift -= 10) {
-      uint64_t physical = table + (linear >> shift & 1023) * 4;
+      uint64_t physical = (table + (linear >> shift & 1023) * 4) & ~cpu->address_cut;
       if (!in_ram(cpu, physical, 4)) return fault(cpu, access, ERROR_P | ERROR_RSVD);
       uint32_t entry = __atomic_load_n((uint32_t *)(cpu->ram + physical), __ATOMIC_RELAXED);
       if (!(entry & PTE_P)) return fault(cpu, access, 0);
@@ -190,16 +190,20 @@ INLINE uint32_t walk_narrow(chost_cpu *cpu, uint64_t linear, uint32_t access, bo
 }
 
 INLINE uint32_t walk(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
+  uint32_t code = 0;
   if (!(cpu->cr0 & CR0_PG)) {
     out->physical = (uint32_t)linear;
     out->shift = 12;
     out->user = out->global = false;
-    return 0;
+  } else if (cpu->efer & EFER_LMA) {
+    code = walk_wide(cpu, linear, access, update, out);
+  } else if (cpu->cr4 & CR4_PAE) {
+    code = walk_wide(cpu, (uint32_t)linear, access, update, out);
+  } else {
+    code = walk_narrow(cpu, (uint32_t)linear, access, update, out);
   }
-  if (cpu->efer & EFER_LMA) return walk_wide(cpu, linear, access, update, out);
-  linear = (uint32_t)linear;
-  if (cpu->cr4 & CR4_PAE) return walk_wide(cpu, linear, access, update, out);
-  return walk_narrow(cpu, linear, access, update, out);
+  if (!code) out->physical &= ~cpu->address_cut;
+  return code;
 }
 
 uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical) {
@@ -280,10 +284,10 @@ INLINE bool overlaps_code(const chost_cpu *cpu, uint64_t physical, uint64_t coun
 }
 
 // `count`: bytes about to be accessed, all in one page; 0: the page as a whole.
-static bool resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend) {
+static bool resolve(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t count, uint64_t *addend) {
   if (!representable(cpu, linear)) return false;
   leaf found;
-  uint32_t access = (user ? CHOST_ACCESS_USER : 0) | (write ? CHOST_ACCESS_WRITE : 0);
+  const bool user = access & CHOST_ACCESS_USER, write = access & CHOST_ACCESS_WRITE;
   if (walk(cpu, linear, access, true, &found)) return false;
   uint64_t page = found.physical & PAGE_MASK;
   if (!in_ram(cpu, page, PAGE_SIZE)) return false;
@@ -311,12 +315,20 @@ static bool resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint
   return true;
 }
 
+INLINE uint32_t rights(bool user, bool write) {
+  return (user ? CHOST_ACCESS_USER : 0) | (write ? CHOST_ACCESS_WRITE : 0);
+}
+
 bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t *addend) {
-  return resolve(cpu, linear, user, write, 0, addend);
+  return resolve(cpu, linear, rights(user, write), 0, addend);
 }
 
 bool chost_resolve_bytes(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend) {
-  return resolve(cpu, linear, user, write, count, addend);
+  return resolve(cpu, linear, rights(user, write), count, addend);
+}
+
+bool chost_resolve_implicit(chost_cpu *cpu, uint64_t linear, bool write, uint64_t *addend) {
+  return resolve(cpu, linear, rights(false, write) | CHOST_ACCESS_IMPLICIT, 0, addend);
 }
 
 chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info) {
@@ -328,7 +340,7 @@ chost_fill_result chost_tlb_fill(chost_cpu *cpu, uint64_t linear, uint32_t info)
   cpu->count_tlb_fill++;
   uint64_t room = PAGE_SIZE - (linear & (PAGE_SIZE - 1)), first, second;
   if (size <= room) {
-    if (!resolve(cpu, linear, user, write, size, &first)) return failed;
+    if (!resolve(cpu, linear, rights(user, write), size, &first)) return failed;
     return (chost_fill_result){first, 0};
   }
   // Across pages: a read is assembled in the bounce buffer. A write is not, because its effect must reach
@@ -438,8 +450,8 @@ static void site_fill(chost_cpu *cpu, unsigned user, uint64_t number, const chos
   run new = {table[index].tag, PAGE_SIZE};
   leaf found;
   // What is read may come from a large page as a whole; what is written must be dirty page by page. The walk that made
-  // the table's entry has set A.
-  if (!write && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
+  // the table's entry has set A. With the A20 gate closed a large page is two halves.
+  if (!write && !cpu->address_cut && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
       !walk(cpu, new.start, user ? CHOST_ACCESS_USER : 0, false, &found) && found.shift == 21) {
     const uint64_t within = (1ull << 21) - 1;
     if (in_ram(cpu, found.physical & ~within, 1ull << 21) &&

@@ -97,6 +97,9 @@ bool chost_resolve(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint6
 // The same for `count` bytes of the page: stores that share no 64-byte chunk with code are served on code pages too.
 bool chost_resolve_bytes(chost_cpu *cpu, uint64_t linear, bool user, bool write, uint64_t count, uint64_t *addend);
 
+// The same for what the processor does on its own, descriptor tables and the like: EFLAGS.AC does not lift SMAP.
+bool chost_resolve_implicit(chost_cpu *cpu, uint64_t linear, bool write, uint64_t *addend);
+
 // Empties the jump cache of the current privilege if it was filled under another mode word.
 void chost_match_jump_mode(chost_cpu *cpu);
 

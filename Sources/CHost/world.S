@@ -256,7 +256,7 @@ stub_string:
 1:      cmp     r14d, 1
         je      chost_stub_exit
         and     dword ptr [r11 + OFF_EXIT_INFO], 0xffffff
-        or      dword ptr [r11 + OFF_EXIT_INFO], EXIT_ATTENTION_REASON
+        or      dword ptr [r11 + OFF_EXIT_INFO], EXIT_REPEAT_REASON
         jmp     chost_stub_exit
         .size   stub_string, . - stub_string
 

@@ -48,6 +48,8 @@ public struct PlatformConfiguration: Sendable {
   /// The serial port can take input again.
   public var serialHasRoom: @Sendable () -> Void = {}
   public var power: @Sendable (PowerEvent) -> Void
+  /// The A20 gate was opened or closed, for every vCPU.
+  public var a20: @Sendable (Bool) -> Void = { _ in }
   /// A vCPU, by APIC ID, may have something new to take: kick it or end its HLT.
   public var wake: @Sendable (UInt32) -> Void
   /// A vCPU's timer deadline changed.
@@ -109,8 +111,9 @@ public final class Platform: Sendable {
       wallTime: configuration.wallTime, line: .isa(8, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
     deadlineSources = [pit, serial, rtc]
 
-    let keyboard = KeyboardController(report: power)
-    let portA = SystemControlPortA(report: power)
+    let gate = A20Gate(changed: configuration.a20)
+    let keyboard = KeyboardController(a20: gate, report: power)
+    let portA = SystemControlPortA(a20: gate, report: power)
     let powerManagement = PowerManagement(clock: clock, report: power)
     let bridge = PCIHostBridge(reset: ResetControl(report: power))
     var ports: [Bus.Mapping] = [
@@ -137,7 +140,7 @@ public final class Platform: Sendable {
     var saved = [
       SavedDevice("8259", pic), SavedDevice("local APICs", interrupts), SavedDevice("IOAPIC", ioapic),
       SavedDevice("8254", pit), SavedDevice("serial", serial), SavedDevice("RTC", rtc),
-      SavedDevice("keyboard", keyboard), SavedDevice("port 92", portA), SavedDevice("ACPI", powerManagement),
+      SavedDevice("keyboard", keyboard), SavedDevice("port 92", portA), SavedDevice("A20", gate), SavedDevice("ACPI", powerManagement),
       SavedDevice("PCI", bridge),
     ]
     if configuration.hasTestDevices {

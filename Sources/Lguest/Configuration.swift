@@ -109,6 +109,8 @@ extension VirtualMachine {
     public var hypercalls: [UInt64: HypercallHandler] = [:]
     /// A named level (`x86-64-v2`, `x86-64-v3`); nil is the highest the host has.
     public var cpuModel: String?
+    /// What the CPU has besides: of `cpuFeatureNames`.
+    public var cpuFeatures: Set<String> = []
     /// From `start` until user space begins; nil is no limit.
     public var bootTimeout: Duration? = .seconds(120)
     /// From `start` until the end; nil is no limit.
@@ -138,6 +140,9 @@ extension VirtualMachine {
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
     public static let commandLineSize = 2048
     public static let cpuModels = ["x86-64-v2", "x86-64-v3"]
+    /// Features that are left out unless asked for: `smap` makes a kernel's accesses to user memory slower, `pcid` (with
+    /// INVPCID) gains nothing, since translations are not kept for each context.
+    public static let cpuFeatureNames = ["smap", "pcid"]
 
     /// As many vCPUs as this process may use processors, by affinity and control group, 1...64.
     public static var hostCPUCount: Int { min(max(HostCapacity.current().cpus, 1), maximumCPUCount) }
@@ -156,6 +161,11 @@ extension VirtualMachine {
       if let cpuModel, !Configuration.cpuModels.contains(cpuModel) {
         throw ConfigurationError(
           "unknown CPU model '\(cpuModel)'", remedy: "choose one of \(Configuration.cpuModels.joined(separator: ", "))")
+      }
+      if let unknown = cpuFeatures.subtracting(Configuration.cpuFeatureNames).sorted().first {
+        throw ConfigurationError(
+          "unknown CPU feature '\(unknown)'",
+          remedy: "choose of \(Configuration.cpuFeatureNames.joined(separator: ", "))")
       }
       let text = commandLine.text
       guard text.utf8.count < Configuration.commandLineSize else {

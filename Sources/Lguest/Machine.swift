@@ -109,6 +109,7 @@ final class Machine: Sendable {
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
     parts.hasDebugExit = configuration.debugExit
     parts.hasTestDevices = configuration.machine == .testdev
+    parts.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
     parts.serialHasRoom = { console.fill() }
     parts.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
     parts.rearm = {
@@ -159,6 +160,7 @@ final class Machine: Sendable {
     saved.cpuCount = UInt32(cpus.count)
     saved.level = model.level
     saved.extras = model.extras
+    saved.additions = model.additions
     saved.vendor = configuration.cpuVendor
     saved.foreignHypercall = configuration.foreignHypercall
     saved.kvmAPI = configuration.kvmAPI
@@ -200,15 +202,18 @@ final class Machine: Sendable {
       }
       return model
     }
+    var additions: FeatureSet = []
+    if configuration.cpuFeatures.contains("smap") { additions.formUnion(FeatureSet(.smap)) }
+    if configuration.cpuFeatures.contains("pcid") { additions.formUnion(FeatureSet(.pcid, .invpcid)) }
     guard let name = configuration.cpuModel else {
-      if let model = CPUModel(host: host, vendor: vendor) { return model }
+      if let model = CPUModel(host: host, vendor: vendor, additions: additions) { return model }
       throw ConfigurationError(
         "this host's CPU is below x86-64-v2", remedy: "use a machine with SSE4.2, POPCNT and CMPXCHG16B")
     }
     guard let level = CPUModel.Level(rawValue: name) else {
       throw ConfigurationError("unknown CPU model '\(name)'", remedy: "leave the choice to lguest")
     }
-    if let model = CPUModel(level, host: host, vendor: vendor) { return model }
+    if let model = CPUModel(level, host: host, vendor: vendor, additions: additions) { return model }
     let missing = CPUModel(level, vendor: vendor, extras: []).missing(on: host).map { "\($0)" }
     throw ConfigurationError(
       "this host cannot be a \(name): it lacks \(missing.joined(separator: ", "))", remedy: "choose a lower model")

@@ -35,11 +35,15 @@ final class RunLoop: @unchecked Sendable {
 
   /// What this vCPU counted.
   private(set) var statistics = Statistics()
+  /// Where other threads get it while the vCPU runs.
+  let sample = StatisticsSample()
+  /// Whether cycles of exits are counted: from the beginning, or since somebody asked.
+  private var countsCosts: Bool
+  private var lastHypercall: UInt64?
   private var wantsWindow = false
   /// HLT was executed, or the vCPU waits to be started.
   private var isHalted: Bool
   private var isInUserSpace = false
-  private var taskPriority: UInt8
   private let firstTimestampOffset: UInt64
   private var timestampOffset: UInt64
 
@@ -66,7 +70,7 @@ final class RunLoop: @unchecked Sendable {
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
-    taskPriority = engine.taskPriority
+    countsCosts = configuration.collectStatistics
     firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }
@@ -76,6 +80,7 @@ final class RunLoop: @unchecked Sendable {
     // The machine may have been stopped in between.
     registers.synchronize()
     while true {
+      if sample.isAsked { publishStatistics() }
       if isHalted {
         if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
           // Asked before the vCPU sleeps: then it may run elsewhere.
@@ -101,11 +106,33 @@ final class RunLoop: @unchecked Sendable {
         continue
       }
       let exit = engine.run()
+      let began = countsCosts ? HostCPU.timestampCounter : 0
       doorbell.leaveGuest()
       noteTaskPriority()
       if let outcome = handle(exit) { return .ended(outcome) }
       noteChanges()
+      if began != 0 { countCost(of: exit, since: began) }
     }
+  }
+
+  // MARK: Counting
+
+  /// What this vCPU counted, with the hypercalls that translated code answered. To be asked on its thread, or when it has
+  /// none.
+  var totalStatistics: Statistics {
+    var total = statistics
+    for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
+    return total
+  }
+
+  private func publishStatistics() {
+    countsCosts = true
+    sample.publish(totalStatistics)
+  }
+
+  private func countCost(of exit: VCPUExit, since began: UInt64) {
+    statistics.costs.add(exit, cycles: HostCPU.timestampCounter &- began, hypercall: lastHypercall)
+    lastHypercall = nil
   }
 
   // MARK: Halted
@@ -201,6 +228,7 @@ final class RunLoop: @unchecked Sendable {
   private func performHypercall() {
     let record = hypercalls.perform(on: engine, timestampOffset: registers.timestampOffset)
     statistics.count(hypercall: record.number)
+    lastHypercall = record.number
   }
 
   private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
@@ -275,16 +303,13 @@ final class RunLoop: @unchecked Sendable {
 
   /// The APIC's task priority changed: CR8 follows.
   private func adoptTaskPriority() {
-    taskPriority = apic.taskPriority
-    engine.taskPriority = taskPriority
+    engine.taskPriority = apic.taskPriority
   }
 
-  /// CR8 changed: the APIC's task priority follows, before anything is asked of the APIC.
+  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class again
+  /// counts, since it clears the subclass (SDM volume 3, 11.8.6).
   private func noteTaskPriority() {
-    if engine.taskPriority != taskPriority {
-      taskPriority = engine.taskPriority
-      apic.taskPriority = taskPriority
-    }
+    if engine.takeTaskPriorityWrite() { apic.taskPriority = engine.taskPriority }
   }
 
   private func noteChanges() {
@@ -335,7 +360,6 @@ extension RunLoop: SavedState {
     try archive.transfer(&isHalted)
     try archive.transfer(&isInUserSpace)
     try doorbell.transfer(&archive)
-    taskPriority = engine.taskPriority
     if archive.isRestoring, isInUserSpace { userSpaceBegan() }
   }
 }

@@ -20,6 +20,8 @@ public struct RunResult: Sendable {
   public var detail: String?
   public var times = Times()
   public var statistics = Statistics()
+  /// What each vCPU counted: the part of `statistics` that is a vCPU's. Empty if the guest never began.
+  public var vcpuStatistics: [Statistics] = []
   /// The engine that ran the guest.
   public var engine: VirtualMachine.Configuration.Engine
   /// Registers of every vCPU, as text; empty unless the ending calls for it (panic, triple fault, internal error, a time
@@ -59,6 +61,7 @@ public struct RunResult: Sendable {
         ])
       ),
       ("counters", statistics.json),
+      ("vcpuCounters", .array(vcpuStatistics.map { .object($0.vcpuMembers) })),
       ("consoleTail", .array(consoleTail.map(JSON.string))),
       ("processorState", processorState.isEmpty ? .null : .string(processorState)),
     ])

@@ -35,6 +35,9 @@ public struct Statistics: Sendable {
   public var hypercallsPatched: UInt64 = 0
   public var hypercallsRefused: UInt64 = 0
 
+  /// What exits cost, while that is counted.
+  public internal(set) var costs = ExitCosts()
+
   public init() {}
 
   /// At most this many kinds of unknown access are kept apart: a guest chooses them, so their number is bounded.
@@ -95,32 +98,58 @@ public struct Statistics: Sendable {
     hypercalls.merge(other.hypercalls, uniquingKeysWith: &+)
     unknown.merge(other.unknown, uniquingKeysWith: &+)
     for scalar in Statistics.scalars { self[keyPath: scalar.path] &+= other[keyPath: scalar.path] }
+    costs.add(other.costs)
   }
 
-  public var json: JSON {
-    var members: [(key: String, value: JSON)] = [
+  /// What is a vCPU's own, not the engine's or the machine's.
+  var vcpuMembers: [(key: String, value: JSON)] {
+    let members: [(key: String, value: JSON)] = [
       ("exits", .unsigned(exitTotal)),
       ("exitsByReason", .object(ExitReason.allCases.map { ($0.rawValue, .unsigned(self[$0])) })),
       ("hypercalls", .unsigned(hypercallTotal)),
       ("hypercallsByNumber", .object(sortedHypercalls.map { ("\($0.key)", .unsigned($0.value)) })),
+      ("interrupts", .unsigned(interrupts)),
     ]
+    return members + costs.members
+  }
+
+  public var json: JSON {
+    var members = vcpuMembers.filter { $0.key != "interrupts" }
     members += Statistics.scalars.map { ($0.name, .unsigned(self[keyPath: $0.path])) }
     members.append(("unknown", .object(sortedUnknown.map { ($0.key, .unsigned($0.value)) })))
     return .object(members)
   }
 
+  /// A row of text: what was counted, how often, and what it cost in all, if that was counted.
+  typealias Row = (name: String, count: UInt64, cycles: UInt64)
+
+  /// The rows of a vCPU's own counters.
+  private var vcpuRows: [Row] {
+    var rows: [Row] = [("exits", exitTotal, 0)]
+    rows += ExitReason.allCases.map { ("  \($0.rawValue)", self[$0], costs[$0]) }.filter { $0.count != 0 }
+    rows.append(("hypercalls", hypercallTotal, 0))
+    rows += sortedHypercalls.map { ("  number \($0.key)", $0.value, costs.hypercalls[$0.key] ?? 0) }
+    return rows + costs.registerRows
+  }
+
+  /// The lines `--stats` prints for one vCPU of several.
+  public var vcpuLines: [String] { Statistics.lines(vcpuRows) }
+
   /// The lines `--stats` prints: one counter each, zeroes left out.
   public var lines: [String] {
-    var rows: [(String, UInt64)] = [("exits", exitTotal)]
-    rows += ExitReason.allCases.map { ("  \($0.rawValue)", self[$0]) }.filter { $0.1 != 0 }
-    rows.append(("hypercalls", hypercallTotal))
-    rows += sortedHypercalls.map { ("  number \($0.key)", $0.value) }
-    rows += Statistics.scalars.map { ($0.name, self[keyPath: $0.path]) }.filter { $0.1 != 0 }
-    if !unknown.isEmpty { rows.append(("unknown", unknown.values.reduce(0, &+))) }
-    rows += sortedUnknown.map { ("  \($0.key)", $0.value) }
-    let width = rows.map(\.0.count).max() ?? 0
-    return rows.map { name, value in name + String(repeating: " ", count: width - name.count + 2) + String(value) }
-      + averages
+    var rows = vcpuRows
+    rows += Statistics.scalars.map { ($0.name, self[keyPath: $0.path], 0) }.filter { $0.1 != 0 }
+    if !unknown.isEmpty { rows.append(("unknown", unknown.values.reduce(0, &+), 0)) }
+    rows += sortedUnknown.map { ("  \($0.key)", $0.value, 0) }
+    return Statistics.lines(rows) + averages
+  }
+
+  private static func lines(_ rows: [Row]) -> [String] {
+    let width = rows.map(\.name.count).max() ?? 0
+    return rows.map { row in
+      let text = row.name + String(repeating: " ", count: width - row.name.count + 2) + String(row.count)
+      return row.cycles > 0 && row.count > 0 ? text + ", \(row.cycles / row.count) cycles each" : text
+    }
   }
 
   private var averages: [String] {

@@ -31,6 +31,8 @@ public final class VirtualMachine: Sendable {
     var kick: (@Sendable () -> Void)?
     /// From the first guest instruction to the end.
     var running: RunningMachine?
+    /// Gets what each vCPU has counted. Set by `run()`.
+    var sample: (@Sendable () -> [Statistics])?
   }
 
   public init(configuration: Configuration) {
@@ -123,6 +125,7 @@ extension VirtualMachine {
     setKick { machine.scheduler.end(.stopped) }
     defer {
       setRunning(nil)
+      setSample(nil)
       setKick(nil)
       machine.stop()
     }
@@ -131,6 +134,7 @@ extension VirtualMachine {
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
     if let saved = configuration.saved { try machine.restore(saved, loops) }
     setRunning(RunningMachine(machine, loops))
+    setSample { loops.indices.map { cpu in loops[cpu].sample.take { machine.doorbells[cpu].ring() } } }
     markGuestStart()
     let failure = Mutex<HostError?>(nil)
     var threads: [HostThread] = []
@@ -160,6 +164,7 @@ extension VirtualMachine {
     let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
     let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)
+    result.vcpuStatistics = loops.map(\.totalStatistics)
     for loop in loops { result.statistics.add(loop.statistics) }
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
@@ -175,6 +180,13 @@ extension VirtualMachine {
     }
     return result
   }
+}
+
+// MARK: For other threads
+
+extension VirtualMachine {
+  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at most.
+  public func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
 }
 
 // MARK: For the run loop
@@ -195,6 +207,8 @@ extension VirtualMachine {
     }
     return running
   }
+  /// Says how to get what each vCPU has counted; nil once there are none.
+  func setSample(_ sample: (@Sendable () -> [Statistics])?) { control.withLock { $0.sample = sample } }
 
   /// Notes that the first guest instruction is about to run.
   func markGuestStart() { control.withLock { $0.times.guestStart = ContinuousClock.now - configuration.start } }

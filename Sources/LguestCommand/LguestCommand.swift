@@ -13,16 +13,23 @@ struct LguestCommand: ParsableCommand {
         lguest run --kernel vmlinuz --initrd initrd.img
         lguest run --kernel vmlinuz --append 'rdinit=/bin/sh' --timeout 60s --json result.json
         lguest inspect vmlinuz
+        lguest ps
+        lguest stat
         lguest doctor
+        lguest tour
+        lguest bench hypercall
 
       Exit status of run: 0 power-off or reset, 69 could not start, 70 internal error, 124 time limit,
       125 wrong command line, 129/130/143 ended from outside, 255 guest panic.
 
       Environment: LGUEST_CACHE_DIR is where the scripts keep downloaded kernels (else XDG_CACHE_HOME/lguest,
-      else ~/.cache/lguest). NO_COLOR is respected.
+      else ~/.cache/lguest). Control sockets are in XDG_RUNTIME_DIR/lguest (else /tmp/lguest-UID). NO_COLOR is respected.
       """,
     version: "lguest \(VirtualMachine.version) (\(VirtualMachine.commit))",
-    subcommands: [RunCommand.self, RestoreCommand.self, InspectCommand.self, DoctorCommand.self])
+    subcommands: [
+      RunCommand.self, PsCommand.self, StatCommand.self, SaveCommand.self, RestoreCommand.self, PauseCommand.self,
+      ResumeCommand.self, InspectCommand.self, DoctorCommand.self, TourCommand.self, BenchCommand.self,
+    ])
 }
 
 /// Thrown by a subcommand that has said everything and wants this exit status.

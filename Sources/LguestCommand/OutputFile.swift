@@ -5,10 +5,14 @@ import Lguest
 import SystemPackage
 
 enum OutputFile {
-  /// Writes a JSON value and a line end. A failure is one line on stderr: the run's own status matters more.
+  /// Writes a JSON value and a line end.
   @discardableResult
-  static func write(_ json: JSON, to path: FilePath) -> Bool {
-    let bytes = Array((json.text() + "\n").utf8)
+  static func write(_ json: JSON, to path: FilePath) -> Bool { write(json.text() + "\n", to: path) }
+
+  /// Writes a text. A failure is one line on stderr: the run's own status matters more.
+  @discardableResult
+  static func write(_ text: String, to path: FilePath) -> Bool {
+    let bytes = Array(text.utf8)
     do {
       // A pipe or device the user named is written to; renaming over it would replace it.
       if System.kind(path) == .other {

@@ -93,6 +93,13 @@ struct RunCommand: ParsableCommand {
     transform: RunCommand.cpuModel)
   var cpuModel: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Features to add to the CPU model, separated by commas, of \(VirtualMachine.Configuration.cpuFeatureNames.joined(separator: ", ")).",
+      valueName: "names"),
+    transform: RunCommand.cpuFeatures)
+  var cpuFeatures: Set<String> = []
+
   @Option(help: "The vendor that the guest's CPUID names, and whose hypercall instruction is the CPU's own.")
   var cpuVendor = VirtualMachine.Configuration.CPUVendor.intel
 
@@ -127,6 +134,15 @@ struct RunCommand: ParsableCommand {
     return name
   }
 
+  private static func cpuFeatures(_ names: String) throws -> Set<String> {
+    let known = VirtualMachine.Configuration.cpuFeatureNames
+    let features = names.split(separator: ",").map { String($0) }
+    if let name = features.first(where: { !known.contains($0) }) {
+      throw ValidationError("unknown CPU feature '\(name)': choose of \(known.joined(separator: ", "))")
+    }
+    return Set(features)
+  }
+
   func validate() throws {
     if append != nil && cmdline != nil {
       throw ValidationError("--append adds to the default command line and --cmdline replaces it: give one of them")
@@ -152,6 +168,7 @@ struct RunCommand: ParsableCommand {
     configuration.entry = entry
     configuration.engine = engine
     configuration.cpuModel = cpuModel
+    configuration.cpuFeatures = cpuFeatures
     configuration.cpuVendor = cpuVendor
     configuration.foreignHypercall = hypercallInsn
     configuration.kvmAPI = kvmApi

@@ -2,6 +2,7 @@
 // The end of a run: terminal back, last words, statistics, the JSON file, the exit status. Once, whoever gets here.
 
 import Lguest
+import Logging
 import Synchronization
 import SystemPackage
 
@@ -9,10 +10,20 @@ final class RunEnd: Sendable {
   private let json: FilePath?
   private let printsStatistics: Bool
   private let begun = Atomic(false)
+  /// What answers at the control socket, whose file goes with the run.
+  private let control = Mutex<ControlServer?>(nil)
 
   init(json: FilePath?, printsStatistics: Bool) {
     self.json = json
     self.printsStatistics = printsStatistics
+  }
+
+  /// Starts answering at the control socket. A run that cannot be asked is a run all the same.
+  func answer(for machine: VirtualMachine) {
+    do {
+      let server = try ControlServer.start(for: machine)
+      control.withLock { $0 = server }
+    } catch { machine.configuration.logger?.debug("no control socket: \(error)") }
   }
 
   /// Ends the process with a result. `isStuck` means that a thread may hold anything: nothing of its is waited for.
@@ -21,6 +32,7 @@ final class RunEnd: Sendable {
       while true { System.sleep(.seconds(1)) }
     }
     Terminal.restore()
+    control.withLock { $0 }?.stop()
     var result = result
     if result.times.end == .zero { result.times.end = ContinuousClock.now - processStart }
     if let json { OutputFile.write(result.json, to: json) }
@@ -53,6 +65,10 @@ final class RunEnd: Sendable {
     if let userSpace = result.times.userSpace { Messages.say("time to user space: \(seconds(userSpace))") }
     Messages.say("time: \(seconds(result.times.end))")
     for line in result.statistics.lines { Messages.say(line) }
+    guard result.vcpuStatistics.count > 1 else { return }
+    for (number, statistics) in result.vcpuStatistics.enumerated() {
+      for line in statistics.vcpuLines { Messages.say("vCPU \(number): \(line)") }
+    }
   }
 
   private func seconds(_ duration: Duration) -> String {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// One console run, from the outside: four threads and the one way out.
+// One console run, from the outside: five threads and the one way out.
 //
 //   main      owns stdin, stdout and the terminal: one poll loop
 //   machine   runs the VirtualMachine, whose vCPU writes the console into a buffer
 //   signals   waits for SIGINT, SIGTERM, SIGHUP and job control and passes them on
+//   control   answers at the control socket (ControlServer)
 //   watchdog  asks the machine to stop when a limit passes, and ends the process if it does not
 //
 // Whoever comes first to `RunEnd.end` ends the process; everyone else waits there for it.
@@ -55,6 +56,7 @@ final class RunSession: Sendable {
   func run() -> Never {
     CrashHandler.install(json: options.json, engine: machine.configuration.engine)
     checkOptions()
+    end.answer(for: machine)
     let threads: [@Sendable () -> Void] = [passSignalsOn, watch, runMachine]
     for body in threads where !System.startThread(body) {
       end.end(failure("the host refused a thread; raise the limit on processes (ulimit -u)"))

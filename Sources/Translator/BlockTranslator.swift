@@ -453,6 +453,8 @@ enum DecodedBlock {
     case .movSegment: return b.movSegment()
     case .cli: return b.cli()
     case .sti: return b.sti()
+    case .clac: return b.setAlignmentCheck(false)
+    case .stac: return b.setAlignmentCheck(true)
     case .cld: return b.setDirection(false)
     case .std: return b.setDirection(true)
     case .rdtsc, .rdtscp: return b.rdtsc()

@@ -4,6 +4,7 @@
 
 import CHost
 import Host
+import Synchronization
 public import X86
 
 /// The processor under us.
@@ -54,6 +55,26 @@ extension TranslatedCPU {
   public var taskPriority: UInt8 {
     get { UInt8(truncatingIfNeeded: page[\.cr8]) & 15 }
     set { page[\.cr8] = UInt64(newValue & 15) }
+  }
+
+  /// Whether the guest has written CR8 since this was last asked.
+  public func takeTaskPriorityWrite() -> Bool {
+    defer { processor.state.taskPriorityWritten = false }
+    return processor.state.taskPriorityWritten
+  }
+
+  /// Closes the A20 gate, so that address bit 20 is 0 on its way out of the processor (SDM volume 3, 8.7.13.4), or opens
+  /// it, before this vCPU's next instruction. Callable from any thread.
+  public func setA20(isOpen: Bool) {
+    isA20Open.store(isOpen, ordering: .sequentiallyConsistent)
+    unsafe chost_set_attention(page.pointer)
+  }
+
+  func adoptA20() {
+    let cut: UInt64 = isA20Open.load(ordering: .sequentiallyConsistent) ? 0 : 1 << 20
+    guard page[\.address_cut] != cut else { return }
+    page[\.address_cut] = cut
+    unsafe chost_flush_all(page.pointer)
   }
 
   /// Whether the local APIC exists for CPUID: IA32_APIC_BASE.EN, which the machine keeps.

@@ -30,6 +30,8 @@ extension TranslatedCPU: SavedState {
     try archive.transfer(&cold.powerControl)
     try archive.transfer(&cold.debugControl)
     try archive.transfer(&cold.isAPICEnabled)
+    try archive.transfer(&cold.isRepeating)
+    try archive.transfer(&cold.taskPriorityWritten)
     for index in MemoryTypeRanges.indices {
       var value = cold.mtrr.read(index) ?? 0
       try archive.transfer(&value)

@@ -30,6 +30,8 @@ public import X86
   var isRestarting = false
   /// What is being delivered, if that is what waits for a device.
   var undelivered: Event?
+  /// The A20 gate as the machine last set it; adopted at the next boundary.
+  let isA20Open = Atomic<Bool>(true)
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
   let activity = Activity()
 
@@ -38,7 +40,7 @@ public import X86
 
   /// Full exits by CHOST_EXIT reason.
   var exitCounts = InlineArray<16, UInt64>(repeating: 0)
-  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return"]
+  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return", "repeat"]
 
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
@@ -115,11 +117,15 @@ public import X86
       if let exit = boundary() { return exit }
       if let trace = translation.options.trace { trace(traceLine) }
       let shadow = processor.state.interruptShadow
+      let repeated = processor.state.isRepeating ? (page[\.rip], page[register: GPR.rcx]) : nil
+      processor.state.isRepeating = false
       guard let entry = findEntry(step: shadow != .none || translation.options.trace != nil) else { continue }
       enter(entry)
       // The shadow covers the one instruction that has just run; STI and MOV SS, executed by Swift, start a new one.
       processor.state.interruptShadow = .none
       if let exit = handleExit() { return exit }
+      // Kicked again before an element was done.
+      if let repeated, repeated == (page[\.rip], page[register: GPR.rcx]) { processor.state.isRepeating = true }
     }
   }
 
@@ -140,6 +146,7 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
+      adoptA20()
       if translation.safePoint.isWanted {
         translation.safePoint.end(activity)
         translation.safePoint.begin(activity)
@@ -163,7 +170,7 @@ public import X86
     if windowWanted && canAcceptInterrupt { return .interruptWindow }
     // IRET has to come to Swift while it would end the blocking of NMIs.
     page[\.interrupt_waiting] = windowWanted || pendingInterrupt != nil || state.nmiBlocked ? 1 : 0
-    if processor.hasBreakpoints && state.interruptShadow != .movSS {
+    if processor.hasBreakpoints && state.interruptShadow != .movSS && !state.isRepeating {
       // Lower in priority than everything above, and a fault: RIP is the instruction's.
       let hits = processor.instructionBreakpoint(at: linearIP)
       if hits != 0, let exit = deliverDebug(hits) { return exit }
@@ -311,6 +318,9 @@ public import X86
     case Int(CHOST_EXIT_LINK), Int(CHOST_EXIT_RETURN): link(page[\.exit_data])
     case Int(CHOST_EXIT_STEP): stepped()
     case Int(CHOST_EXIT_ATTENTION): sample()
+    case Int(CHOST_EXIT_REPEAT):
+      processor.state.isRepeating = true
+      sample()
     default: break
     }
     return nil

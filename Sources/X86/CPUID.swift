@@ -42,6 +42,7 @@ extension Feature {
     case .ssse3: CPUIDBit(1, .ecx, 9)
     case .fma: CPUIDBit(1, .ecx, 12)
     case .cmpxchg16b: CPUIDBit(1, .ecx, 13)
+    case .pcid: CPUIDBit(1, .ecx, 17)
     case .sse41: CPUIDBit(1, .ecx, 19)
     case .sse42: CPUIDBit(1, .ecx, 20)
     case .movbe: CPUIDBit(1, .ecx, 22)

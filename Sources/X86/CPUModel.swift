@@ -48,23 +48,30 @@ public struct CPUModel: Sendable, Hashable {
   public let vendor: Vendor
   /// Recorded beside the level: part of `possibleExtras`.
   public let extras: FeatureSet
+  /// Recorded beside the level: part of `possibleAdditions`.
+  public let additions: FeatureSet
   /// Everything the model has. An instruction of another feature raises #UD or has its older meaning.
   public let features: FeatureSet
 
   /// A model by name, whatever the host.
   ///
-  /// - Parameter extras: What is not in `possibleExtras` is left out.
-  public init(_ level: Level, vendor: Vendor = .intel, extras: FeatureSet = CPUModel.possibleExtras) {
+  /// - Parameters:
+  ///   - extras: What is not in `possibleExtras` is left out.
+  ///   - additions: What is not in `possibleAdditions` is left out.
+  public init(
+    _ level: Level, vendor: Vendor = .intel, extras: FeatureSet = CPUModel.possibleExtras, additions: FeatureSet = []
+  ) {
     self.level = level
     self.vendor = vendor
     self.extras = extras.intersection(CPUModel.possibleExtras).subtracting(level.required)
-    features = level.required.union(self.extras).union(CPUModel.providedByEngine)
+    self.additions = additions.intersection(CPUModel.possibleAdditions)
+    features = level.required.union(self.extras).union(CPUModel.providedByEngine).union(self.additions)
   }
 
   /// The highest rung the host can climb, with every extra it has; `nil` if not even x86-64-v2.
-  public init?(host: HostCPUID, vendor: Vendor = .intel) {
+  public init?(host: HostCPUID, vendor: Vendor = .intel, additions: FeatureSet = []) {
     for level in Level.allCases.reversed() {
-      if let model = CPUModel(level, host: host, vendor: vendor) {
+      if let model = CPUModel(level, host: host, vendor: vendor, additions: additions) {
         self = model
         return
       }
@@ -73,10 +80,11 @@ public struct CPUModel: Sendable, Hashable {
   }
 
   /// The given rung with every extra the host has; `nil` if the host is below the rung.
-  public init?(_ level: Level, host: HostCPUID, vendor: Vendor = .intel) {
+  public init?(_ level: Level, host: HostCPUID, vendor: Vendor = .intel, additions: FeatureSet = []) {
     guard level.required.features.allSatisfy({ host.has($0) }) else { return nil }
     let extras = CPUModel.possibleExtras.features.filter { host.has($0) }
-    self.init(level, vendor: vendor, extras: extras.reduce(FeatureSet()) { $0.union(FeatureSet($1)) })
+    self.init(
+      level, vendor: vendor, extras: extras.reduce(FeatureSet()) { $0.union(FeatureSet($1)) }, additions: additions)
   }
 
   /// The features without which this model cannot run on `host`; empty if it can.
@@ -89,14 +97,17 @@ public struct CPUModel: Sendable, Hashable {
 
   /// The bits of CR4 a guest may set; any other is #GP.
   ///
-  /// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, UMIP, FSGSBASE, SMEP, and OSXSAVE with XSAVE.
+  /// VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, UMIP, FSGSBASE, SMEP, OSXSAVE with XSAVE, and what was added
+  /// of PCIDE and SMAP.
   public var supportedCR4: UInt64 {
     let always: UInt64 = 0x0000_07FF
     let smep: UInt64 = 1 << 20
     let umip: UInt64 = supports(.umip) ? 1 << 11 : 0
     let fsgsbase: UInt64 = supports(.fsgsbase) ? 1 << 16 : 0
     let osxsave: UInt64 = supports(.xsave) ? 1 << 18 : 0
-    return always | umip | smep | fsgsbase | osxsave
+    let pcide: UInt64 = supports(.pcid) ? 1 << 17 : 0
+    let smap: UInt64 = supports(.smap) ? 1 << 21 : 0
+    return always | umip | smep | fsgsbase | osxsave | pcide | smap
   }
 
   /// The bits of XCR0 a guest may set: x87, SSE and, on v3, AVX; 0 without XSAVE.
@@ -126,6 +137,9 @@ public struct CPUModel: Sendable, Hashable {
 
   /// May be added to a rung; whether they are is part of the model.
   public static let possibleExtras = FeatureSet(.aes, .pclmulqdq, .rdrand, .xsave, .rdseed, .adx)
+
+  /// Done by the engine on any host, but only offered when asked for: they cost time and gain none here.
+  public static let possibleAdditions = FeatureSet(.smap, .pcid, .invpcid)
 
   static let featuresOfV2 = FeatureSet(
     .base, .fpu, .mmx, .sse, .sse2, .sse3, .ssse3, .sse41, .sse42, .popcnt, .cmpxchg16b)

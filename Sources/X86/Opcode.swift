@@ -173,6 +173,8 @@ public enum Feature: UInt8, Sendable, CaseIterable {
   case avx, avx2, fma, f16c, bmi1, bmi2, lzcnt, movbe, adx, sha, vaes, vpclmulqdq, gfni, avxvnni
   case rdrand, rdseed, fsgsbase, invpcid, xsave, xsaveopt, xsavec, xsaves
   case clflushopt, clwb, rdpid, rdtscp, prefetchw, cmpxchg16b, smap, umip, monitor, vmx, svm, rtm, pku, waitpkg
+  /// No instructions: process-context identifiers.
+  case pcid
   case cet, movdir, serialize, wbnoinvd, sse4a, xop, fma4, tbm, threeDNow
 }
 

@@ -22,6 +22,20 @@ struct PageWalkTests {
     #expect(BareVCPU().translate(0x1_2345_6789).physical == 0x2345_6789)
   }
 
+  @Test("A closed A20 gate cuts bit 20 off results and off addresses of tables")
+  func a20() {
+    let vcpu = BareVCPU()
+    vcpu[\.address_cut] = 1 << 20
+    #expect(vcpu.translate(0x31_2345).physical == 0x21_2345)
+    vcpu.enterLongMode()
+    vcpu.map(linear, 0x10_0007)
+    #expect(vcpu.translate(linear).physical == 0x678)
+    #expect(vcpu.fill(linear) == 0x678 && vcpu.hits(linear))
+    // The root, at 0x1000, by an address with the bit.
+    vcpu[\.cr3] |= 1 << 20
+    #expect(vcpu.translate(linear, .write).physical == 0x678)
+  }
+
   @Test("4-level: rights and error codes")
   func rights() {
     let vcpu = BareVCPU()

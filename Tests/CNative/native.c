@@ -163,6 +163,22 @@ static void capture(cnative_state *state, ucontext_t *context, uint64_t fs, uint
   for (int i = 0; i < CNATIVE_XSAVE_BYTES; i++) state->xsave[i] = image[i];
 }
 
+// The handler runs with the selectors of the code that was interrupted, but for CS and SS.
+static void capture_segments(cnative_state *state, ucontext_t *context) {
+  const uint64_t packed = (uint64_t)context->uc_mcontext.gregs[REG_CSGSFS];
+  uint32_t value;
+#define SELECTOR(number, name)                        \
+  __asm__ volatile("mov %%" name ", %0" : "=r"(value)); \
+  state->segments[number] = value & 0xffff
+  SELECTOR(0, "es");
+  state->segments[1] = packed & 0xffff;
+  state->segments[2] = packed >> 48;
+  SELECTOR(3, "ds");
+  SELECTOR(4, "fs");
+  SELECTOR(5, "gs");
+#undef SELECTOR
+}
+
 // The guest's FS base is in force: nothing here may use thread-local storage (the stack protector included) before
 // it is restored.
 __attribute__((no_stack_protector)) static void handle(int signal, siginfo_t *info, void *context) {
@@ -174,6 +190,7 @@ __attribute__((no_stack_protector)) static void handle(int signal, siginfo_t *in
     __asm__ volatile("wrfsbase %0" ::"r"(cnative_host_fs));
     __asm__ volatile("wrgsbase %0" ::"r"(cnative_host_gs));
     capture(state, context, fs, gs);
+    if (cnative_is_legacy) capture_segments(state, context);
     cnative_current = 0;
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     registers[REG_RIP] = (greg_t)cnative_leave;
@@ -218,7 +235,7 @@ void cnative_run_legacy(cnative_state *state) {
   cnative_enter_legacy(state);
 }
 
-int cnative_set_segment(unsigned entry, uint32_t base, uint32_t limit, int kind, int is32, int pages) {
+int cnative_set_segment(unsigned entry, uint32_t base, uint32_t limit, int kind, int is32, int pages, int rights) {
   struct user_desc description = {
       .entry_number = entry,
       .base_addr = base,
@@ -226,6 +243,8 @@ int cnative_set_segment(unsigned entry, uint32_t base, uint32_t limit, int kind,
       .seg_32bit = is32 != 0,
       .contents = (unsigned)kind,
       .limit_in_pages = pages != 0,
+      .read_exec_only = rights & 1,
+      .seg_not_present = rights >> 1 & 1,
       .useable = 1,
   };
   return syscall(SYS_modify_ldt, 0x11, &description, sizeof description) ? errno : 0;
@@ -237,7 +256,7 @@ int cnative_can_run_legacy(void) {
   uint8_t valid;
   __asm__("lar %2, %0\n\tsetz %1" : "+r"(rights), "=q"(valid) : "r"(0x23) : "cc");
   if (!valid) return ENOEXEC;
-  return cnative_set_segment(0, 0, 0, 0, 1, 0);
+  return cnative_set_segment(0, 0, 0, 0, 1, 0, 0);
 }
 
 void cnative_run(cnative_state *state) {

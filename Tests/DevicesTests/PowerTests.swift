@@ -20,6 +20,23 @@ import Testing
     #expect(machine.power.all == (event.map { [$0] } ?? []))
   }
 
+  @Test("the A20 gate, by either port; both show it")
+  func a20() {
+    let machine = Fixture()
+    func output() -> UInt8 {
+      machine.outb(0x64, 0xD0)
+      return machine.inb(0x64) & 1 != 0 ? machine.inb(0x60) & 3 : 0xFF
+    }
+    #expect(machine.inb(0x92) == 2 && output() == 3)
+    machine.outb(0x92, 0)
+    #expect(machine.inb(0x92) == 0 && output() == 1)
+    for (port, value) in [(0x64, 0xD1), (0x60, 0xDF), (0x64, 0xDD), (0x64, 0xDF), (0x92, 2), (0x60, 0)] as [(UInt64, UInt8)] {
+      machine.outb(port, value)
+    }
+    #expect(machine.a20.all == [false, true, false, true], "only changes are told")
+    #expect(machine.power.all.isEmpty && machine.inb(0x64) == 0)
+  }
+
   @Test("S5 as ACPICA writes it: the type first, then the type with SLP_EN")
   func softOff() {
     let machine = Fixture()

@@ -35,10 +35,12 @@ struct Fixture {
   let output = Log<[UInt8]>()
   let room = Log<Bool>()
   let unclaimed = Log<UInt64>()
+  let a20 = Log<Bool>()
   let platform: Platform
 
   init(cpuCount: Int = 1, hasTestDevices: Bool = false) {
     let (time, wall, power, wakes, output, room, unclaimed) = (time, wall, power, wakes, output, room, unclaimed)
+    let a20 = a20
     var configuration = PlatformConfiguration(
       cpuCount: cpuCount, memoryBelow4G: 1 << 30, memoryAbove4G: 0,
       clocks: [Clock](repeating: time.clock, count: cpuCount),
@@ -46,6 +48,7 @@ struct Fixture {
       serialOutput: { output.append($0) }, power: { power.append($0) }, wake: { wakes.append($0) })
     configuration.hasDebugExit = true
     configuration.hasTestDevices = hasTestDevices
+    configuration.a20 = { a20.append($0) }
     configuration.serialHasRoom = { room.append(true) }
     configuration.onUnclaimedPort = { port, _, _ in unclaimed.append(port) }
     platform = Platform(configuration)

@@ -43,6 +43,7 @@ import X86
 
   static let handlers = Arena.system + 0x2000
   static let stackTop = Arena.system + 0x8000
+  static let ldt = Arena.system + 0x3800
 
   private init() throws {
     arena = try Arena()
@@ -82,6 +83,7 @@ import X86
     s.xcr0 = 7
     s.gdtr = DescriptorTable(base: Arena.system + 0x1000, limit: 0x3F)
     s.idtr = DescriptorTable(base: Arena.system, limit: 0x1FF)
+    s.ldtr = Segment(selector: 0x38, base: Bench.ldt, limit: 0x57, attributes: 0x82)
     s.tr = Segment(selector: 0x38, base: Arena.system + 0x3000, limit: 0x67, attributes: 0x8B)
     cpu.state = s
     for page in 0..<Arena.codePages {
@@ -99,9 +101,9 @@ import X86
       try store(handler >> 32, Arena.system + vector * 16 + 8)
       try store(0xF4F4_F4F4, handler)
     }
-    // Null, -, code 0, data 0, -, data 3, code 3.
+    // Null, -, code 0, data 0, 32-bit code 3, data 3, code 3: as Linux's.
     let descriptors: [UInt64] = [
-      0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0,
+      0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0,
     ]
     for (index, value) in descriptors.enumerated() { try store(value, Arena.system + 0x1000 + UInt64(index) * 8) }
     // RSP0 and IST1.
@@ -218,6 +220,7 @@ import X86
       unsafe translated.pointee.vector = 13
       unsafe translated.pointee.rip = rip - 1
       unsafe translated.pointee.rflags = page.rflags
+      unsafe translated.pointee.segments.2 = UInt32(page[.ss].selector)
       return nil
     }
     let vector = (rip - Bench.handlers) / 16
@@ -233,6 +236,7 @@ import X86
     unsafe translated.pointee.rip = slot(skip)
     unsafe translated.pointee.rflags = slot(skip + 2)
     unsafe Bench.setRegister(translated, 4, slot(skip + 3))
+    unsafe translated.pointee.segments.2 = UInt32(truncatingIfNeeded: slot(skip + 4))
     privilege = -1
     return nil
   }

@@ -283,7 +283,7 @@ extension Generator {
   }
 
   /// Indices and masks of a gather: most elements in RAM, some not there, some not selected.
-  private mutating func tuneGather(_ encoding: Encoding, _ c: inout Case) -> Bool {
+  mutating func tuneGather(_ encoding: Encoding, _ c: inout Case) -> Bool {
     let i = c.instruction
     guard i.segment < 4, i.base != 0xFF || random.chance(20) else { return false }
     let wide = c.row.byte & 1 != 0

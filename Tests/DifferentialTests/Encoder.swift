@@ -31,6 +31,28 @@ extension Opcode {
 
   var hasVSIB: Bool { has(.Vsibd) || has(.Vsibq) }
 
+  /// What stands before the opcode without VEX.
+  var escape: [UInt8] {
+    switch map {
+    case .x0F: [0x0F]
+    case .x0F38: [0x0F, 0x38]
+    case .x0F3A: [0x0F, 0x3A]
+    default: []
+    }
+  }
+
+  /// VEX.mmmmm, VEX.pp, and whether VEX.vvvv names a register.
+  var vexMap: UInt8 { map == .vex0F ? 1 : (map == .vex0F38 ? 2 : 3) }
+  var vexPrefix: UInt8 {
+    switch prefix {
+    case .p66: 1
+    case .pF3: 2
+    case .pF2: 3
+    default: 0
+    }
+  }
+  var usesVvvv: Bool { has(.Hx) || has(.Ho) || has(.By) }
+
   /// Whether the row has a memory form, a register form.
   var memoryForms: (memory: Bool, register: Bool) {
     switch form {
@@ -107,18 +129,7 @@ extension Random {
     }
     if chance(50) { e.prefixes.shuffle(using: &self) }
 
-    var wide = chance(40)
-    switch row.attribute {
-    case .rexW0, .vexW0, .vexL0W0, .vexL1W0: wide = false
-    case .rexW1, .vexW1, .vexL0W1, .vexL1W1: wide = true
-    default: break
-    }
-    var long = chance(50)
-    switch row.attribute {
-    case .vexL0, .vexL0W0, .vexL0W1, .secondWritten: long = false
-    case .vexL1, .vexL1W0, .vexL1W1: long = true
-    default: if row.rule == .copy { long = false }
-    }
+    let (wide, long) = widths(row)
     let reg = UInt8(below(16)), rm = UInt8(below(16)), vvvv = UInt8(below(16))
     var index = UInt8(below(16)), base = UInt8(below(16))
     let isVSIB = row.hasVSIB
@@ -155,16 +166,7 @@ extension Random {
 
     let r = reg >> 3, x = index >> 3, b = base >> 3
     if row.isVEX {
-      let map: UInt8 = row.map == .vex0F ? 1 : (row.map == .vex0F38 ? 2 : 3)
-      let pp: UInt8 =
-        switch row.prefix {
-        case .p66: 1
-        case .pF3: 2
-        case .pF2: 3
-        default: 0
-        }
-      let usesVvvv = [row.operand1, row.operand2, row.operand3, row.operand4].contains { $0 == .Hx || $0 == .Ho || $0 == .By }
-      let tail = ((usesVvvv ? ~vvvv : 15) & 15) << 3 | (long ? 4 : 0) | pp
+      let map = row.vexMap, tail = ((row.usesVvvv ? ~vvvv : 15) & 15) << 3 | (long ? 4 : 0) | row.vexPrefix
       if map == 1 && !wide && x == 0 && b == 0 && chance(70) {
         e.head = [0xC5, (r ^ 1) << 7 | tail]
       } else {
@@ -177,23 +179,37 @@ extension Random {
       } else if rex != 0 || chance(25) {
         e.head = [0x40 | rex]
       }
-      switch row.map {
-      case .x0F: e.head.append(0x0F)
-      case .x0F38: e.head += [0x0F, 0x38]
-      case .x0F3A: e.head += [0x0F, 0x3A]
-      default: break
-      }
+      e.head += row.escape
     }
     e.head.append(row.form == .plus ? row.byte & 0xF8 | base & 7 : row.byte)
     e.head += modRMBytes
     let size = wide ? 8 : (operandSize16 ? 2 : 4)
     let immediates = row.immediateBytes(
       operandSize: size, wide: wide && !row.isVEX, addressSize: e.prefixes.contains(0x67) ? 4 : 8)
-    let value = value()
-    for position in 0..<immediates {
-      e.immediate.append(UInt8(truncatingIfNeeded: position < 8 ? value >> UInt64(position * 8) : 0))
-    }
+    e.immediate = immediate(immediates)
     return e
+  }
+
+  /// REX.W or VEX.W, and VEX.L.
+  mutating func widths(_ row: Opcode) -> (wide: Bool, long: Bool) {
+    var wide = chance(40), long = chance(50)
+    switch row.attribute {
+    case .rexW0, .vexW0, .vexL0W0, .vexL1W0: wide = false
+    case .rexW1, .vexW1, .vexL0W1, .vexL1W1: wide = true
+    default: break
+    }
+    switch row.attribute {
+    case .vexL0, .vexL0W0, .vexL0W1, .secondWritten: long = false
+    case .vexL1, .vexL1W0, .vexL1W1: long = true
+    default: if row.rule == .copy { long = false }
+    }
+    return (wide, long)
+  }
+
+  /// The bytes of an immediate.
+  mutating func immediate(_ count: Int) -> [UInt8] {
+    let value = value()
+    return (0..<count).map { UInt8(truncatingIfNeeded: $0 < 8 ? value >> UInt64($0 * 8) : 0) }
   }
 
   func isString(_ rule: Rule) -> Bool {

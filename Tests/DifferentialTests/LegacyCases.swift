@@ -22,9 +22,19 @@ import X86
 
   private var bench: Bench { generator.bench }
 
+  /// MOV Sreg, POP Sreg, LDS and its like.
+  static func loadsSegment(_ row: Opcode) -> Bool {
+    switch row.map {
+    case .one: row.rule == .popSegment || [0x8E, 0xC4, 0xC5].contains(row.byte) && row.rule == .system
+    case .x0F: row.rule == .popSegment || [0xB2, 0xB4, 0xB5].contains(row.byte) && row.rule == .system
+    default: false
+    }
+  }
+
   /// Whether a row's instructions can run on both sides.
   static func isComparable(_ row: Opcode) -> Bool {
-    switch row.rule {
+    if loadsSegment(row) { return true }
+    return switch row.rule {
     case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins, .outs,
       .popSegment, .rdfsbase, .wrfsbase:
       false
@@ -54,10 +64,10 @@ import X86
     var result = Case(bytes: [], code: code, instruction: i, row: row, privilege: generator.random.chance(65) ? 3 : 0)
     if !tuneBefore(&encoding, &result) { return nil }
     let traits = RowTraits(row)
-    if i.isMemory && row.rule != .lea && row.rule != .nop && !row.hasVSIB {
+    if row.hasVSIB {
+      guard aimGather(encoding, &result) else { return nil }
+    } else if i.isMemory && row.rule != .lea && row.rule != .nop {
       guard aimOperand(&encoding, &result, traits) else { return nil }
-    } else if row.hasVSIB {
-      return nil
     }
     guard tune(&encoding, &result) else { return nil }
     result.bytes = encoding.bytes
@@ -154,7 +164,9 @@ import X86
     } else {
       let offset = offset(i)
       // Parts of a large operand wrap by themselves.
-      if i.addressSize == 2 && offset + UInt64(size) > 0x1_0000 && (rule == .bound || size > 8 && c.row.attribute != .aligned) {
+      if i.addressSize == 2 && offset + UInt64(size) > 0x1_0000
+        && (rule == .bound || traits.memorySize == .farPointer || size > 8 && c.row.attribute != .aligned)
+      {
         return false
       }
       if segments.isFlat(Int(i.segment)) {
@@ -162,8 +174,8 @@ import X86
         c.target = nil
       } else {
         if i.segment == 1 { return false }
-        // How much of an XSAVE image must be inside the limit depends on what is in it.
-        let limits = traits.memorySize != .xsave
+        // How much of an XSAVE image must be inside the limit depends on what is in it, and of a masked operand on the mask.
+        let limits = traits.memorySize != .xsave && rule != .maskMove
         guard place(Int(i.segment), offset: offset, count: size, at: target, write: traits.memoryWrites, limits: limits) else {
           return false
         }
@@ -175,6 +187,55 @@ import X86
       if c.size > 64 { c.touched.append(target &+ UInt64(size)) }
       c.touched.append(target)
     }
+    return true
+  }
+
+  /// Indices of a gather around a place in RAM, in a segment without a limit.
+  private mutating func aimGather(_ encoding: Encoding, _ c: inout Case) -> Bool {
+    let i = c.instruction
+    guard i.addressSize == 4, i.segment != 1 || segments.isFlat(1), generator.tuneGather(encoding, &c) else { return false }
+    if segments.isFlat(Int(i.segment)) { return true }
+    chosen.insert(Int(i.segment))
+    let base = UInt32(truncatingIfNeeded: generator.random.next())
+    segments.registers[Int(i.segment)].base = base
+    bench[Int(i.base)] = (bench[Int(i.base)] &- UInt64(base)) & 0xFFFF_FFFF
+    return true
+  }
+
+  /// A selector to load: of an entry of the LDT, null, or one that is refused.
+  private mutating func selector() -> UInt16 {
+    switch generator.random.below(10) {
+    case 0: UInt16(generator.random.below(4))
+    case 1: generator.random.pick([0x2B, 0x2A, 0x28, 0x23, 0x33, 0x10, 0x1B, 0x43])
+    case 2: UInt16(generator.random.pick([30, 100, 8191])) << 3 | 7
+    case 3, 4: UInt16(6 + generator.random.below(LegacySegments.others.count)) << 3 | 7
+    default: UInt16(generator.random.below(6)) << 3 | (generator.random.chance(80) ? 7 : 4 | UInt16(generator.random.below(4)))
+    }
+  }
+
+  /// Puts the selector (and, of a far pointer, the offset) where the instruction finds it.
+  private mutating func tuneSegmentLoad(_ c: inout Case) -> Bool {
+    let i = c.instruction
+    c.privilege = 3
+    let selector = UInt64(selector())
+    // An entry that nothing has written is another on each side.
+    if selector & 4 != 0, selector >> 3 < 6, segments.isFlat(Int(selector >> 3)) { return false }
+    if c.row.rule == .popSegment {
+      // How many of four bytes are read is the processor's choice.
+      guard placeStack(&c, pops: Int(i.operandSize), pushes: 0, faults: i.operandSize == 2) else { return false }
+      guard generator.isWritable(stackTop, 8) else { return !generator.isReadable(stackTop, 4) }
+      generator.store(selector | generator.random.next() & ~0xFFFF, at: stackTop)
+      return true
+    }
+    guard i.isMemory else {
+      bench[Int(i.rm)] = selector | generator.random.next() & ~0xFFFF
+      return true
+    }
+    guard let target = c.target else { return false }
+    guard generator.isWritable(target, 8) else { return !generator.isReadable(target, 8) }
+    let before = c.row.byte == 0x8E ? 0 : UInt64(i.operandSize) * 8
+    let offset = before == 0 ? 0 : generator.random.next() & (1 << before - 1)
+    generator.store(selector << before | offset, at: target)
     return true
   }
 
@@ -288,7 +349,8 @@ import X86
     case .movs, .stos, .lods, .scas, .cmps: return tuneString(&c)
     case .xlat, .moffs: return tuneImplicit(&encoding, &c)
     case .saveState, .restoreState: return generator.tuneState(&c)
-    case .maskMove: return false
+    case .maskMove: return i.isMemory || tuneMaskedStore(&c)
+    case .system, .popSegment: return tuneSegmentLoad(&c)
     case .bound:
       if let target = c.target, generator.isWritable(target, 8), generator.random.chance(50) {
         generator.store(size == 4 ? 0x7FFF_FFFF_8000_0000 : 0x7FFF_8000, at: target)
@@ -342,6 +404,23 @@ import X86
     if first &+ UInt64(bytes) > mask + 1 && generator.random.chance(80) { return false }
     if first &+ UInt64(bytes) > mask + 1 { return segment != 2 }
     return place(segment, offset: first, count: bytes, at: target, write: false)
+  }
+
+  /// MASKMOVQ and MASKMOVDQU: whether bytes that are not selected may fault is the processor's choice.
+  private mutating func tuneMaskedStore(_ c: inout Case) -> Bool {
+    let i = c.instruction
+    let segment = i.segmentPrefix == 0xFF ? 3 : Int(i.segmentPrefix)
+    let mask: UInt64 = i.addressSize == 2 ? 0xFFFF : 0xFFFF_FFFF
+    let target = generator.place(16, alignment: 1, low: true, faults: false)
+    if segment == 1 || target + 16 > 0x1_0000_0000 || segments.isFlat(segment) && mask == 0xFFFF { return false }
+    c.touched.append(target)
+    if segments.isFlat(segment) {
+      bench[7] = target | generator.random.next() << 32
+      return true
+    }
+    let offset = bench[7] & mask
+    if offset + 16 > mask + 1 { return false }
+    return place(segment, offset: offset, count: 16, at: target, write: true, limits: false)
   }
 
   private mutating func tuneImplicit(_ encoding: inout Encoding, _ c: inout Case) -> Bool {

@@ -63,47 +63,19 @@ extension Random {
     default: e.displacement = Int32(truncatingIfNeeded: next()) >> Int32(below(2) * 8)
     }
 
-    var wide = chance(40)
-    switch row.attribute {
-    case .rexW0, .vexW0, .vexL0W0, .vexL1W0: wide = false
-    case .rexW1, .vexW1, .vexL0W1, .vexL1W1: wide = true
-    default: break
-    }
-    var long = chance(50)
-    switch row.attribute {
-    case .vexL0, .vexL0W0, .vexL0W1, .secondWritten: long = false
-    case .vexL1, .vexL1W0, .vexL1W1: long = true
-    default: if row.rule == .copy { long = false }
-    }
+    let (wide, long) = widths(row)
     if row.isVEX {
-      let map: UInt8 = row.map == .vex0F ? 1 : (row.map == .vex0F38 ? 2 : 3)
-      let pp: UInt8 =
-        switch row.prefix {
-        case .p66: 1
-        case .pF3: 2
-        case .pF2: 3
-        default: 0
-        }
-      let usesVvvv = [row.operand1, row.operand2, row.operand3, row.operand4].contains { $0 == .Hx || $0 == .Ho || $0 == .By }
       // Without R, X and B, and with vvvv below 8, the bytes are not LES or LDS.
-      let tail = ((usesVvvv ? ~UInt8(below(8)) : 15) & 15) << 3 | (long ? 4 : 0) | pp
+      let map = row.vexMap, tail = ((row.usesVvvv ? ~UInt8(below(8)) : 15) & 15) << 3 | (long ? 4 : 0) | row.vexPrefix
       e.head = map == 1 && !wide && chance(70) ? [0xC5, 0x80 | tail] : [0xC4, 0xE0 | map, (wide ? 0x80 : 0) | tail]
     } else {
-      switch row.map {
-      case .x0F: e.head.append(0x0F)
-      case .x0F38: e.head += [0x0F, 0x38]
-      case .x0F3A: e.head += [0x0F, 0x3A]
-      default: break
-      }
+      e.head += row.escape
     }
     e.head.append(row.form == .plus ? row.byte & 0xF8 | rm : row.byte)
     e.head += modRMBytes
     let immediates = row.immediateBytes(
       operandSize: is16 != changesSize ? 2 : 4, wide: false, addressSize: narrow ? 2 : 4)
-    let value = value()
-    for position in 0..<immediates {
-      e.immediate.append(UInt8(truncatingIfNeeded: position < 8 ? value >> UInt64(position * 8) : 0))
-    }
+    e.immediate = immediate(immediates)
     return e
   }
 }

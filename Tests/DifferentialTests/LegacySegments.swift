@@ -4,6 +4,7 @@
 
 import CHost
 import CNative
+import GuestMemory
 import X86
 
 @testable import Translator
@@ -23,6 +24,7 @@ enum LegacyMode: CaseIterable {
 /// One segment, on both sides.
 struct LegacySegment: Equatable {
   enum Kind: Int32 { case data, expandDown, code }
+  enum Rights: Int32 { case all, restricted, absent }
 
   var base: UInt32 = 0
   /// In bytes, or in pages.
@@ -30,9 +32,23 @@ struct LegacySegment: Equatable {
   var pages = true
   var kind = Kind.data
   var is32 = true
+  var rights = Rights.all
 
   /// The last offset that may be used (of an expand-down segment, that may not).
   var lastOffset: UInt32 { pages ? limit << 12 | 0xFFF : limit }
+
+  /// The descriptor, of level 3 and accessed.
+  var descriptor: UInt64 {
+    let type: UInt64 =
+      switch kind {
+      case .data: rights == .restricted ? 1 : 3
+      case .expandDown: rights == .restricted ? 5 : 7
+      case .code: rights == .restricted ? 9 : 11
+      }
+    let access = 0x70 | type | (rights == .absent ? 0 : 0x80)
+    let low = UInt64(limit & 0xFFFF) | UInt64(base & 0xFF_FFFF) << 16 | access << 40 | UInt64(limit >> 16 & 15) << 48
+    return low | (is32 ? 1 << 54 : 0) | (pages ? 1 << 55 : 0) | UInt64(base >> 24) << 56
+  }
 
   /// The segment register's contents.
   func hidden(selector: UInt16, privilege: Int) -> chost_segment {
@@ -67,15 +83,61 @@ struct LegacySegments {
   }
 }
 
+extension LegacySegments {
+  /// Entries of the LDT behind the registers' own: what loads refuse.
+  static let others: [LegacySegment] = [
+    LegacySegment(rights: .absent), LegacySegment(rights: .restricted), LegacySegment(kind: .code, rights: .restricted),
+    LegacySegment(kind: .code), LegacySegment(kind: .code, rights: .absent),
+  ]
+
+  /// Puts `others` into this process's LDT.
+  static func writeOthers() {
+    for (index, segment) in others.enumerated() {
+      let error = segment.write(to: UInt32(6 + index))
+      precondition(error == 0, "modify_ldt: errno \(error)")
+    }
+  }
+}
+
+extension LegacySegment {
+  /// Writes an entry of this process's LDT. 0 or errno.
+  func write(to entry: UInt32) -> Int32 {
+    cnative_set_segment(entry, base, limit, kind.rawValue, is32 ? 1 : 0, pages ? 1 : 0, rights.rawValue)
+  }
+}
+
 extension Bench {
+  /// The guest's LDT, as the process's is.
+  func writeLDT(_ segments: LegacySegments) throws {
+    for (index, segment) in (segments.registers + LegacySegments.others).enumerated() {
+      // A flat register's entry is what another case left there.
+      guard index >= 6 || !segments.isFlat(index) else { continue }
+      try arena.memory.store(segment.descriptor, at: GuestPhysical(arena.physical(Bench.ldt + UInt64(index) * 8)!))
+    }
+  }
+
+  /// The first selector that differs.
+  func selectorDifference() -> String? {
+    let names = ["es", "cs", "ss", "ds", "fs", "gs"]
+    for number in 0..<6 where number != 1 {
+      guard let register = SegmentRegister(rawValue: number) else { continue }
+      let offset = 184 + number * 4
+      let host = unsafe UnsafeRawPointer(native).load(fromByteOffset: offset, as: UInt32.self)
+      // SS is the handler's now, and in its frame what it was.
+      let guest = unsafe number == 2 ? translated.pointee.segments.2 : UInt32(cpu.page[register].selector)
+      // The kernel's IRET to the signal handler cleared null selectors' level (SDM volume 2, IRET).
+      if host != guest && (host != 0 || guest > 3) { return "\(names[number]): native \(hex(host)) translated \(hex(guest))" }
+    }
+    return nil
+  }
+
   /// Runs `input` natively in `segments` into `native`.
   func runNative(_ segments: LegacySegments, written: inout [LegacySegment?]) {
     for number in 0..<6 {
       let segment = segments.registers[number]
       unsafe Bench.setSelector(input, number, UInt32(segments.selector(number)))
       guard !segments.isFlat(number), written[number] != segment else { continue }
-      let error = cnative_set_segment(
-        UInt32(number), segment.base, segment.limit, segment.kind.rawValue, segment.is32 ? 1 : 0, segment.pages ? 1 : 0)
+      let error = segment.write(to: UInt32(number))
       precondition(error == 0, "modify_ldt: errno \(error)")
       written[number] = segment
     }

@@ -19,11 +19,13 @@ struct Program {
   var undefined: UInt8 = 0
 }
 
-/// Writes programs. Registers with a purpose are never written: RBX and R14 point at data, RSP at a stack, R10 counts.
+/// Writes programs. Registers with a purpose are never written: RBX and R14 point at data, RSP at a stack, R10 counts. In
+/// 32-bit code EBP does R14's work, and a word in memory R10's.
 @safe struct ProgramWriter {
   private var random: Random
   private let table = OpcodeTable.shared
   private let decoder = Decoder()
+  private let is32: Bool
   private var program = Program()
   private var cursor: UInt64 = 0
   private var piece: [UInt8] = []
@@ -31,29 +33,42 @@ struct Program {
   /// Flags that are undefined at this point.
   private var undefined: UInt8 = 0
 
-  static let reserved: Set<UInt8> = [3, 4, 10, 14]
+  private var reserved: Set<UInt8> { is32 ? [3, 4, 5] : [3, 4, 10, 14] }
+  private var registers: Int { is32 ? 8 : 16 }
   static let dataLow = Arena.low.base + 0x1800
   static let dataHigh = Arena.high.base + 0x1FC0
+  /// Of 32-bit code.
+  static let secondData = Arena.low.base + 0x1FC0
+  static let counter = Arena.low.base + 0x2200
   static let stack = Arena.low.base + 0x2C00
 
-  init(seed: UInt64) { random = Random(seed: seed) }
+  init(seed: UInt64, is32: Bool = false) {
+    random = Random(seed: seed)
+    self.is32 = is32
+  }
 
-  private static let pools: (flags: [UInt16], vector: [UInt16], any: [UInt16]) = {
+  private struct Pools {
+    var flags: [UInt16] = [], vector: [UInt16] = [], any: [UInt16] = []
+  }
+  private static let wide = pools { Generator.isComparable($0) }
+  private static let narrow = pools { LegacyGenerator.isComparable($0) }
+
+  private static func pools(_ isComparable: (Opcode) -> Bool) -> Pools {
     let table = OpcodeTable.shared
     var flags: [UInt16] = [], vector: [UInt16] = [], any: [UInt16] = []
     for number in 1..<UInt16(table.count) {
       let row = table[number]
-      guard Generator.isComparable(row), row.flags != .divide, row.flags != .random else { continue }
+      guard isComparable(row), row.flags != .divide, row.flags != .random else { continue }
       switch row.rule {
-      case .copy, .lea, .bitMemory, .nop:
+      case .copy, .lea, .bitMemory, .nop, .incDec32:
         any.append(number)
         if row.flags != .none { flags.append(number) }
       case .mmx, .sse, .avx, .x87: vector.append(number)
       default: break
       }
     }
-    return (flags, vector, any)
-  }()
+    return Pools(flags: flags, vector: vector, any: any)
+  }
 
   // MARK: Placing
 
@@ -87,17 +102,17 @@ struct Program {
 
   /// One ordinary instruction.
   private mutating func instruction() -> [UInt8]? {
-    let pools = ProgramWriter.pools
+    let pools = is32 ? ProgramWriter.narrow : ProgramWriter.wide
     let kind = random.below(10)
     let number = random.pick(kind < 6 ? pools.flags : (kind < 8 ? pools.any : pools.vector))
     let row = table[number]
-    var encoding = random.encode(row)
-    encoding.prefixes.removeAll { $0 == 0x67 || $0 == 0x64 || $0 == 0x65 }
+    var encoding = is32 ? random.encodeLegacy(row, is16: false) : random.encode(row)
+    encoding.prefixes.removeAll { [0x67, 0x64, 0x65, 0x26, 0x2E, 0x36, 0x3E].contains($0) }
     guard let i = decode(encoding.bytes), i.row == number else { return nil }
     if row.rule == .bitMemory && i.isMemory { return nil }
     let traits = RowTraits(row)
     if i.isMemory && row.rule != .lea && row.rule != .nop {
-      guard i.index == 0xFF, i.base == 3 || i.base == 14 else { return nil }
+      guard i.index == 0xFF, i.base == 3 || i.base == (is32 ? 5 : 14) else { return nil }
       if encoding.displacementBytes == 4 { encoding.displacement = Int32(random.below(0x100)) & ~31 }
       if encoding.displacementBytes == 1 { encoding.displacement &= ~31 }
       if !row.isVEX && row.attribute != .aligned && encoding.displacementBytes > 0 { encoding.displacement += Int32(random.below(8)) }
@@ -105,10 +120,11 @@ struct Program {
     }
     func writes(_ use: FieldUse, _ register: UInt8) -> Bool {
       guard use.isGeneral && use.writes else { return false }
-      return ProgramWriter.reserved.contains(use.isByte && i.isHighByte(register) ? register & 3 : register)
+      return reserved.contains(use.isByte && i.isHighByte(register) ? register & 3 : register)
     }
     if writes(traits.reg, i.reg) || !i.isMemory && writes(traits.rm, i.rm) || writes(traits.vvvv, i.vvvv)
-      || writes(traits.plus, i.rm) || row.rule == .lea && ProgramWriter.reserved.contains(i.reg)
+      || writes(traits.plus, i.rm) || row.rule == .lea && reserved.contains(i.reg)
+      || row.rule == .incDec32 && reserved.contains(i.opcode & 7)
     {
       return nil
     }
@@ -126,7 +142,7 @@ struct Program {
 
   private func decode(_ bytes: [UInt8]) -> Instruction? {
     let padded = bytes + [UInt8](repeating: 0xF4, count: 16)
-    guard bytes.count <= 15, case .complete(let i) = decoder.decode(padded.span, code: .code64), Int(i.length) == bytes.count
+    guard bytes.count <= 15, case .complete(let i) = decoder.decode(padded.span, code: is32 ? .code32 : .code64), Int(i.length) == bytes.count
     else { return nil }
     return i
   }
@@ -143,9 +159,9 @@ struct Program {
 
   /// PUSH and POP of registers that may be written.
   private mutating func stackPair() {
-    let from = UInt8(random.below(16))
-    var to = UInt8(random.below(16))
-    while ProgramWriter.reserved.contains(to) { to = UInt8(random.below(16)) }
+    let from = UInt8(random.below(registers))
+    var to = UInt8(random.below(registers))
+    while reserved.contains(to) { to = UInt8(random.below(registers)) }
     append(from >= 8 ? [0x41, 0x50 | from & 7] : [0x50 | from])
     if random.chance(50) { append([0x90]) }
     append(to >= 8 ? [0x41, 0x58 | to & 7] : [0x58 | to])
@@ -171,13 +187,15 @@ struct Program {
 
   /// A loop of two or three rounds.
   private mutating func counted() {
-    append([0x41, 0xBA, UInt8(2 + random.below(2)), 0, 0, 0])  // MOV R10D
+    let counter = ProgramWriter.immediate(ProgramWriter.counter)
+    let rounds = [UInt8(2 + random.below(2)), 0, 0, 0]
+    append(is32 ? [0xC7, 0x05] + counter + rounds : [0x41, 0xBA] + rounds)  // MOV [counter] or R10D
     let top = cursor
     // What is undefined at the end of a round is so at the start of the next.
     undefined = ArithmeticFlags.all
     line(1 + random.below(5))
     if random.chance(50) { maybeMove() }
-    append([0x41, 0xFF, 0xCA])  // DEC R10D
+    append(is32 ? [0xFF, 0x0D] + counter : [0x41, 0xFF, 0xCA])  // DEC
     append([0x0F, 0x85] + ProgramWriter.rel32(cursor + 6, top))
     undefined &= ArithmeticFlags.cf
   }
@@ -225,7 +243,7 @@ struct Program {
     append([0xBF] + ProgramWriter.immediate(ProgramWriter.dataLow + 0x100 + UInt64(random.below(0x300))))
     let repeated = random.chance(75)
     if repeated { append([random.chance(50) ? 0xF3 : 0xF2]) }
-    if random.chance(30) { append([0x48]) }
+    if random.chance(30) && !is32 { append([0x48]) }
     let opcode = random.pick([0xA4, 0xA5, 0xA6, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAE, 0xAF] as [UInt8])
     append([opcode])
     if !repeated && [0xA6, 0xA7, 0xAE, 0xAF].contains(opcode) { undefined = 0 }
@@ -252,6 +270,7 @@ struct Program {
     case 2: append([0x01, 0x0C, 0x25] + ProgramWriter.immediate(Arena.low.base + 0x5010))
     case 3: append([0x0F, 0x29, 0x43, 0x01])  // MOVAPS [RBX+1]
     case 4: append([0xB9, 0, 0, 0, 0, 0xF7, 0xF1])  // DIV by zero
+    case _ where is32: append([0xFF, 0x35, 0, 0, 0, 0])  // PUSH [0]
     default: append([0x68, 1, 0, 0, 0, 0x48, 0x89, 0xE1, 0x48, 0xC1, 0xE1, 0x20, 0x48, 0xC1, 0xE1, 0x0F, 0xFF, 0x31])  // not canonical
     }
     line(1)

@@ -11,7 +11,8 @@ import X86
 
 extension Bench {
   /// Runs a program from a random state on both sides, twice: the second time its blocks are there and linked.
-  func run(_ program: Program, _ generator: inout Generator) throws -> String? {
+  /// `segments`: those of 32-bit code.
+  func run(_ program: Program, _ generator: inout Generator, _ segments: LegacySegments? = nil) throws -> String? {
     for piece in program.pieces { try arena.store(piece.bytes, at: piece.address) }
     defer {
       for piece in program.pieces {
@@ -22,12 +23,20 @@ extension Bench {
     self[3] = ProgramWriter.dataLow
     self[4] = ProgramWriter.stack
     self[14] = ProgramWriter.dataHigh
+    if segments != nil { self[5] = ProgramWriter.secondData }
+    var written = [LegacySegment?](repeating: nil, count: 6)
     unsafe input.pointee.rip = program.start
     let privilege = generator.random.chance(50) ? 3 : 0
     for round in 0..<2 {
       Effort.trace("program at \(hex(program.start))" + registersText)
-      runNative()
-      if let problem = runTranslated(privilege: privilege) { return problem }
+      if let segments {
+        runNative(segments, written: &written)
+        if let problem = runTranslated(segments, privilege: privilege) { return problem }
+        narrowRegisters()
+      } else {
+        runNative()
+        if let problem = runTranslated(privilege: privilege) { return problem }
+      }
       var tolerance = Tolerance()
       tolerance.flags = Tolerance.rflags(program.undefined)
       // Where something faulted flags may be stale (rule 10).
@@ -53,24 +62,32 @@ extension Bench {
 }
 
 extension DifferentialTests {
-  @Test func sequences() throws { try Bench.use(sequences) }
+  @Test("random programs", arguments: [false, true]) func sequences(is32: Bool) throws {
+    let error = is32 ? cnative_can_run_legacy() : 0
+    guard error == 0 else {
+      print("skipped: this host runs no 32-bit code segments (errno \(error))")
+      return
+    }
+    try Bench.use { try sequences($0, is32) }
+  }
 
-  private func sequences(_ bench: Bench) throws {
+  private func sequences(_ bench: Bench, _ is32: Bool) throws {
     print("seed \(Effort.seed)")
+    let segments = is32 ? LegacySegments(.flat32) : nil
     var failures = Failures()
     let count = 12_000 * Effort.factor
     var complete = 0
     for number in 0..<count {
       let seed = Effort.seed &* 0x1_0003 &+ UInt64(number)
-      var writer = ProgramWriter(seed: seed)
+      var writer = ProgramWriter(seed: seed, is32: is32)
       var generator = Generator(bench, seed: seed ^ 0x5555)
       let program = writer.write()
-      if let problem = try bench.run(program, &generator) {
+      if let problem = try bench.run(program, &generator, segments) {
         failures.add(problem.prefix { $0 != ":" }.description, "number \(number): \(problem)\(bench.text(program))")
       }
       if unsafe bench.native.pointee.rip == program.end || program.faults { complete += 1 }
     }
-    print("programs: \(count), \(complete) ran to their end, \(failures.total) failures")
+    print("programs of \(is32 ? 32 : 64) bits: \(count), \(complete) ran to their end, \(failures.total) failures")
     #expect(complete > count * 9 / 10)
     #expect(failures.total == 0, "seed \(Effort.seed): \(failures.total) programs")
   }

@@ -58,6 +58,7 @@ import Testing
     #expect(refusal { $0.cpuCount = 0 } != nil && refusal { $0.cpuCount = 65 }?.contains("64") == true)
     #expect(refusal { $0.hostThreadCount = 0 } != nil)
     #expect(refusal { $0.cpuModel = "i386" } != nil)
+    #expect(refusal { $0.cpuFeatures = ["smap", "sgx"] }?.contains("'sgx'") == true)
     #expect(refusal { $0.commandLine = .appending(String(repeating: "x", count: 3000)) }?.contains("2048") == true)
     #expect(refusal { $0.commandLine = .complete("a\nb") } != nil)
   }

@@ -51,6 +51,21 @@ extension SystemTests {
       #expect(places.allSatisfy { $0 & 0x1F_FFFF == 0 && $0 >= 0xFFFF_FFFF_8100_0000 && $0 < 0xFFFF_FFFF_C000_0000 })
     }
 
+    @Test("a kernel that uses SMAP and PCIDs", arguments: ["cloud", "686-pae"])
+    func protections(flavour: String) throws {
+      let is386 = flavour != "cloud"
+      guard let kernel = is386 ? Guest.kernel386(flavour) : Guest.kernel, let initrd = is386 ? Guest.initrd386 : Guest.initrd else {
+        print("skipped: no \(flavour) kernel or initramfs in the cache")
+        return
+      }
+      let result = try Guest.run(
+        [
+          "run", "--kernel", kernel, "--initrd", initrd, "--append", "lguest.do=poweroff", "--timeout", "90s",
+          "--cpu-features", "smap,pcid",
+        ], limit: 100, expecting: 0)
+      #expect(result.fact("complaints") == "0" && result.fact("mitigations") == "0")
+    }
+
     // 32-bit kernels: two-level paging without PAE, three-level with it; the bzImage's 32-bit entry.
     @Test(
       "an i386 kernel reaches user space and powers off", .enabled(if: Guest.initrd386 != nil, "no i386 initramfs in the cache"),

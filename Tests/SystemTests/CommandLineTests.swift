@@ -13,7 +13,7 @@ extension SystemTests {
         ["run"], ["run", "--kernel"], ["run", "--kernel", ""], ["run", "--bogus"], ["bogus"],
         ["run", "--kernel", "x", "extra"],
         ["run", "--kernel", "x", "--append", "a", "--cmdline", "b"], ["run", "--kernel", "x", "--memory", "nonsense"],
-        ["run", "--kernel", "x", "--memory", "-1"], ["run", "--kernel", "x", "--cpu-model", "pentium"], ["run", "--kernel", "x", "--memory", "1.5G"],
+        ["run", "--kernel", "x", "--memory", "-1"], ["run", "--kernel", "x", "--cpu-model", "pentium"], ["run", "--kernel", "x", "--cpu-features", "smap,x"], ["run", "--kernel", "x", "--memory", "1.5G"],
         ["run", "--kernel", "x", "--memory", "99999999999999999999G"], ["run", "--kernel", "x", "--memory", ""],
         ["run", "--kernel", "x", "--timeout", "soon"], ["run", "--kernel", "x", "--boot-timeout", "-1s"],
         ["run", "--kernel", "x", "--entry", "sideways"], ["run", "--kernel", "x", "--tty", "maybe"],

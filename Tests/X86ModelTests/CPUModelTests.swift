@@ -108,6 +108,15 @@ let models: [CPUModel] = CPUModel.Vendor.allCases.flatMap { vendor in
     #expect(model.supportedEFER == 0xD01)
   }
 
+  @Test(arguments: models) func takesAdditionsWhenAsked(model: CPUModel) {
+    let asked = FeatureSet(.smap, .pcid, .invpcid, .vmx)
+    let more = CPUModel(model.level, vendor: model.vendor, extras: model.extras, additions: asked)
+    #expect(more.features == model.features.union(FeatureSet(.smap, .pcid, .invpcid)) && more != model)
+    #expect(more.supportedCR4 == model.supportedCR4 | 1 << 17 | 1 << 21)
+    let table = more.cpuid(CPUIDConfiguration(timestampKilohertz: 2_600_000))
+    #expect(table.stored(1).ecx & 1 << 17 != 0 && table.stored(7).ebx & (1 << 10 | 1 << 20) == 1 << 10 | 1 << 20)
+  }
+
   @Test(arguments: models) func statesItsXSAVEArea(model: CPUModel) {
     let table = model.cpuid(CPUIDConfiguration(timestampKilohertz: 2_600_000))
     func leaf(_ subleaf: UInt32, xcr0: UInt64) -> CPUIDRegisters {

@@ -107,6 +107,7 @@ typedef struct chost_cpu {
   uint32_t light_hypercalls;
   int32_t light_hypercall_result[CHOST_LIGHT_HYPERCALLS];
   uint64_t count_hypercall[CHOST_LIGHT_HYPERCALLS];
+  uint64_t address_cut;       // bits that guest-physical addresses lose on their way out: bit 20 while the A20 gate is closed
   // Page | 1 of the last store that was served beside code: it may not have happened yet. 0 at a safe point.
   uint64_t store_beside;
 } chost_cpu;
@@ -156,6 +157,7 @@ enum {
   CHOST_EXIT_FAULT,       // the host CPU raised an exception at `fault_pc`
   CHOST_EXIT_STEP,        // end of a one-instruction block
   CHOST_EXIT_RETURN,      // edge `exit_data`, from a call to the block behind it at `linear`, is not linked yet
+  CHOST_EXIT_REPEAT,      // the string instruction at `rip` has elements left: like CHOST_EXIT_ATTENTION
 };
 
 // fault_trap of an access that went where empty slots lead: no exception of the host's has this number.

@@ -27,6 +27,9 @@ typedef struct chost_ready {
 // Returns how many of `ready` were filled in. `timeout` in ms, -1: for ever. EINTR is retried.
 int chost_epoll_wait(int epoll, chost_ready *ready, int capacity, int timeout);
 
+// The user and the process at the other end of a connected Unix socket. 0 or -errno.
+int chost_socket_peer(int fd, uint32_t *user, int32_t *process);
+
 // Non-blocking, closed on exec.
 int chost_eventfd(void);
 int chost_timerfd(void);

@@ -16,6 +16,7 @@ struct SavedConfiguration: SavedState, Equatable {
   var cpuCount: UInt32 = 1
   var level = CPUModel.Level.v2
   var extras = FeatureSet()
+  var additions = FeatureSet()
   var vendor = VirtualMachine.Configuration.CPUVendor.intel
   var foreignHypercall = VirtualMachine.Configuration.ForeignHypercall.native
   var kvmAPI = VirtualMachine.Configuration.KVMAPI.modern
@@ -29,6 +30,7 @@ struct SavedConfiguration: SavedState, Equatable {
     try archive.transfer(&cpuCount)
     try archive.transfer(named: &level)
     try archive.transfer(&extras)
+    try archive.transfer(&additions)
     try archive.transfer(named: &vendor)
     try archive.transfer(named: &foreignHypercall)
     try archive.transfer(named: &kvmAPI)
@@ -42,7 +44,7 @@ struct SavedConfiguration: SavedState, Equatable {
   }
 
   /// The model that the guest saw, of another vendor perhaps.
-  func model(_ vendor: CPUModel.Vendor) -> CPUModel { CPUModel(level, vendor: vendor, extras: extras) }
+  func model(_ vendor: CPUModel.Vendor) -> CPUModel { CPUModel(level, vendor: vendor, extras: extras, additions: additions) }
 
   /// Goes on at the saved rate if the host's counter runs at it, but for what a measurement is off by.
   func counter(host: TimestampCounter) throws(ConfigurationError) -> TimestampCounter {

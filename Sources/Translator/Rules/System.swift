@@ -30,6 +30,16 @@ extension BlockBuilder {
     return true
   }
 
+  /// CLAC, STAC at CPL 0. The software TLB keeps no right that EFLAGS.AC gives, so nothing is flushed.
+  mutating func setAlignmentCheck(_ set: Bool) -> Bool {
+    guard privilege == 0, !has(Int(CHOST_MODE_VM86)) else { return false }
+    clobberFlags()
+    let flag = Int32(truncatingIfNeeded: RFLAGS.ac)
+    hot.alu32(set ? .or : .and, .env(Slot.systemFlags), immediate: set ? flag : ~flag)
+    finishFlags()
+    return true
+  }
+
   /// CLD, STD.
   mutating func setDirection(_ set: Bool) -> Bool {
     clobberFlags()

@@ -16,9 +16,12 @@ enum CR4 {
   static let vme: UInt64 = 1 << 0, pvi: UInt64 = 1 << 1, tsd: UInt64 = 1 << 2, de: UInt64 = 1 << 3
   static let pse: UInt64 = 1 << 4, pae: UInt64 = 1 << 5, mce: UInt64 = 1 << 6, pge: UInt64 = 1 << 7
   static let pce: UInt64 = 1 << 8, osfxsr: UInt64 = 1 << 9, osxmmexcpt: UInt64 = 1 << 10, umip: UInt64 = 1 << 11
-  static let fsgsbase: UInt64 = 1 << 16, osxsave: UInt64 = 1 << 18, smep: UInt64 = 1 << 20
+  static let fsgsbase: UInt64 = 1 << 16, pcide: UInt64 = 1 << 17, osxsave: UInt64 = 1 << 18, smep: UInt64 = 1 << 20
+  static let smap: UInt64 = 1 << 21
   /// A change of one of these invalidates translations (SDM volume 3, 4.10.4.1), and reloads the PDPTEs.
   static let paging = pse | pae | pge | smep
+  /// A change of one of these invalidates ours: those that PCIDE ends, and rights that the tables keep.
+  static let translations = paging | pcide | smap
 
   /// The bits whose features a CPU model has.
   static func supported(by cpuid: CPUIDTable) -> UInt64 {
@@ -32,10 +35,12 @@ enum CR4 {
     if cpuid.basicEDX(13) { bits |= pge }
     if cpuid.basicEDX(24) { bits |= osfxsr }
     if cpuid.basicEDX(25) { bits |= osxmmexcpt }
+    if cpuid.basicECX(17) { bits |= pcide }
     if cpuid.basicECX(26) { bits |= osxsave }
     if cpuid.structuredECX(2) { bits |= umip }
     if cpuid.structuredEBX(0) { bits |= fsgsbase }
     if cpuid.structuredEBX(7) { bits |= smep }
+    if cpuid.structuredEBX(20) { bits |= smap }
     return bits
   }
 }
@@ -83,6 +88,7 @@ extension Processor {
     default:
       guard value <= 15 else { throw .generalProtection() }
       page[\.cr8] = value
+      state.taskPriorityWritten = true
     }
   }
 
@@ -124,7 +130,7 @@ extension Processor {
     if (new ^ old) & CR0.pg != 0 {
       if new & CR0.pg == 0 {
         // 64-bit code cannot turn paging off.
-        if page.isLongMode { throw .generalProtection() }
+        if page.isLongMode || cr4 & CR4.pcide != 0 { throw .generalProtection() }
         efer &= ~EFER.lma
       } else if efer & EFER.lme != 0 {
         guard cr4 & CR4.pae != 0, page[.cs].attributes & 0x2000 == 0 else { throw .generalProtection() }
@@ -141,7 +147,11 @@ extension Processor {
 
   // MARK: CR3
 
-  func writeCR3(_ value: UInt64) throws(Fault) {
+  func writeCR3(_ written: UInt64) throws(Fault) {
+    var value = written
+    // Under PCIDE bit 63 asks for nothing to be invalidated; doing so is allowed (SDM volume 3, 4.10.4.1), and needed,
+    // since our translations do not say which context they are of.
+    if page[\.cr4] & CR4.pcide != 0 { value &= ~(1 << 63) }
     if page.isLMA {
       guard value & ~page[\.physical_mask] == 0 else { throw .generalProtection() }
     } else if page[\.cr0] & CR0.pg != 0 && page[\.cr4] & CR4.pae != 0 {
@@ -154,7 +164,7 @@ extension Processor {
   /// PAE paging keeps its four top entries in registers; reserved bits in a present one are #GP(0)
   /// (SDM volume 3, 4.4.1).
   func loadPDPTEs(_ cr3: UInt64) throws(Fault) {
-    let table = cr3 & 0xFFFF_FFE0
+    let table = cr3 & 0xFFFF_FFE0 & ~page[\.address_cut]
     let reserved = ~page[\.physical_mask] | 0x1E6
     let entry0 = physicalLoad(UInt64.self, table)
     let entry1 = physicalLoad(UInt64.self, table &+ 8)
@@ -176,12 +186,14 @@ extension Processor {
     let old = page[\.cr4]
     if page.isLMA && value & CR4.pae == 0 { throw .generalProtection() }
     let changed = value ^ old
+    // PCIDE needs IA-32e mode and context 0 (SDM volume 3, 4.10.1).
+    if changed & value & CR4.pcide != 0, !page.isLMA || page[\.cr3] & 0xFFF != 0 { throw .generalProtection() }
     if page[\.cr0] & CR0.pg != 0 && !page.isLMA && value & CR4.pae != 0 && changed & CR4.paging != 0 {
       try loadPDPTEs(page[\.cr3])
     }
     page[\.cr4] = value
     page.updateMode()
-    if changed & CR4.paging != 0 { unsafe chost_flush_all(page.pointer) }
+    if changed & CR4.translations != 0 { unsafe chost_flush_all(page.pointer) }
   }
 
   // MARK: Translations
@@ -201,14 +213,16 @@ extension Processor {
     unsafe chost_flush_page(page.pointer, linear)
   }
 
-  /// INVPCID: without PCIDs, everything is in context 0.
+  /// INVPCID (SDM volume 2). Translations do not say which context they are of: all that are not global may be of the
+  /// one that is named.
   func invalidateContext(_ instruction: Instruction) throws(Fault) {
     try requirePrivilege()
     let memory = try span(effectiveAddress(instruction), count: 16, write: false)
     let context = load(UInt64.self, memory)
     let linear = load(UInt64.self, memory, at: 8)
     let type = register(instruction.reg, size: page.isLongMode ? 8 : 4)
-    if type < 2 && context != 0 { throw .generalProtection() }
+    guard context >> 12 == 0 else { throw .generalProtection() }
+    if type < 2 && context != 0 && page[\.cr4] & CR4.pcide == 0 { throw .generalProtection() }
     switch type {
     case 0:
       guard Processor.isCanonical(linear) else { throw .generalProtection() }

@@ -32,7 +32,8 @@ struct Event: Equatable {
   var external: UInt32 { kind == .software ? 0 : 1 }
 
   /// Faults push RF set, so that the restarted instruction does not hit its breakpoint again; traps, aborts,
-  /// interrupts and #DB push it as it is (SDM volume 3, 17.3.1.1).
+  /// interrupts and #DB push it as it is (SDM volume 3, 17.3.1.1), unless they come between two elements of a repeated
+  /// string instruction (`ProcessorState.isRepeating`).
   var pushesResume: Bool {
     guard kind == .exception else { return false }
     switch vector {
@@ -135,6 +136,7 @@ extension Processor {
       page[\.dr.7] = page[\.dr.7] & ~DR7.generalDetect
     }
     state.interruptShadow = .none
+    state.isRepeating = false
     state.pendingDebug = 0
     page.updateMode()
   }
@@ -144,7 +146,7 @@ extension Processor {
 
   /// RFLAGS as the frame of an event shows them.
   func pushedFlags(_ event: Event) -> UInt64 {
-    event.pushesResume ? page.rflags | RFLAGS.rf : page.rflags
+    event.pushesResume || state.isRepeating ? page.rflags | RFLAGS.rf : page.rflags
   }
 
   // MARK: Software interrupts

@@ -56,6 +56,9 @@ extension TranslatedCPU {
     busy { fault(privileged ? .generalProtection() : .invalidOpcode) }
   }
 
+  /// How often each of `TranslationOptions.constantHypercalls` was made; to be asked on the thread that runs the vCPU.
+  public var constantHypercalls: [(number: UInt64, count: UInt64)] { page.constantHypercalls }
+
   /// The hypercall instruction of the CPU's vendor.
   public var nativeHypercall: HypercallOpcode { processor.state.nativeHypercall }
 

@@ -49,6 +49,10 @@ final class ProcessorState {
   /// clears it after executing an instruction that found it set.
   var interruptShadow: InterruptShadow = .none
   var nmiBlocked = false
+  /// The repeated string instruction at RIP has done some of its elements, not all.
+  var isRepeating = false
+  /// CR8 has been written since the machine last asked.
+  var taskPriorityWritten = false
   /// DR6 status bits of debug traps that are due at this boundary.
   var pendingDebug: UInt64 = 0
   var completion: Completion = .none
@@ -87,6 +91,8 @@ final class ProcessorState {
   func reset() {
     interruptShadow = .none
     nmiBlocked = false
+    isRepeating = false
+    taskPriorityWritten = false
     pendingDebug = 0
     completion = .none
     tscAdjust = 0

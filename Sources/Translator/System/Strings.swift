@@ -27,7 +27,8 @@ extension Processor {
     guard instruction.isRepeated else { return advance(instruction) }
     let count = register(GPR.rcx, size: instruction.addressSize) &- 1
     setRegister(GPR.rcx, count, size: instruction.addressSize)
-    if count & Processor.mask(instruction.addressSize) == 0 || stops { advance(instruction) }
+    if count & Processor.mask(instruction.addressSize) == 0 || stops { return advance(instruction) }
+    state.isRepeating = true
   }
 
   private func elementSize(_ instruction: Instruction) -> UInt8 {
@@ -160,7 +161,10 @@ extension Processor {
     if repeated {
       let count = register(GPR.rcx, size: addressSize) &- 1
       setRegister(GPR.rcx, count, size: addressSize)
-      if count & Processor.mask(addressSize) != 0 { return }
+      if count & Processor.mask(addressSize) != 0 {
+        state.isRepeating = true
+        return
+      }
     }
     page[\.rip] = next
     clearResume()

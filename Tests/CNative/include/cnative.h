@@ -16,7 +16,7 @@ typedef struct cnative_state {
   uint64_t fs_base, gs_base;
   // Filled in by the run: the exception's vector, error code and CR2.
   uint64_t vector, error_code, cr2;
-  uint32_t segments[6]; // ES CS SS DS FS GS, for cnative_run_legacy
+  uint32_t segments[6]; // ES CS SS DS FS GS, for cnative_run_legacy, which leaves there what they are at its end
   uint64_t pad[6];
   // 64-byte aligned if the structure is: x87, SSE, header, AVX, in standard format.
   uint8_t xsave[CNATIVE_XSAVE_BYTES];
@@ -32,8 +32,8 @@ void cnative_run(cnative_state *state);
 // The same in a 16- or 32-bit code segment: `segments` are the selectors, RIP and RSP are offsets.
 void cnative_run_legacy(cnative_state *state);
 // Writes an entry of the process's LDT (modify_ldt). `kind`: 0 data, 1 expand-down data, 2 code. `limit` is in pages if
-// `pages`. 0 or errno.
-int cnative_set_segment(unsigned entry, uint32_t base, uint32_t limit, int kind, int is32, int pages);
+// `pages`. `rights`: 1 forbids writing of data and reading of code, 2 makes it absent. 0 or errno.
+int cnative_set_segment(unsigned entry, uint32_t base, uint32_t limit, int kind, int is32, int pages, int rights);
 // Whether the kernel lets a 64-bit process have an LDT and run in 32-bit code segments. 0 or errno.
 int cnative_can_run_legacy(void);
 // Maps anonymous memory at exactly `address`, replacing nothing. 0 or errno.

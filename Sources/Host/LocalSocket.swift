@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Unix sockets that carry lines of text between processes of one user: the control socket of a run and those who ask it.
+
+import CHost
+import Glibc
+import SystemPackage
+
+/// One end of a connection; closed when it goes away.
+@safe public final class LocalConnection: Sendable {
+  fileprivate let descriptor: Int32
+
+  fileprivate init(_ descriptor: Int32) { self.descriptor = descriptor }
+
+  deinit { Glibc.close(descriptor) }
+
+  /// Connects to a socket in the file system.
+  public convenience init(to path: FilePath) throws(HostError) {
+    let descriptor = try LocalSocket.make(path)
+    self.init(descriptor)
+    let result = unsafe try LocalSocket.withAddress(path) { unsafe Glibc.connect(descriptor, $0, $1) }
+    guard result == 0 else { throw HostError("connect to", "socket \(path)", errno: Errno(rawValue: errno)) }
+  }
+
+  /// The user and the process at the other end.
+  public var peer: (user: UInt32, process: Int32)? {
+    var user: UInt32 = 0
+    var process: Int32 = 0
+    return unsafe chost_socket_peer(descriptor, &user, &process) == 0 ? (user, process) : nil
+  }
+
+  /// Sends bytes; false when the other end does not take them within the time.
+  public func send(_ bytes: [UInt8], milliseconds: Int32 = 2000) -> Bool {
+    var done = 0
+    while done < bytes.count {
+      // SAFETY: the pointer is the array's own storage and does not outlive the call.
+      let count = unsafe bytes.withUnsafeBytes { buffer in
+        unsafe Glibc.send(
+          descriptor, buffer.baseAddress! + done, buffer.count - done, Int32(MSG_NOSIGNAL | MSG_DONTWAIT))
+      }
+      if count > 0 {
+        done += count
+      } else if count < 0, errno == EAGAIN {
+        guard wait(POLLOUT, milliseconds) else { return false }
+      } else if count == 0 || errno != EINTR {
+        return false
+      }
+    }
+    return true
+  }
+
+  /// What has arrived, at most 4 KiB: nil after `milliseconds` without anything, empty at the end.
+  public func receive(milliseconds: Int32) -> [UInt8]? {
+    guard wait(POLLIN, milliseconds) else { return nil }
+    var bytes = [UInt8](repeating: 0, count: 4096)
+    // SAFETY: the pointer is the array's own storage and does not outlive the call.
+    let count = unsafe bytes.withUnsafeMutableBytes {
+      unsafe recv(descriptor, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT))
+    }
+    if count < 0 { return errno == EINTR || errno == EAGAIN ? nil : [] }
+    bytes.removeSubrange(count...)
+    return bytes
+  }
+
+  private func wait(_ events: Int32, _ milliseconds: Int32) -> Bool {
+    var request = pollfd(fd: descriptor, events: Int16(events), revents: 0)
+    return unsafe poll(&request, 1, milliseconds) > 0
+  }
+}
+
+/// A socket in the file system that others connect to. Its file is removed with it.
+@safe public final class LocalListener: Sendable {
+  public let path: FilePath
+  private let descriptor: Int32
+
+  /// Makes the socket, only for this user. The path must be free.
+  public init(at path: FilePath) throws(HostError) {
+    self.path = path
+    descriptor = try LocalSocket.make(path)
+    let result = unsafe try LocalSocket.withAddress(path) { unsafe bind(descriptor, $0, $1) }
+    guard result == 0, unsafe chmod(path.string, 0o600) == 0, listen(descriptor, 16) == 0 else {
+      throw HostError("make", "socket \(path)", errno: Errno(rawValue: errno))
+    }
+  }
+
+  deinit { Glibc.close(descriptor) }
+
+  /// Removes the file and ends `accept`, now and from now on.
+  public func close() {
+    _ = unsafe unlink(path.string)
+    shutdown(descriptor, Int32(SHUT_RDWR))
+  }
+
+  /// The next connection, or nil after `milliseconds` without one.
+  public func accept(milliseconds: Int32) -> LocalConnection? {
+    var request = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    guard unsafe poll(&request, 1, milliseconds) > 0 else { return nil }
+    let connection = Glibc.accept(descriptor, nil, nil)
+    guard connection >= 0 else { return nil }
+    _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
+    return LocalConnection(connection)
+  }
+}
+
+/// What listeners and connections share, and the directory that such sockets live in.
+@safe public enum LocalSocket {
+  /// The longest path a socket address holds, in bytes (unix(7)).
+  public static let longestPath = 107
+
+  fileprivate static func make(_ path: FilePath) throws(HostError) -> Int32 {
+    guard path.string.utf8.count <= longestPath else {
+      throw HostError("use", "socket \(path)", reason: "its path is longer than \(longestPath) bytes")
+    }
+    let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+    guard descriptor >= 0 else { throw HostError("make", "a socket", errno: Errno(rawValue: errno)) }
+    return descriptor
+  }
+
+  /// Calls `body` with the socket address of a path, which `make` found short enough.
+  fileprivate static func withAddress(
+    _ path: FilePath, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
+  ) throws(HostError) -> Int32 {
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    // SAFETY: the path and its final zero fit, and the address is as large as it says.
+    unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: path.string.utf8) }
+    return unsafe withUnsafePointer(to: &address) { address in
+      unsafe address.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        unsafe body($0, socklen_t(MemoryLayout<sockaddr_un>.size))
+      }
+    }
+  }
+
+  /// Makes a directory that only this user may use, or finds that it is one.
+  ///
+  /// - Throws: `HostError` also if there is something else, or it is another user's or open to others.
+  public static func makePrivateDirectory(_ path: FilePath) throws(HostError) {
+    if unsafe mkdir(path.string, 0o700) != 0, errno != EEXIST {
+      throw HostError("make", "directory \(path)", errno: Errno(rawValue: errno))
+    }
+    var status = stat()
+    guard unsafe lstat(path.string, &status) == 0 else {
+      throw HostError("use", "directory \(path)", errno: Errno(rawValue: errno))
+    }
+    guard status.st_mode & S_IFMT == S_IFDIR, status.st_uid == geteuid(), status.st_mode & 0o077 == 0 else {
+      throw HostError(
+        "use", "directory \(path)", reason: "it is not a directory of this user's that nobody else may enter",
+        remedy: "remove it")
+    }
+  }
+
+  /// The names in a directory; empty if there is none.
+  public static func names(in path: FilePath) -> [String] {
+    guard let directory = unsafe opendir(path.string) else { return [] }
+    defer { unsafe closedir(directory) }
+    var names: [String] = []
+    // SAFETY: an entry is valid until the next call, and its name ends in a zero.
+    while let entry = unsafe readdir(directory) {
+      names.append(
+        unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+          unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
+        })
+    }
+    return names
+  }
+
+  /// Removes a file that nobody answers at any more.
+  public static func remove(_ path: FilePath) { _ = unsafe unlink(path.string) }
+
+  public static var user: UInt32 { geteuid() }
+  public static var process: Int32 { getpid() }
+
+  /// A variable of the environment, unless it is empty.
+  public static func environment(_ name: String) -> String? {
+    guard let value = unsafe getenv(name) else { return nil }
+    let text = unsafe String(cString: value)
+    return text.isEmpty ? nil : text
+  }
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// `lguest ps`: this user's runs, by their control sockets.
+
+import ArgumentParser
+import Lguest
+import SystemPackage
+
+struct PsCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(commandName: "ps", abstract: "List your runs.")
+
+  @Flag(help: "Print a JSON list.") var json = false
+
+  func run() throws {
+    // A run that ends while it is asked is no run any more.
+    let runs = ControlSocket.processes().compactMap { try? ControlClient.ask($0, .status) }
+    guard !json else {
+      let list = runs.map { JSON.object(($0.members ?? []).filter { $0.key != "ok" }) }
+      return System.write(JSON.array(list).text() + "\n", to: .standardOutput)
+    }
+    func number(_ run: JSON, _ key: String) -> String { run[key]?.unsignedValue.map { String($0) } ?? "?" }
+    let rows = runs.map { (run: JSON) -> [String] in
+      let uptime = Table.duration(run["uptimeSeconds"]?.numberValue ?? 0)
+      let memory = ByteSize.text(run["memoryBytes"]?.unsignedValue ?? 0)
+      return [number(run, "pid"), uptime, number(run, "vcpus"), memory, run["kernel"]?.stringValue ?? "?"]
+    }
+    let table = Table(["PID", "UPTIME", "VCPUS", "MEMORY", "KERNEL"], rows, leftColumns: [4])
+    System.write(table.lines.joined(separator: "\n") + "\n", to: .standardOutput)
+  }
+}

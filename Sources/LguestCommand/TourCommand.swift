@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// `lguest tour`: built-in guests meet the paravirtual interfaces, one after the other, and say what they see.
+
+import ArgumentParser
+import Lguest
+import SystemPackage
+
+struct TourCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "tour", abstract: "Show every hypercall mechanism with small guests of our own; needs no kernel.")
+
+  func run() throws {
+    let chapters = GuidedTour.allCases
+    for (index, chapter) in chapters.enumerated() {
+      let command = "lguest run" + (chapter.options.isEmpty ? "" : " " + chapter.options)
+      say("\(index + 1) of \(chapters.count): \(chapter.title)\n  (a machine as by: \(command))")
+      do {
+        let (text, isGood) = try chapter.run()
+        say(text)
+        guard isGood else {
+          Messages.say("the guest did not see what it should have; this is a bug in lguest \(VirtualMachine.version)")
+          throw CommandEnding(status: Ending.internal.exitStatus)
+        }
+      } catch let error as ConfigurationError {
+        Messages.say("\(error)")
+        throw CommandEnding(status: Ending.cannotStart.exitStatus)
+      }
+    }
+    say("That was all. `lguest bench hypercall` says what each of these costs.")
+  }
+
+  private func say(_ text: String) { System.write(text + "\n", to: .standardOutput) }
+}

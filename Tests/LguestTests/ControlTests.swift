@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The lines of the control socket, and JSON from strangers.
+
+import Foundation
+import Host
+import SystemPackage
+import Testing
+
+@testable import Lguest
+
+@Suite("JSON from text") struct JSONParserTests {
+  @Test(
+    "what was written is read",
+    arguments: [
+      "null", "true", "[]", "{}", "0", "-1", "18446744073709551615", "1.5", "\"\"", "[1,[2,{\"a\":null}]]",
+      "{\"a\":\"\\n\\\"\\\\ é \u{1F600}\",\"b\":[false]}",
+    ])
+  func roundTrip(text: String) throws {
+    #expect(try #require(JSONParser.value(text)).text(indented: false) == text)
+  }
+
+  @Test func escapes() {
+    #expect(JSONParser.value(#""\u0041\ud83d\ude00\/\b""#)?.stringValue == "A\u{1F600}/\u{8}")
+    #expect(JSONParser.value(" { \"a\" : [ 1 , 2 ] } ")?["a"]?.elements?.count == 2)
+    #expect(JSONParser.value("-9e2")?.numberValue == -900)
+  }
+
+  @Test(
+    "what is not JSON is nothing",
+    arguments: [
+      "", " ", "nul", "tru e", "[1,]", "[1", "{\"a\"}", "{a:1}", "{\"a\":1,}", "01", "+1", "1.", ".5", "1e", "--1",
+      "\"", "\"\u{1}\"",
+      #""\u12""#, #""\ud800""#, #""\udc00\ud800""#, #""\x""#, "1 2", "[}", "NaN", "\u{0}",
+    ])
+  func malformed(text: String) { #expect(JSONParser.value(text) == nil) }
+
+  @Test("depth has a limit") func depth() {
+    #expect(JSONParser.value(String(repeating: "[", count: 31) + String(repeating: "]", count: 31)) != nil)
+    #expect(JSONParser.value(String(repeating: "[", count: 100_000)) == nil)
+  }
+
+  @Test("random bytes do no harm") func fuzz() {
+    var random = SystemRandomNumberGenerator()
+    let alphabet = Array("{}[]\":,\\u0123456789eE+-.tfn \u{7F}é".utf8)
+    for _ in 0..<20_000 {
+      let bytes = (0..<Int.random(in: 0..<24, using: &random)).map { _ in alphabet.randomElement(using: &random) ?? 0 }
+      if let value = JSONParser.value(String(decoding: bytes, as: UTF8.self)) { _ = value.text() }
+    }
+  }
+}
+
+@Suite("Control socket") struct ControlTests {
+  private func directory() throws -> FilePath {
+    let path = FilePath("/tmp/lguest-test-\(UUID().uuidString)")
+    try LocalSocket.makePrivateDirectory(path)
+    return path
+  }
+
+  @Test("a line goes there and back, in pieces and several at once") func lines() throws {
+    let directory = try directory()
+    defer { try? FileManager.default.removeItem(atPath: directory.string) }
+    let listener = try LocalListener(at: directory.appending("s"))
+    let client = try LocalConnection(to: listener.path)
+    let server = try #require(listener.accept(milliseconds: 1000))
+    #expect(server.peer?.user == LocalSocket.user && client.peer?.process == LocalSocket.process)
+    var line = ControlLine(server)
+    #expect(client.send(Array("{\"ve".utf8)))
+    #expect(line.next(milliseconds: 50) == nil)
+    #expect(client.send(Array("rb\":1}\nsecond\nthi".utf8)))
+    #expect(line.next(milliseconds: 1000) == "{\"verb\":1}")
+    #expect(line.next(milliseconds: 1000) == "second")
+    #expect(line.next(milliseconds: 50) == nil)
+    #expect(client.receive(milliseconds: 10) == nil)
+    listener.close()
+    #expect(listener.accept(milliseconds: 1000) == nil && !FileManager.default.fileExists(atPath: listener.path.string))
+    #expect(throws: HostError.self) { _ = try LocalConnection(to: listener.path) }
+  }
+
+  @Test("a directory that others may enter is not used") func openDirectory() throws {
+    let directory = try directory()
+    defer { try? FileManager.default.removeItem(atPath: directory.string) }
+    try LocalSocket.makePrivateDirectory(directory)
+    try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: directory.string)
+    #expect(throws: HostError.self) { try LocalSocket.makePrivateDirectory(directory) }
+    let link = directory.string + "-link"
+    try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: directory.string)
+    defer { try? FileManager.default.removeItem(atPath: link) }
+    #expect(throws: HostError.self) { try LocalSocket.makePrivateDirectory(FilePath(link)) }
+    #expect(throws: HostError.self) { try LocalListener(at: FilePath("/tmp/" + String(repeating: "x", count: 200))) }
+  }
+
+  @Test("the vCPU hands its counters over when asked") func sample() throws {
+    let sample = StatisticsSample()
+    let thread = try HostThread(name: "test-vcpu") {
+      var statistics = Statistics()
+      for _ in 0..<3 {
+        while !sample.isAsked {}
+        statistics.interrupts &+= 1
+        sample.publish(statistics)
+      }
+    }
+    for expected in 1...3 as ClosedRange<UInt64> { #expect(sample.take(ring: {}).interrupts >= expected) }
+    thread.join()
+    // Nobody comes by any more: the last is what there is.
+    #expect(sample.take(ring: {}).interrupts == 3)
+  }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// `lguest ps` and `lguest stat` beside a run, and what a run leaves of its control socket.
+
+import Foundation
+import Testing
+
+extension SystemTests {
+  @Suite(
+    "Control socket", .serialized,
+    .enabled(if: Guest.hasExecutable && Guest.guests != nil, "the guests are not built; run scripts/test"))
+  struct ControlCommandTests {
+    private func start(_ more: [String] = []) throws -> (run: Guest.Running, pid: String) {
+      let kernel = "\(try #require(Guest.guests))/spin"
+      let run = try Guest.Running(
+        ["run", "--kernel", kernel, "--memory", "32M", "--timeout", "30s"] + more, limit: 60, name: "control")
+      let pid = "\(run.process.processIdentifier)"
+      let deadline = Date() + 20
+      while Date() < deadline, try status(of: pid)?["hasStarted"] as? Bool != true {
+        Thread.sleep(forTimeInterval: 0.05)
+      }
+      return (run, pid)
+    }
+
+    private func list() throws -> [[String: Any]] {
+      let text = try Guest.run(["ps", "--json"], expecting: 0).output
+      return try #require(JSONSerialization.jsonObject(with: Data(text.utf8)) as? [[String: Any]])
+    }
+
+    private func status(of pid: String) throws -> [String: Any]? {
+      try list().first { "\($0["pid"] ?? 0)" == pid }
+    }
+
+    @Test("a run is listed while it runs, with its counters, and not afterwards") func run() throws {
+      let (run, pid) = try start(["--cpus", "2"])
+      let status = try #require(try status(of: pid))
+      #expect(status["vcpus"] as? Int == 2 && status["memoryBytes"] as? Int == 32 << 20)
+      #expect(try Guest.run(["ps"], expecting: 0).output.contains("\(pid) "))
+      let text = try Guest.run(["stat", pid, "--json"], expecting: 0).output
+      let look = try #require(JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
+      let vcpus = try #require(look["vcpus"] as? [[String: Any]])
+      #expect(
+        vcpus.count == 2
+          && vcpus.allSatisfy { $0["exitsByReason"] is [String: Any] && $0["registers"] is [String: Any] })
+      // Asking kicks the vCPU that spins, so that there is an exit to be seen, and its cycles from then on.
+      let table = try Guest.run(["stat", pid, "--count", "3", "--interval", "100ms"], expecting: 0).output
+      #expect(table.contains("  kicked ") && table.contains("vCPU 1") && table.contains("cycles each"))
+      run.send(SIGTERM)
+      #expect(run.finish(expecting: 143).status == 143)
+      #expect(try self.status(of: pid) == nil)
+      #expect(try Guest.run(["stat", pid], expecting: 69).errors.contains("lguest ps lists them"))
+    }
+
+    @Test("what a killed run leaves is removed on sight") func killed() throws {
+      let (run, pid) = try start()
+      let directories =
+        ["/tmp/lguest-\(getuid())"]
+        + (ProcessInfo.processInfo.environment["XDG_RUNTIME_DIR"].map { ["\($0)/lguest"] } ?? [])
+      func sockets() -> [String] {
+        directories.map { "\($0)/\(pid).socket" }.filter { FileManager.default.fileExists(atPath: $0) }
+      }
+      let path = try #require(sockets().first)
+      let modes = try [path, (path as NSString).deletingLastPathComponent].map {
+        try FileManager.default.attributesOfItem(atPath: $0)[.posixPermissions] as? Int
+      }
+      #expect(modes == [0o600, 0o700])
+      run.send(SIGKILL)
+      _ = run.finish(expecting: 1009)
+      #expect(sockets() == [path])
+      #expect(try status(of: pid) == nil)
+      #expect(sockets().isEmpty)
+    }
+
+    @Test("nonsense is refused in one line") func nonsense() throws {
+      #expect(try Guest.run(["stat", "999999999"], expecting: 69).errorLines.count == 1)
+      try Guest.run(["stat", "0"], expecting: 125)
+      try Guest.run(["stat", "--count", "0"], expecting: 125)
+    }
+  }
+}
