@@ -39,6 +39,15 @@ INLINE void mark_dirty(const chost_cpu *cpu, uint64_t physical) {
     __atomic_fetch_or(flags, CHOST_PAGE_DIRTY, __ATOMIC_RELAXED);
 }
 
+// Whether a page is there. Only guests whose pages come from a slow store pay for more than the first comparison.
+INLINE bool is_late(const chost_cpu *cpu, uint64_t physical, bool user) {
+  if (!cpu->late_pages) return false;
+  uint8_t *flags = page_flags(cpu, physical), old = __atomic_load_n(flags, __ATOMIC_RELAXED);
+  if (old & CHOST_PAGE_ABSENT) return true;
+  if (user && !(old & CHOST_PAGE_USED)) __atomic_fetch_or(flags, CHOST_PAGE_USED, __ATOMIC_RELAXED);
+  return false;
+}
+
 // --- The page walk
 
 // Assigned field by field throughout: an initialiser that leaves padding becomes a call of memset in
@@ -290,7 +299,7 @@ static bool resolve(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t c
   const bool user = access & CHOST_ACCESS_USER, write = access & CHOST_ACCESS_WRITE;
   if (walk(cpu, linear, access, true, &found)) return false;
   uint64_t page = found.physical & PAGE_MASK;
-  if (!in_ram(cpu, page, PAGE_SIZE)) return false;
+  if (!in_ram(cpu, page, PAGE_SIZE) || is_late(cpu, page, user)) return false;
   if (write) {
     if (__atomic_load_n(page_flags(cpu, page), __ATOMIC_ACQUIRE) & CHOST_PAGE_CODE) {
       // A store to translated code is done by Swift, which discards the blocks it hits. One beside it is served, but
@@ -451,7 +460,7 @@ static void site_fill(chost_cpu *cpu, unsigned user, uint64_t number, const chos
   leaf found;
   // What is read may come from a large page as a whole; what is written must be dirty page by page. The walk that made
   // the table's entry has set A. With the A20 gate closed a large page is two halves.
-  if (!write && !cpu->address_cut && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
+  if (!write && !cpu->address_cut && !cpu->late_pages && p->large_used[user] && test_bit(p->large[user], hash_bit(new.start >> large_shift(cpu), LARGE_BITS_LOG2)) &&
       !walk(cpu, new.start, user ? CHOST_ACCESS_USER : 0, false, &found) && found.shift == 21) {
     const uint64_t within = (1ull << 21) - 1;
     if (in_ram(cpu, found.physical & ~within, 1ull << 21) &&

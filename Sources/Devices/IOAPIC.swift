@@ -36,6 +36,9 @@ public final class IOAPIC: Device {
     static let readOnly: UInt64 = 1 << 12 | remoteIRR
     static let remoteIRR: UInt64 = 1 << 14
     static let defined: UInt64 = 0xFF00_0000_0001_FFFF
+    /// APIC id bits 14:8, where machines with more than 255 CPUs have them (David Woodhouse, "x86/kvm: Reserve
+    /// KVM_FEATURE_MSI_EXT_DEST_ID", linux-kernel, 2020).
+    static let extended: UInt64 = 0x7F << 49
 
     var bits: UInt64 = 1 << 16
 
@@ -48,7 +51,8 @@ public final class IOAPIC: Device {
     }
 
     var message: InterruptMessage {
-      let target = UInt32(truncatingIfNeeded: bits >> 56)
+      // Without extended destinations those bits are never set.
+      let target = UInt32(truncatingIfNeeded: bits >> 56 | (bits & Self.extended) >> 41)
       let isLogical = bits & (1 << 11) != 0
       return InterruptMessage(
         vector: vector,
@@ -67,9 +71,12 @@ public final class IOAPIC: Device {
 
   private let state = Mutex(State())
   private let controller: InterruptController
+  private let definedBits: UInt64
 
-  public init(controller: InterruptController) {
+  /// - Parameter extendedDestinations: Whether redirections carry 15 bits of APIC id.
+  public init(controller: InterruptController, extendedDestinations: Bool = false) {
     self.controller = controller
+    definedBits = Redirection.defined | (extendedDestinations ? Redirection.extended : 0)
     controller.attach(self)
   }
 
@@ -144,7 +151,7 @@ public final class IOAPIC: Device {
     case .redirection(let pin, let isHigh):
       let old = state.table[pin].bits
       var bits = isHigh ? old & 0xFFFF_FFFF | UInt64(word) << 32 : old & ~0xFFFF_FFFF | UInt64(word)
-      bits = bits & Redirection.defined & ~Redirection.readOnly | old & Redirection.readOnly
+      bits = bits & definedBits & ~Redirection.readOnly | old & Redirection.readOnly
       state.table[pin].bits = bits
       // Linux clears a stuck remote IRR by passing through edge mode.
       if !state.table[pin].isLevel { state.table[pin].isInService = false }

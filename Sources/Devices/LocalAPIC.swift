@@ -98,6 +98,12 @@ public final class LocalAPIC: Device, DeadlineSource {
     }
   }
 
+  /// Whether any interrupt waits, deliverable or not.
+  public var hasRequests: Bool { wiring.withLock { !$0.state.requested.isEmpty } }
+
+  /// Whether the APIC accepts fixed interrupts: enabled in its base and spurious-vector registers.
+  public var isSoftwareEnabled: Bool { wiring.withLock { $0.state.isSoftwareEnabled } }
+
   /// Ends the service of the highest vector in service: the EOI register, or a paravirtual EOI seen later.
   public func endOfInterrupt() { update { $0.endOfInterrupt(&$1) } }
 

@@ -41,6 +41,8 @@ public struct PlatformConfiguration: Sendable {
   public var clocks: [Clock]
   public var wallTime: @Sendable () -> WallTime
   public var hasDebugExit = false
+  /// Whether the IOAPIC's redirections carry 15 bits of APIC id.
+  public var hasExtendedDestinations = false
   /// Whether the devices of the test machine are there, the debug exit among them.
   public var hasTestDevices = false
   /// Takes serial output.
@@ -101,7 +103,7 @@ public final class Platform: Sendable {
     interrupts = InterruptController(
       cpuCount: configuration.cpuCount, pic: pic, clock: { configuration.clocks[Int($0)] }, wake: configuration.wake,
       rearm: configuration.rearmCPU)
-    ioapic = IOAPIC(controller: interrupts)
+    ioapic = IOAPIC(controller: interrupts, extendedDestinations: configuration.hasExtendedDestinations)
     pit = PIT(clock: clock, line: .isa(0, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
     serial = UART(
       clock: clock, line: .isa(4, pic: pic, ioapic: ioapic), send: configuration.serialOutput,

@@ -12,6 +12,10 @@ public struct PageFlags: OptionSet, Sendable {
   public static let code = PageFlags(rawValue: 1)
   /// Written since the flag was last taken.
   public static let dirty = PageFlags(rawValue: 2)
+  /// Still on its way from a slow store (LatePages.swift). What is in it is there all the same.
+  public static let absent = PageFlags(rawValue: 4)
+  /// Accessed by user code since the flag was cleared; kept only where pages may be absent.
+  public static let used = PageFlags(rawValue: 8)
 }
 
 /// A function in a box: a bare one, read out of a generic container and put back, gains a wrapper each time.
@@ -65,6 +69,7 @@ extension GuestMemory {
       let before = unsafe flags(ofPage: start >> 12).pointee.bitwiseOr(
         PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent
       ).oldValue
+      if before & PageFlags.absent.rawValue != 0 { setPresent(page: start >> 12) }
       if before & PageFlags.code.rawValue != 0 {
         // Called outside the lock, so that the handler may store.
         let handler = codeWriteHandler.withLock { $0 }

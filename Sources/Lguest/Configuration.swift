@@ -101,9 +101,16 @@ extension VirtualMachine {
     public var processorStart = ProcessorStart.ipi
     /// Host threads to run the vCPUs on, at most; nil is as many as the process may use processors.
     public var hostThreadCount: Int?
+    /// How long a page of RAM takes to come back that a program used and that went away; nil: none goes away. What it shows
+    /// is asynchronous page faults; nothing is gained by it.
+    public var slowMemory: Duration?
     public var cpuVendor = CPUVendor.intel
     public var foreignHypercall = ForeignHypercall.native
     public var kvmAPI = KVMAPI.modern
+    /// What KVM offers: EAX of CPUID leaf 0x40000001. What is not offered does not work.
+    public var kvmFeatures = Configuration.standardFeatures
+    /// What the guest is told to expect: EDX of the same leaf.
+    public var kvmHints = Configuration.standardHints
     /// Hypercalls of the program's own, by number. KVM's own numbers cannot be replaced, but for the interface of 2007,
     /// which had none.
     public var hypercalls: [UInt64: HypercallHandler] = [:]
@@ -151,6 +158,7 @@ extension VirtualMachine {
     public func validate() throws(ConfigurationError) {
       try validateMemory()
       if let saved { try validate(against: saved) } else { try validateFiles() }
+      try validateKVM()
       guard (1...Configuration.maximumCPUCount).contains(cpuCount) else {
         throw ConfigurationError(
           "\(cpuCount) CPUs were asked for", remedy: "ask for 1 to \(Configuration.maximumCPUCount)")

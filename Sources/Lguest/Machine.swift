@@ -28,6 +28,8 @@ final class Machine: Sendable {
   let power: PowerSwitch
   let logger: Logger?
   let model: CPUModel
+  /// Where guest RAM comes from, if that takes time.
+  let slowMemory: SlowMemory?
 
   /// The places of the deadline sources.
   enum Source {
@@ -68,10 +70,13 @@ final class Machine: Sendable {
     }
     let counter = counter
     state.tscOffset = time.timestampOffset
-    var options = try Machine.options(model, configuration.cpuCount, counter, time, configuration.inspection)
+    var options = try Machine.options(model, counter, time, configuration)
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
     options.constantHypercalls = configuration.constantHypercalls
+    let memory = memory
+    slowMemory = configuration.slowMemory.map { SlowMemory(memory, delay: $0, cpuCount: configuration.cpuCount) }
+    if let slowMemory { options.waitForPage = { slowMemory.wait(for: $0) } }
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
       var cpus: [TranslatedCPU] = []
@@ -108,6 +113,7 @@ final class Machine: Sendable {
       memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: clocks, wallTime: Machine.wallTime,
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
     parts.hasDebugExit = configuration.debugExit
+    parts.hasExtendedDestinations = configuration.offered.contains(.extendedDestinationID)
     parts.hasTestDevices = configuration.machine == .testdev
     parts.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
     parts.serialHasRoom = { console.fill() }
@@ -129,7 +135,10 @@ final class Machine: Sendable {
     let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
     if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
-    do throws(HostError) { try timers.start(sources) } catch {
+    do throws(HostError) {
+      try slowMemory?.start(wake: { doorbells[$0].ring() }, evicted: { [cpus] in for cpu in cpus { cpu.flushTLBSoon() } })
+      try timers.start(sources)
+    } catch {
       console.disconnect()
       throw ConfigurationError(error)
     }
@@ -137,6 +146,7 @@ final class Machine: Sendable {
 
   /// Ends the machine's thread and lets go of the console.
   func stop() {
+    slowMemory?.stop()
     timers.stop()
     console.disconnect()
   }
@@ -164,6 +174,8 @@ final class Machine: Sendable {
     saved.vendor = configuration.cpuVendor
     saved.foreignHypercall = configuration.foreignHypercall
     saved.kvmAPI = configuration.kvmAPI
+    saved.features = configuration.kvmFeatures
+    saved.hints = configuration.kvmHints
     saved.machine = configuration.machine
     saved.debugExit = configuration.debugExit
     saved.timestampKilohertz = counter.kilohertz
@@ -220,11 +232,14 @@ final class Machine: Sendable {
   }
 
   private static func options(
-    _ model: CPUModel, _ cpuCount: Int, _ counter: TimestampCounter, _ time: ParavirtTime, _ inspection: EngineInspection
+    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime, _ configuration: VirtualMachine.Configuration
   ) throws(ConfigurationError) -> TranslationOptions {
+    let cpuCount = configuration.cpuCount
     let tables = (0..<UInt32(cpuCount)).map { number in
       let table = model.cpuid(
-        CPUIDConfiguration(apicID: number, cpuCount: UInt32(cpuCount), timestampKilohertz: counter.kilohertz))
+        CPUIDConfiguration(
+          apicID: number, cpuCount: UInt32(cpuCount), timestampKilohertz: counter.kilohertz,
+          kvmFeatures: configuration.offered, kvmHints: configuration.hinted))
       return Translator.CPUIDTable(
         table.entries.map { entry in
           Translator.CPUIDTable.Entry(
@@ -237,6 +252,7 @@ final class Machine: Sendable {
     // Some 10 us.
     if cpuCount > 1 { options.pausesToExit = 256 }
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
+    let inspection = configuration.inspection
     options.exactFlags = inspection.exactFlags
     options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction

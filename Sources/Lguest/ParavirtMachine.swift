@@ -5,6 +5,7 @@ import Devices
 import GuestMemory
 import Host
 import Paravirt
+import Synchronization
 import Translator
 
 /// Guest RAM for structures shared with the guest.
@@ -16,6 +17,15 @@ struct ParavirtMemory: GuestPhysicalWriter {
   }
   func loadByte(at address: UInt64) -> UInt8? { load(address) }
   func loadWord(at address: UInt64) -> UInt32? { load(address) }
+  func loadQuadword(at address: UInt64) -> UInt64? { load(address) }
+  func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8? {
+    do throws(MemoryError) {
+      return try memory.withAtomic(UInt8.self, at: GuestPhysical(address)) {
+        $0.exchange(value, ordering: .sequentiallyConsistent)
+      }
+    } catch { return nil }
+  }
+  func store(_ value: UInt8, at address: UInt64) -> Bool { put(value, address) }
   func store(_ value: UInt32, at address: UInt64) -> Bool { put(value, address) }
   func store(_ value: UInt64, at address: UInt64) -> Bool { put(value, address) }
 
@@ -38,19 +48,51 @@ struct ParavirtTime: GuestTimeSource {
   func wallNanoseconds() -> Int64 { Int64(clamping: HostClock.wall) }
 }
 
-/// What hypercalls may do to vCPUs.
+/// What the hypercalls of one vCPU may do to the others.
 struct ParavirtMachine: HypercallMachine {
-  let controller: InterruptController
+  private let controller: InterruptController
   /// By APIC id.
-  let doorbells: [Doorbell]
+  private let doorbells: [Doorbell]
+  private let scheduler: Scheduler
+  private let caller: Int
+
+  init(_ machine: Machine, _ caller: Int) {
+    controller = machine.platform.interrupts
+    doorbells = machine.doorbells
+    scheduler = machine.scheduler
+    self.caller = caller
+  }
 
   func kick(apicID: UInt32) {
-    if let index = Int(exactly: apicID), doorbells.indices.contains(index) { doorbells[index].endHalt() }
+    // It is an interrupt message of its own kind, so a broadcast id reaches all.
+    if apicID == .max || apicID == 0xFF { return doorbells.forEach { $0.endHalt() } }
+    guard let index = Int(exactly: apicID), doorbells.indices.contains(index) else { return }
+    doorbells[index].endHalt()
+    // Whoever is kicked has been given a lock: others wait for it.
+    _ = scheduler.prefer(index)
   }
 
   func send(interruptCommand: UInt32, to apicID: UInt32) -> Bool {
-    controller.deliver(InterruptMessage(commandRegister: interruptCommand, target: apicID, from: 0)) > 0
+    // A bitmap has no broadcast ids: an id without a CPU is nobody.
+    guard let index = Int(exactly: apicID), controller.localAPICs.indices.contains(index) else { return false }
+    let message = InterruptMessage(commandRegister: interruptCommand, target: apicID, from: apicID)
+    switch message.mode {
+    case .remoteRead:
+      // What a kick is to KVM.
+      kick(apicID: apicID)
+      return true
+    case .systemManagement: return true  // There is nothing to manage.
+    case .fixed where message.vector < 16, .lowestPriority where message.vector < 16:
+      // KVM requests it, and no processor ever takes it.
+      return controller.localAPICs[index].isSoftwareEnabled
+    default: return controller.deliver(message) > 0
+    }
   }
 
-  func yield(to apicID: UInt32) {}
+  func yield(to apicID: UInt32) {
+    guard let index = Int(exactly: apicID), doorbells.indices.contains(index), index != caller,
+      scheduler.prefer(index)
+    else { return }
+    doorbells[caller].preempt()
+  }
 }

@@ -63,7 +63,7 @@ extension VirtualMachine.Configuration {
   /// KVM's calls whose answer is the same whatever the machine does, but for those that the program answers.
   var constantHypercalls: [UInt64: Int32] {
     guard kvmAPI == .modern else { return [:] }
-    return KVMHypercall.constantAnswers(features: .implemented).filter { hypercalls[$0.key] == nil }
+    return KVMHypercall.constantAnswers(features: offered).filter { hypercalls[$0.key] == nil }
   }
 
   /// The program's own hypercalls as one function; nil where it has none of that number.

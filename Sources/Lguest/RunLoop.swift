@@ -3,6 +3,7 @@
 // `handle`; a hypercall, for one, goes to Paravirt/Hypercalls.swift and its result to RAX.
 
 import Devices
+import Host
 import Logging
 import Paravirt
 import Saving
@@ -22,25 +23,29 @@ final class RunLoop: @unchecked Sendable {
     case failed(String)
   }
 
-  private let machine: Machine
-  private let number: Int
-  private let doorbell: Doorbell
-  private let engine: TranslatedCPU
-  private let apic: LocalAPIC
-  private var registers: KVMModelSpecificRegisters<ParavirtMemory>
+  let machine: Machine
+  let number: Int
+  let doorbell: Doorbell
+  let engine: TranslatedCPU
+  let apic: LocalAPIC
+  var registers: KVMModelSpecificRegisters<ParavirtMemory>
   private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
   private let patching: HypercallPatching
   private let interface: KVMInterface
   private let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
-  private(set) var statistics = Statistics()
+  var statistics = Statistics()
   /// Where other threads get it while the vCPU runs.
   let sample = StatisticsSample()
   /// Whether cycles of exits are counted: from the beginning, or since somebody asked.
   private var countsCosts: Bool
   private var lastHypercall: UInt64?
   private var wantsWindow = false
+  /// Of the thread that runs the vCPU.
+  var delay: RunQueueDelay?
+  /// How long the host let that thread wait, in nanoseconds.
+  var waitedForHost: UInt64 = 0
   /// HLT was executed, or the vCPU waits to be started.
   private var isHalted: Bool
   private var isInUserSpace = false
@@ -63,10 +68,9 @@ final class RunLoop: @unchecked Sendable {
     isHalted = apic.isWaitingForStartup
     let memory = ParavirtMemory(memory: machine.memory)
     registers = KVMModelSpecificRegisters(
-      features: .implemented, clock: machine.clock, memory: memory, isBootCPU: number == 0)
+      features: configuration.offered, clock: machine.clock, memory: memory, cpu: UInt32(number))
     hypercalls = KVMHypercalls(
-      features: .implemented, clock: machine.clock, memory: memory,
-      machine: ParavirtMachine(controller: machine.platform.interrupts, doorbells: machine.doorbells),
+      features: configuration.offered, clock: machine.clock, memory: memory, machine: ParavirtMachine(machine, number),
       interface: configuration.kvmInterface, program: configuration.program(machine.memory))
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
@@ -76,16 +80,23 @@ final class RunLoop: @unchecked Sendable {
   }
 
   /// Runs the guest until it halts, somebody else should run, or something ends it.
-  func run() -> Scheduler.Pause {
+  ///
+  /// - Parameter delay: The calling thread's.
+  func run(on delay: RunQueueDelay?) -> Scheduler.Pause {
     // The machine may have been stopped in between.
     registers.synchronize()
+    beginSlice(on: delay)
     while true {
       if sample.isAsked { publishStatistics() }
       if isHalted {
         if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
           // Asked before the vCPU sleeps: then it may run elsewhere.
           let canAccept = engine.canAcceptInterrupt
-          if doorbell.sleep(unless: { [apic] in RunLoop.hasNews(apic, canAccept: canAccept) }) { return .halted }
+          if doorbell.sleep(unless: { [apic, machine, number] in
+            RunLoop.hasNews(apic, canAccept: canAccept, machine.slowMemory, number)
+          }) {
+            return .halted
+          }
           continue
         }
         isHalted = false
@@ -95,6 +106,7 @@ final class RunLoop: @unchecked Sendable {
       if doorbell.takePreemption() {
         if engine.isAtBoundary {
           doorbell.leaveGuest()
+          noteBeingPreempted()
           return .preempted
         }
         // An instruction that is half done comes first: between two, the vCPU can be saved.
@@ -109,6 +121,7 @@ final class RunLoop: @unchecked Sendable {
       let began = countsCosts ? HostCPU.timestampCounter : 0
       doorbell.leaveGuest()
       noteTaskPriority()
+      settleEndOfInterrupt()
       if let outcome = handle(exit) { return .ended(outcome) }
       noteChanges()
       if began != 0 { countCost(of: exit, since: began) }
@@ -137,11 +150,15 @@ final class RunLoop: @unchecked Sendable {
 
   // MARK: Halted
 
-  private var hasNews: Bool { RunLoop.hasNews(apic, canAccept: engine.canAcceptInterrupt) }
+  private var hasNews: Bool {
+    RunLoop.hasNews(apic, canAccept: engine.canAcceptInterrupt, machine.slowMemory, number)
+  }
 
   /// Whether there is something that ends HLT, or starts a vCPU that waits for that.
-  private static func hasNews(_ apic: LocalAPIC, canAccept: Bool) -> Bool {
-    apic.hasPendingEvent || (canAccept && !apic.isWaitingForStartup && apic.hasPendingInterrupt)
+  private static func hasNews(_ apic: LocalAPIC, canAccept: Bool, _ store: SlowMemory?, _ number: Int) -> Bool {
+    if apic.hasPendingEvent { return true }
+    guard canAccept, !apic.isWaitingForStartup else { return false }
+    return apic.hasPendingInterrupt || store?.hasFills(of: number) == true
   }
 
   // MARK: Into the guest
@@ -156,8 +173,11 @@ final class RunLoop: @unchecked Sendable {
       isHalted = true
       return nil
     }
+    deliverPageEvents()
+    settleEndOfInterrupt()
     if apic.hasPendingInterrupt, engine.canAcceptInterrupt, let vector = apic.acknowledge() {
       engine.inject(interrupt: vector)
+      offerEndOfInterrupt(of: vector)
       statistics.interrupts &+= 1
     }
     let isWaiting = apic.hasPendingInterrupt
@@ -212,6 +232,8 @@ final class RunLoop: @unchecked Sendable {
       }
     case .halt:
       isHalted = true
+    case .pageAbsent(let address):
+      meet(absentPage: address)
     case .spinning:
       // What it waits for may be another vCPU that has no thread.
       if machine.scheduler.isCrowded { doorbell.preempt() }
@@ -228,6 +250,13 @@ final class RunLoop: @unchecked Sendable {
   private func performHypercall() {
     let record = hypercalls.perform(on: engine, timestampOffset: registers.timestampOffset)
     statistics.count(hypercall: record.number)
+    if record.result == 0 {
+      switch KVMHypercall(rawValue: record.number) {
+      case .kickCPU: statistics.kicks &+= 1
+      case .schedYield: statistics.yields &+= 1
+      default: break
+      }
+    }
     lastHypercall = record.number
   }
 
@@ -276,7 +305,9 @@ final class RunLoop: @unchecked Sendable {
       }
       return apic.writeMSR(index, value)
     }
-    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.write(index, value) }
+    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
+      return registers.write(index, value, waited: waited)
+    }
     if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
     return false
   }
@@ -322,6 +353,7 @@ final class RunLoop: @unchecked Sendable {
       registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
       machine.timers.rearm(Machine.Source.localAPIC(number))
     }
+    tellStealTime()
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
   }
 }
@@ -338,6 +370,7 @@ extension Statistics.ExitReason {
       case .msrWrite: .msrWrite
       case .hypercall: .hypercall
       case .foreignHypercall: .foreignHypercall
+      case .pageAbsent: .pageAbsent
       case .halt: .halt
       case .spinning: .spinning
       case .interruptWindow: .interruptWindow

@@ -6,7 +6,7 @@ public struct Statistics: Sendable {
   /// Why vCPUs came back to the run loop. The order is the order of `exits`.
   public enum ExitReason: String, Sendable, CaseIterable {
     case portRead, portWrite, mmioRead, mmioWrite, msrRead, msrWrite
-    case hypercall, foreignHypercall, halt, spinning, interruptWindow, kicked, shutdown, failed
+    case hypercall, foreignHypercall, pageAbsent, halt, spinning, interruptWindow, kicked, shutdown, failed
   }
 
   private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
@@ -15,6 +15,16 @@ public struct Statistics: Sendable {
   /// What was answered as hardware answers the unknown, by description ("MSR 0x123", "port 0x80").
   public private(set) var unknown: [String: UInt64] = [:]
   public var interrupts: UInt64 = 0
+  /// Interrupts whose end the guest said in memory, without an exit.
+  public var interruptsEndedInMemory: UInt64 = 0
+  /// Asynchronous page faults: told "not present", told "ready".
+  public var pagesNotPresent: UInt64 = 0
+  public var pagesReady: UInt64 = 0
+  /// TLB flushes that another vCPU left for one that did not run, instead of interrupting it.
+  public var tlbFlushesSkipped: UInt64 = 0
+  /// Hypercalls that end the HLT of another vCPU, and that let another vCPU go first.
+  public var kicks: UInt64 = 0
+  public var yields: UInt64 = 0
 
   public var blocksTranslated: UInt64 = 0
   public var blocksDiscarded: UInt64 = 0
@@ -75,6 +85,12 @@ public struct Statistics: Sendable {
 
   private static let scalars: [(name: String, path: any WritableKeyPath<Statistics, UInt64> & Sendable)] = [
     ("interrupts", \.interrupts),
+    ("interruptsEndedInMemory", \.interruptsEndedInMemory),
+    ("pagesNotPresent", \.pagesNotPresent),
+    ("pagesReady", \.pagesReady),
+    ("tlbFlushesSkipped", \.tlbFlushesSkipped),
+    ("kicks", \.kicks),
+    ("yields", \.yields),
     ("exceptions", \.exceptions),
     ("blocksTranslated", \.blocksTranslated),
     ("blocksDiscarded", \.blocksDiscarded),
@@ -176,12 +192,13 @@ extension Statistics.ExitReason {
     case .msrWrite: 5
     case .hypercall: 6
     case .foreignHypercall: 7
-    case .halt: 8
-    case .spinning: 9
-    case .interruptWindow: 10
-    case .kicked: 11
-    case .shutdown: 12
-    case .failed: 13
+    case .pageAbsent: 8
+    case .halt: 9
+    case .spinning: 10
+    case .interruptWindow: 11
+    case .kicked: 12
+    case .shutdown: 13
+    case .failed: 14
     }
   }
 }

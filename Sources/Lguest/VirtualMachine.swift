@@ -143,7 +143,10 @@ extension VirtualMachine {
         threads.append(
           try HostThread(name: "lguest-vcpu\(number)") {
             do throws(HostError) {
-              try HostCPU.withPreparedThread { machine.scheduler.work(thread: number) { loops[$0].run() } }
+              try HostCPU.withPreparedThread {
+                let delay = RunQueueDelay()
+                machine.scheduler.work(thread: number) { loops[$0].run(on: delay) }
+              }
             } catch {
               failure.withLock { $0 = error }
               machine.scheduler.end(.stopped)

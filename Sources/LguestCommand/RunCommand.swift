@@ -114,8 +114,29 @@ struct RunCommand: ParsableCommand {
       "KVM's hypercall interface: today's, or that of August 2007 (refactored) or February 2007 (2007).", valueName: "version"))
   var kvmApi = VirtualMachine.Configuration.KVMAPI.modern
 
+  @Option(
+    help: ArgumentHelp(
+      "What KVM offers the guest: \(VirtualMachine.Configuration.kvmFeatureNames.joined(separator: ", ")); a name with no- before it takes away; or a number with 0x, default, all, none. (default: default)",
+      valueName: "list"),
+    transform: { try RunCommand.checked($0, VirtualMachine.Configuration.features) })
+  var kvmFeatures = VirtualMachine.Configuration.standardFeatures
+
+  @Option(
+    help: ArgumentHelp(
+      "What KVM tells the guest to expect: \(VirtualMachine.Configuration.kvmHintNames.joined(separator: ", ")); or a number with 0x, all, none. (default: none)",
+      valueName: "list"),
+    transform: { try RunCommand.checked($0, VirtualMachine.Configuration.hints) })
+  var kvmHints = VirtualMachine.Configuration.standardHints
+
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
+
+  @Option(
+    help: ArgumentHelp(
+      "Let pages that programs use go away now and then and take this long to come back, to see asynchronous page faults.",
+      valueName: "time"),
+    transform: Limit.init)
+  var slowMemory = Limit(nil)
 
   @OptionGroup(title: "Looking into the engine") var inspection: InspectionOptions
 
@@ -124,6 +145,12 @@ struct RunCommand: ParsableCommand {
     let duration: Duration?
     init(_ duration: Duration?) { self.duration = duration }
     init(_ text: String) throws { duration = try TimeLimit.parse(text) }
+  }
+
+  private static func checked(
+    _ text: String, _ parse: (String) throws(ConfigurationError) -> UInt32
+  ) throws -> UInt32 {
+    do throws(ConfigurationError) { return try parse(text) } catch { throw ValidationError(error.description) }
   }
 
   private static func cpuModel(_ name: String) throws -> String {
@@ -172,6 +199,9 @@ struct RunCommand: ParsableCommand {
     configuration.cpuVendor = cpuVendor
     configuration.foreignHypercall = hypercallInsn
     configuration.kvmAPI = kvmApi
+    configuration.kvmFeatures = kvmFeatures
+    configuration.kvmHints = kvmHints
+    configuration.slowMemory = slowMemory.duration
     configuration.inspection = inspection.value
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)

@@ -15,6 +15,12 @@ public protocol GuestPhysicalWriter: Sendable {
   func loadByte(at address: UInt64) -> UInt8?
   /// `nil` outside RAM. Little-endian.
   func loadWord(at address: UInt64) -> UInt32?
+  /// `nil` outside RAM. Little-endian.
+  func loadQuadword(at address: UInt64) -> UInt64?
+  /// Replaces a byte in one step that no vCPU can come between; `nil` outside RAM, else what was there.
+  func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8?
+  /// False outside RAM.
+  @discardableResult func store(_ value: UInt8, at address: UInt64) -> Bool
   /// False outside RAM. Little-endian.
   @discardableResult func store(_ value: UInt32, at address: UInt64) -> Bool
   /// False outside RAM. Little-endian.

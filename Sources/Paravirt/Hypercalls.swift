@@ -29,6 +29,7 @@ extension KVMHypercall {
       case .kickCPU where features.contains(.unhalt): break
       case .sendIPI where features.contains(.sendIPI): break
       case .schedYield where features.contains(.schedYield): break
+      case .mapGuestRange where features.contains(.mapGuestRange): break
       default: answers[number] = -Int32(KVMStatus.noSuchCall.rawValue)
       }
     }
@@ -187,13 +188,26 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
       try require(.schedYield)
       machine.yield(to: UInt32(truncatingIfNeeded: arguments.a0))
       return 0
-    case .mmuOperation, .mapGuestRange:
+    case .mapGuestRange:
+      try require(.mapGuestRange)
+      try checkRange(arguments)
+      return 0  // No page of this machine is encrypted, so there is nothing to do about it.
+    case .mmuOperation:
       throw .noSuchCall
     }
   }
 
   private func require(_ feature: KVMFeatures) throws(KVMStatus) {
     guard features.contains(feature) else { throw .noSuchCall }
+  }
+
+  /// The checks of MAP_GPA_RANGE: whole pages, some, none beyond the last; no attribute that means nothing.
+  private func checkRange(_ arguments: HypercallArguments) throws(KVMStatus) {
+    let attributes: UInt64 = 0x1F
+    let (start, count) = (arguments.a0, arguments.a1)
+    guard start & 0xFFF == 0, count != 0, !(start >> 12).addingReportingOverflow(count).overflow,
+      arguments.a2 & ~attributes == 0
+    else { throw .invalid }
   }
 
   /// Writes `kvm_clock_pairing`, 64 bytes: seconds, nanoseconds, guest TSC, flags and padding of zeros.
@@ -214,6 +228,9 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
     let logicalDestination: UInt64 = 1 << 11
     let shorthand: UInt64 = 3 << 18
     guard arguments.a3 & (logicalDestination | shorthand) == 0 else { throw .invalid }
+    let (level, levelTriggered): (UInt64, UInt64) = (1 << 14, 1 << 15)
+    // The end of a level is nothing to deliver.
+    if arguments.a3 & (level | levelTriggered) == levelTriggered { return 0 }
     let command = UInt32(truncatingIfNeeded: arguments.a3)
     let lowest = UInt32(truncatingIfNeeded: arguments.a2)
     // The second half starts one register's width further on, and may wrap to 0; a half itself does not.

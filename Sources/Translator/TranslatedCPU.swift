@@ -30,6 +30,8 @@ public import X86
   var isRestarting = false
   /// What is being delivered, if that is what waits for a device.
   var undelivered: Event?
+  /// Another thread wants the software TLB emptied at the next boundary.
+  private let flushRequest = Atomic<Bool>(false)
   /// The A20 gate as the machine last set it; adopted at the next boundary.
   let isA20Open = Atomic<Bool>(true)
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
@@ -67,6 +69,7 @@ public import X86
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
     page.setConstantHypercalls(options.constantHypercalls)
+    page[\.late_pages] = options.waitForPage == nil ? 0 : 1
     shadowStacks.install(in: page)
     unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self
@@ -146,6 +149,7 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
+      if flushRequest.exchange(false, ordering: .sequentiallyConsistent) { unsafe chost_flush_all(page.pointer) }
       adoptA20()
       if translation.safePoint.isWanted {
         translation.safePoint.end(activity)
@@ -230,6 +234,10 @@ public import X86
 
   /// Delivers a fault of the instruction at RIP.
   func fault(_ fault: Fault) {
+    if fault.vector == Fault.absence {
+      deliveryExit = .pageAbsent(address: fault.address)
+      return
+    }
     deliveryExit = deliver(processor.event(fault))
   }
 
@@ -300,7 +308,24 @@ public import X86
     }
   }
 
+  /// Forgets every translation of an address, global ones too. On the vCPU's own thread, between runs.
+  public func flushTLB() { busy { unsafe chost_flush_all(page.pointer) } }
+
+  /// The same from any thread, before the vCPU executes much more.
+  public func flushTLBSoon() {
+    flushRequest.store(true, ordering: .sequentiallyConsistent)
+    unsafe chost_set_attention(page.pointer)
+  }
+
+  /// Others need not wait for the page too. What is known of this vCPU's tables may have changed afterwards.
+  func waitForPage(_ physical: UInt64) {
+    translation.safePoint.end(activity)
+    defer { translation.safePoint.begin(activity) }
+    translation.options.waitForPage?(physical)
+  }
+
   func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }
+
 
   // MARK: Exits
 
@@ -416,6 +441,7 @@ public import X86
 
   public func inject(interrupt vector: UInt8) { pendingInterrupt = vector }
   public func injectNMI() { pendingNMI = true }
+  public func inject(pageFault address: UInt64) { busy { fault(.pageFault(address, code: 0)) } }
 
   public func requestInterruptWindow(_ wanted: Bool) {
     windowWanted = wanted

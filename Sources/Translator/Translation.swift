@@ -24,6 +24,8 @@ public struct TranslationOptions: Sendable {
   /// Hypercalls of 64-bit code at level 0 that the engine answers by itself, by number (0..<16): those whose answer
   /// depends on nothing. The others are exits.
   public var constantHypercalls: [UInt64: Int32] = [:]
+  /// Waits, on any thread, until a page (guest-physical) that the memory says is absent is there; nil: none ever is.
+  public var waitForPage: (@Sendable (UInt64) -> Void)?
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
   /// The arithmetic flags that a fault pushes are exact even where nothing reads them.

@@ -34,6 +34,9 @@ struct Fault: Error, Equatable {
   static func pageFault(_ address: UInt64, code: UInt32) -> Fault {
     Fault(vector: 14, errorCode: code, address: address)
   }
+  /// No exception: the page at guest-physical `physical` is still on its way.
+  static func pageAbsent(_ physical: UInt64) -> Fault { Fault(vector: absence, address: physical) }
+  static let absence: UInt8 = 255
   static let floatingPoint = Fault(vector: 16)
   static let alignmentCheck = Fault(vector: 17, errorCode: 0)
   static let simdFloatingPoint = Fault(vector: 19)

@@ -21,6 +21,9 @@ public enum VCPUExit: Sendable, Equatable {
   /// The other vendor's hypercall instruction raised #UD to the machine (`HypercallPolicy` `emulate` or `patch`). RIP is
   /// at it. The machine may perform the call and `skipHypercall()`, `replaceHypercall`, or `refuseHypercall`.
   case foreignHypercall
+  /// Code of level 3 touched a page of RAM that is still on its way (`address`, guest-physical). The instruction has had no
+  /// effect and runs again. Owes nothing, but until the page is there or `inject(pageFault:)` is called it gets no further.
+  case pageAbsent(address: UInt64)
   /// HLT: nothing to do until an interrupt. RIP is past it.
   case halt
   /// PAUSE was executed many times: the vCPU waits for another. RIP is past it.
@@ -50,6 +53,8 @@ public protocol CPUEngine: AnyObject {
   var canAcceptInterrupt: Bool { get }
   /// Queues an external interrupt; only when `canAcceptInterrupt`.
   func inject(interrupt vector: UInt8)
+  /// Delivers #PF with error code 0 and this value in CR2, at once: a page fault of the machine's own.
+  func inject(pageFault address: UInt64)
   /// Queues an NMI; delivered when NMIs are not blocked.
   func injectNMI()
   /// Asks for `.interruptWindow` as soon as an interrupt could be accepted.

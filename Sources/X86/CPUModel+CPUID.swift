@@ -19,7 +19,7 @@ public struct CPUIDConfiguration: Sendable, Equatable {
 
   public init(
     apicID: UInt32 = 0, cpuCount: UInt32 = 1, timestampKilohertz: UInt32,
-    kvmFeatures: KVMFeatures? = .implemented, kvmHints: KVMHints = []
+    kvmFeatures: KVMFeatures? = .standard, kvmHints: KVMHints = []
   ) {
     self.apicID = apicID
     self.cpuCount = min(max(cpuCount, 1), 65535)

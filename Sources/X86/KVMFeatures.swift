@@ -32,8 +32,16 @@ public struct KVMFeatures: OptionSet, Sendable, Hashable {
   /// The stable flag in the time structure means what it says.
   public static let stableClock = KVMFeatures(rawValue: 1 << 24)
 
-  /// What this version keeps its word about.
-  public static let implemented: KVMFeatures = [.clockSource, .noIODelay, .clockSource2, .stableClock]
+  /// What this version keeps its word about, if it is offered. Batched page-table updates (bit 2) are long dead.
+  public static let implemented: KVMFeatures = [
+    .clockSource, .noIODelay, .clockSource2, .asyncPageFault, .stealTime, .endOfInterrupt, .unhalt, .tlbFlush,
+    .asyncPageFaultExit, .sendIPI, .pollControl, .schedYield, .asyncPageFaultInterrupt, .extendedDestinationID,
+    .mapGuestRange, .migrationControl, .stableClock,
+  ]
+
+  /// What is offered unless configured otherwise: what KVM itself offers, and extended destination ids, which VMMs add.
+  /// Page encryption state and migration control are for encrypted guests.
+  public static let standard = implemented.subtracting([.mapGuestRange, .migrationControl])
 }
 
 /// What a guest should expect of its host: EDX of CPUID leaf 0x40000001.
@@ -43,4 +51,7 @@ public struct KVMHints: OptionSet, Sendable, Hashable {
 
   /// vCPUs are never descheduled for long.
   public static let realtime = KVMHints(rawValue: 1 << 0)
+
+  public static let implemented: KVMHints = [.realtime]
+  public static let standard: KVMHints = []
 }

@@ -11,9 +11,11 @@ final class TestMemory: GuestPhysicalWriter {
   let bytes: Mutex<[UInt8]>
   /// The bytes after each store.
   let history = Mutex<[[UInt8]]>([])
+  private let keepsHistory: Bool
 
-  init(base: UInt64 = 0, count: Int = 3 * 4096) {
+  init(base: UInt64 = 0, count: Int = 3 * 4096, keepsHistory: Bool = true) {
     self.base = base
+    self.keepsHistory = keepsHistory
     bytes = Mutex([UInt8](repeating: 0, count: count))
   }
 
@@ -37,14 +39,27 @@ final class TestMemory: GuestPhysicalWriter {
     let offset = Int(address - base)
     let after = bytes.withLock { bytes in
       for index in 0..<count { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
-      return bytes
+      return keepsHistory ? bytes : []
     }
-    history.withLock { $0.append(after) }
+    if keepsHistory { history.withLock { $0.append(after) } }
     return true
   }
 
   func loadByte(at address: UInt64) -> UInt8? { load(1, at: address).map { UInt8($0) } }
   func loadWord(at address: UInt64) -> UInt32? { load(4, at: address).map { UInt32($0) } }
+  func loadQuadword(at address: UInt64) -> UInt64? { load(8, at: address) }
+  func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8? {
+    guard contains(address, byteCount: 1) else { return nil }
+    let offset = Int(address - base)
+    let (old, after) = bytes.withLock { bytes in
+      let old = bytes[offset]
+      bytes[offset] = value
+      return (old, keepsHistory ? bytes : [])
+    }
+    if keepsHistory { history.withLock { $0.append(after) } }
+    return old
+  }
+  @discardableResult func store(_ value: UInt8, at address: UInt64) -> Bool { put(UInt64(value), 1, at: address) }
   @discardableResult func store(_ value: UInt32, at address: UInt64) -> Bool { put(UInt64(value), 4, at: address) }
   @discardableResult func store(_ value: UInt64, at address: UInt64) -> Bool { put(value, 8, at: address) }
 }
@@ -170,6 +185,7 @@ final class TestCPU: CPUEngine {
   func refuseMSR() {}
   func inject(interrupt vector: UInt8) {}
   func injectNMI() {}
+  func inject(pageFault address: UInt64) {}
   func requestInterruptWindow(_ wanted: Bool) {}
   func kick() {}
 }

@@ -17,14 +17,14 @@ private final class Setup {
   var registers: KVMModelSpecificRegisters<TestMemory>
 
   init(
-    kilohertz: UInt32 = 2_500_000, isConstant: Bool = true, features: KVMFeatures = .implemented,
+    kilohertz: UInt32 = 2_500_000, isConstant: Bool = true, features: KVMFeatures = .standard,
     time: TestTime = TestTime(timestamp: 1000, monotonic: 77), nanoseconds: UInt64 = 0
   ) throws {
     self.time = time
     clock = KVMClock(
       counter: try #require(TimestampCounter(kilohertz: kilohertz)), isTimestampConstant: isConstant, source: time,
       nanoseconds: nanoseconds)
-    registers = KVMModelSpecificRegisters(features: features, clock: clock, memory: memory, isBootCPU: true)
+    registers = KVMModelSpecificRegisters(features: features, clock: clock, memory: memory, cpu: 0)
   }
 
   func write(_ index: UInt32, _ value: UInt64) -> Bool { registers.write(index, value) }
@@ -94,7 +94,7 @@ private final class Setup {
   @Test func oldRegistersOnOtherCPUsDoNotCostStability() throws {
     let setup = try Setup()
     var second = KVMModelSpecificRegisters(
-      features: .implemented, clock: setup.clock, memory: setup.memory, isBootCPU: false)
+      features: .standard, clock: setup.clock, memory: setup.memory, cpu: 1)
     let accepted = second.write(0x12, 0x201)
     #expect(accepted)
     #expect(try setup.structure(0x200).flags == 1)
@@ -164,7 +164,7 @@ private final class Setup {
     #expect(setup.write(systemTime, 0x101))
     setup.time.set(timestamp: 999_999)
     var second = KVMModelSpecificRegisters(
-      features: .implemented, clock: setup.clock, memory: setup.memory, isBootCPU: false)
+      features: .standard, clock: setup.clock, memory: setup.memory, cpu: 1)
     let accepted = second.write(systemTime, 0x201)
     #expect(accepted)
     #expect(try setup.structure(0x100) == setup.structure(0x200))
@@ -230,12 +230,16 @@ private final class Setup {
   }
 
   @Test func onlyOfferedRegistersExist() throws {
+    let features: [UInt32: KVMFeatures] = [
+      0x11: .clockSource, 0x12: .clockSource, 0x4b56_4d00: .clockSource2, 0x4b56_4d01: .clockSource2,
+      0x4b56_4d02: .asyncPageFault, 0x4b56_4d03: .stealTime, 0x4b56_4d04: .endOfInterrupt, 0x4b56_4d05: .pollControl,
+      0x4b56_4d06: .asyncPageFaultInterrupt, 0x4b56_4d07: .asyncPageFaultInterrupt, 0x4b56_4d08: .migrationControl,
+    ]
     for index: UInt32 in Array(0x4b56_4d00...0x4b56_4dff) + [0x10, 0x11, 0x12, 0x13, 0x8765_5678] {
-      for features: KVMFeatures in [[], .clockSource, .clockSource2, .implemented, KVMFeatures(rawValue: .max)] {
-        let setup = try Setup(features: features)
-        let exists =
-          (index == 0x11 || index == 0x12) && features.contains(.clockSource)
-          || (index == systemTime || index == wallClock) && features.contains(.clockSource2)
+      let offers = (0..<32).map { KVMFeatures(rawValue: 1 << $0) } + [[], .standard, .implemented]
+      for offered in offers {
+        let setup = try Setup(features: offered)
+        let exists = features[index].map { offered.contains($0) } ?? false
         #expect((setup.registers.read(index) != nil) == exists)
         #expect(setup.write(index, 0) == exists)
       }
@@ -266,7 +270,7 @@ private final class Setup {
     let clock = KVMClock(counter: setup.clock.counter, isTimestampConstant: isConstant, source: time, restoring: again)
     #expect(clock.nanoseconds() >= before && clock.nanoseconds() < before + 1000)
     #expect(clock.wallClockRegister == 0x200)
-    var registers = KVMModelSpecificRegisters(features: .implemented, clock: clock, memory: setup.memory, isBootCPU: true)
+    var registers = KVMModelSpecificRegisters(features: .standard, clock: clock, memory: setup.memory, cpu: 0)
     var state = StateArchive(savingAt: 0)
     try setup.registers.transfer(&state)
     var restored = StateArchive(restoring: state.bytes, at: 0)

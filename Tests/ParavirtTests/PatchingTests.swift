@@ -133,7 +133,7 @@ import X86
       counter: try #require(TimestampCounter(kilohertz: 1_000_000)), isTimestampConstant: true, source: TestTime())
     func calls(_ interface: KVMInterface, _ program: (@Sendable (HypercallRequest) -> UInt64?)?) -> KVMHypercalls<TestMemory, TestMachine> {
       KVMHypercalls(
-        features: .implemented, clock: clock, memory: setup, machine: TestMachine(count: 1), interface: interface,
+        features: .standard, clock: clock, memory: setup, machine: TestMachine(count: 1), interface: interface,
         program: program)
     }
     let sum = calls(.year2007) { request in
@@ -167,7 +167,7 @@ import X86
     let clock = KVMClock(
       counter: try #require(TimestampCounter(kilohertz: 1_000_000)), isTimestampConstant: true, source: TestTime())
     let calls = KVMHypercalls(
-      features: .implemented, clock: clock, memory: TestMemory(), machine: TestMachine(count: 1)
+      features: .standard, clock: clock, memory: TestMemory(), machine: TestMachine(count: 1)
     ) { $0.number == 0x1000 ? $0.arguments[0] + $0.arguments[3] : nil }
     let cpu = TestCPU()
     (cpu.registers[0], cpu.registers[3], cpu.registers[6]) = (0x1000, 40, 2)

@@ -110,6 +110,7 @@ typedef struct chost_cpu {
   uint64_t address_cut;       // bits that guest-physical addresses lose on their way out: bit 20 while the A20 gate is closed
   // Page | 1 of the last store that was served beside code: it may not have happened yet. 0 at a safe point.
   uint64_t store_beside;
+  uint64_t late_pages;        // not 0: pages may be absent or are to be told as used (CHOST_PAGE_ABSENT, CHOST_PAGE_USED)
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
@@ -165,8 +166,9 @@ enum { CHOST_TRAP_SLOT = 255 };
 
 enum { CHOST_SHADOW_GUARD = 4096 };
 
-// Page flags.
-enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2 };
+// Page flags. ABSENT: the page is still on its way from a slow store. What is in it is there all the same, so an access
+// that misses the flag is early, not wrong. USED: by code of level 3, since somebody cleared the flag.
+enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2, CHOST_PAGE_ABSENT = 4, CHOST_PAGE_USED = 8 };
 
 // Access rights asked of a translation; the low bits are the #PF error code's.
 enum { CHOST_ACCESS_WRITE = 2, CHOST_ACCESS_USER = 4, CHOST_ACCESS_FETCH = 16 };

@@ -22,6 +22,8 @@ struct SavedConfiguration: SavedState, Equatable {
   var kvmAPI = VirtualMachine.Configuration.KVMAPI.modern
   var machine = VirtualMachine.Configuration.MachineKind.pc
   var debugExit = false
+  var features: UInt32 = 0
+  var hints: UInt32 = 0
   var timestampKilohertz: UInt32 = 0
   /// The path of the kernel, for people.
   var kernel = ""
@@ -36,6 +38,8 @@ struct SavedConfiguration: SavedState, Equatable {
     try archive.transfer(named: &kvmAPI)
     try archive.transfer(named: &machine)
     try archive.transfer(&debugExit)
+    try archive.transfer(&features)
+    try archive.transfer(&hints)
     try archive.transfer(&timestampKilohertz)
     try archive.transfer(&kernel, limit: 4096)
     try archive.require(
@@ -86,6 +90,8 @@ extension VirtualMachine.Configuration {
     cpuVendor = saved.vendor
     foreignHypercall = saved.foreignHypercall
     kvmAPI = saved.kvmAPI
+    kvmFeatures = saved.features
+    kvmHints = saved.hints
     machine = saved.machine
     debugExit = saved.debugExit
   }
@@ -94,7 +100,7 @@ extension VirtualMachine.Configuration {
   func validate(against file: SaveFile) throws(ConfigurationError) {
     let saved = try file.configuration
     guard memorySize == file.header.memoryByteCount, cpuCount == Int(saved.cpuCount), cpuModel == saved.level.rawValue,
-      kvmAPI == saved.kvmAPI, machine == saved.machine
+      kvmAPI == saved.kvmAPI, kvmFeatures == saved.features, kvmHints == saved.hints, machine == saved.machine
     else {
       throw ConfigurationError(
         "a saved machine keeps its memory, processors, CPU model, devices and interfaces",

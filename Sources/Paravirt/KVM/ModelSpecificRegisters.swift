@@ -14,17 +14,29 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
   public private(set) var systemTime: UInt64 = 0
   /// What this vCPU's TSC is ahead of the VM's, because the guest wrote IA32_TSC; wraps.
   public private(set) var timestampOffset: UInt64 = 0
+  public var stealTime: KVMStealTime<Memory>
+  public var endOfInterrupt: KVMEndOfInterrupt<Memory>
+  public var asyncPageFault: KVMAsyncPageFault<Memory>
+  /// Whether the host may poll for a while before it lets a halted vCPU sleep. This one never does, so the guest that
+  /// polls by itself and forbids it gets what it asks for.
+  public private(set) var mayPoll = true
+  /// Whether the guest agrees to be moved to another host. Only encrypted guests have a reason not to.
+  public private(set) var mayMigrate = true
   private let clock: KVMClock
   private let memory: Memory
   private let isBootCPU: Bool
   private var seenGeneration: UInt32 = 0
   private var seenStops: UInt32 = 0
 
-  public init(features: KVMFeatures, clock: KVMClock, memory: Memory, isBootCPU: Bool) {
+  /// - Parameter cpu: The vCPU's number; 0 is the boot CPU.
+  public init(features: KVMFeatures, clock: KVMClock, memory: Memory, cpu: UInt32) {
     self.features = features
     self.clock = clock
     self.memory = memory
-    self.isBootCPU = isBootCPU
+    isBootCPU = cpu == 0
+    stealTime = KVMStealTime(memory: memory)
+    endOfInterrupt = KVMEndOfInterrupt(memory: memory)
+    asyncPageFault = KVMAsyncPageFault(features: features, memory: memory, cpu: cpu)
   }
 
   /// Whether RDMSR and WRMSR of this register are for `read` and `write`: 0x11, 0x12 and KVM's reserved range.
@@ -32,18 +44,32 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
     index == 0x11 || index == 0x12 || (0x4b56_4d00...0x4b56_4dff).contains(index)
   }
 
-  private enum Register {
-    case wallClock, systemTime
+  private enum Register: UInt32 {
+    case wallClock = 0x4b56_4d00, systemTime, asyncPageFault, stealTime, endOfInterrupt, pollControl
+    case asyncPageFaultInterrupt, asyncPageFaultAcknowledge, migrationControl
+
+    /// What has to be offered for the register to exist.
+    var feature: KVMFeatures {
+      switch self {
+      case .wallClock, .systemTime: .clockSource2
+      case .asyncPageFault: .asyncPageFault
+      case .stealTime: .stealTime
+      case .endOfInterrupt: .endOfInterrupt
+      case .pollControl: .pollControl
+      case .asyncPageFaultInterrupt, .asyncPageFaultAcknowledge: .asyncPageFaultInterrupt
+      case .migrationControl: .migrationControl
+      }
+    }
   }
 
   /// The register behind a number, if CPUID offers it.
   private func register(_ index: UInt32) -> Register? {
     switch index {
-    case 0x11 where features.contains(.clockSource): .wallClock
-    case 0x12 where features.contains(.clockSource): .systemTime
-    case 0x4b56_4d00 where features.contains(.clockSource2): .wallClock
-    case 0x4b56_4d01 where features.contains(.clockSource2): .systemTime
-    default: nil
+    case 0x11: return features.contains(.clockSource) ? .wallClock : nil
+    case 0x12: return features.contains(.clockSource) ? .systemTime : nil
+    default:
+      guard let register = Register(rawValue: index), features.contains(register.feature) else { return nil }
+      return register
     }
   }
 
@@ -52,12 +78,21 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
     switch register(index) {
     case .wallClock: clock.wallClockRegister
     case .systemTime: systemTime
+    case .asyncPageFault: asyncPageFault.register
+    case .stealTime: stealTime.register
+    case .endOfInterrupt: endOfInterrupt.register
+    case .pollControl: mayPoll ? 1 : 0
+    case .asyncPageFaultInterrupt: asyncPageFault.interrupt
+    case .asyncPageFaultAcknowledge: 0
+    case .migrationControl: mayMigrate ? 1 : 0
     case nil: nil
     }
   }
 
   /// WRMSR at CPL 0; false is #GP(0). The structure is complete before this returns.
-  public mutating func write(_ index: UInt32, _ value: UInt64) -> Bool {
+  ///
+  /// - Parameter waited: How long the vCPU has waited so far while it could have run, in nanoseconds.
+  public mutating func write(_ index: UInt32, _ value: UInt64, waited: UInt64 = 0) -> Bool {
     switch register(index) {
     case .wallClock:
       clock.setWallClock(value, in: memory)
@@ -66,6 +101,17 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
       systemTime = value
       seenStops = clock.stopCount
       updateTime()
+    case .asyncPageFault: return asyncPageFault.write(enable: value)
+    case .stealTime: return stealTime.write(value, total: waited)
+    case .endOfInterrupt: return endOfInterrupt.write(value)
+    case .pollControl:
+      guard value <= 1 else { return false }
+      mayPoll = value == 1
+    case .asyncPageFaultInterrupt: return asyncPageFault.write(interrupt: value)
+    case .asyncPageFaultAcknowledge: asyncPageFault.acknowledge(value)
+    case .migrationControl:
+      guard value <= 1 else { return false }
+      mayMigrate = value == 1
     case nil: return false
     }
     return true
@@ -97,10 +143,13 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
     updateTime()
   }
 
-  /// RESET or INIT: forgets the structure at once, since a new kernel may own that memory. The wall clock
-  /// register is the VM's and stays.
+  /// RESET or INIT: forgets the structures at once, since a new kernel may own that memory. The wall clock
+  /// register is the VM's and stays; whether to poll and to migrate stays too.
   public mutating func reset() {
     systemTime = 0
+    stealTime.reset()
+    endOfInterrupt.reset()
+    asyncPageFault.reset()
   }
 }
 
@@ -108,5 +157,10 @@ extension KVMModelSpecificRegisters: SavedState {
   public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try archive.transfer(&systemTime)
     try archive.transfer(&timestampOffset)
+    try stealTime.transfer(&archive)
+    try endOfInterrupt.transfer(&archive)
+    try asyncPageFault.transfer(&archive)
+    try archive.transfer(&mayPoll)
+    try archive.transfer(&mayMigrate)
   }
 }

@@ -76,6 +76,9 @@ extension Processor {
 
   @discardableResult
   func deliver(_ first: Event) -> Delivery {
+    // A page that is late must not turn a fault into a double fault.
+    state.waitsForPages = true
+    defer { state.waitsForPages = false }
     var event = first
     while true {
       if event.kind == .exception && event.vector == 14 { page[\.cr2] = event.address }

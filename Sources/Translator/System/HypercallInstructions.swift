@@ -29,7 +29,11 @@ extension TranslatedCPU {
   private static let hypercallLength = 3
 
   public var hypercallCode: [UInt8] {
-    let bytes = busy { processor.fetch(at: page[\.rip]) }
+    let bytes = busy {
+      processor.state.waitsForPages = true
+      defer { processor.state.waitsForPages = false }
+      return processor.fetch(at: page[\.rip])
+    }
     return (0..<min(bytes.count, TranslatedCPU.hypercallLength)).map { bytes[$0] }
   }
 

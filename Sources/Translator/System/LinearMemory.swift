@@ -94,7 +94,23 @@ extension Processor {
     var physical: UInt64 = 0
     let code = unsafe chost_translate(page.pointer, linear, access, &physical)
     if code != 0 { throw .pageFault(linear, code: code & 0x7FFF_FFFF) }
+    if page[\.late_pages] != 0 { try checkPresence(of: physical, access) }
     return physical
+  }
+
+  /// An absent page: user code leaves for the machine, which may let another task run; everybody else waits here.
+  private func checkPresence(of physical: UInt64, _ access: UInt32) throws(Fault) {
+    let address = UInt(page[\.page_flags] &+ physical >> 12)
+    guard isRAM(physical), let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else { return }
+    // SAFETY: there is a flag byte for every page of RAM.
+    let value = unsafe flags.pointee.load(ordering: .acquiring)
+    let isUser = access & UInt32(CHOST_ACCESS_USER) != 0
+    if value & UInt8(CHOST_PAGE_ABSENT) != 0 {
+      if isUser && !state.waitsForPages { throw .pageAbsent(physical) }
+      state.codeObserver?.waitForPage(physical)
+    } else if isUser && value & UInt8(CHOST_PAGE_USED) == 0 {
+      unsafe _ = flags.pointee.bitwiseOr(UInt8(CHOST_PAGE_USED), ordering: .relaxed)
+    }
   }
 
   // MARK: Spans

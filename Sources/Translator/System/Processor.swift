@@ -12,6 +12,8 @@ import X86
 protocol CodeObserver: AnyObject {
   /// `count` bytes at guest-physical `physical`, all in one page, have changed.
   func codeWritten(physical: UInt64, count: Int)
+  /// Waits until the page at guest-physical `physical` is there.
+  func waitForPage(_ physical: UInt64)
 }
 
 /// What became of an instruction that Swift executed.
@@ -62,6 +64,8 @@ final class ProcessorState {
   /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
   let nativeHypercall: HypercallOpcode
   let hypercallPolicy: HypercallPolicy
+  /// Code of level 3 waits for absent pages, as the kernel does, instead of leaving for the machine.
+  var waitsForPages = false
 
   var tscAdjust: UInt64 = 0
   var miscEnable: UInt64 = 0

@@ -298,6 +298,7 @@ import Testing
   func observer() throws {
     final class Observer: CodeObserver {
       var physical: UInt64 = 0, count = 0
+      func waitForPage(_ physical: UInt64) {}
       func codeWritten(physical: UInt64, count: Int) {
         self.physical = physical
         self.count = count

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the run loop does for KVM's paravirtual structures between two stays in the guest. None of it needs an exit of
+// its own: it is done when the vCPU is out anyway.
+
+import Devices
+import Host
+import Paravirt
+import Translator
+
+extension RunLoop {
+  // MARK: End of interrupt
+
+  /// Tells the guest that nobody waits for the end of the interrupt that is being delivered, if that is so.
+  func offerEndOfInterrupt(of vector: UInt8) {
+    guard registers.endOfInterrupt.isEnabled, apic.canDeferEndOfInterrupt(of: vector) else { return }
+    registers.endOfInterrupt.offer()
+  }
+
+  /// Ends the interrupt in service if the guest did so in memory; takes the offer back once another interrupt waits.
+  func settleEndOfInterrupt() {
+    guard registers.endOfInterrupt.isOffered else { return }
+    if registers.endOfInterrupt.settle(withdrawing: apic.hasRequests) {
+      apic.endOfInterrupt()
+      statistics.interruptsEndedInMemory &+= 1
+    }
+  }
+
+  // MARK: Page events
+
+  /// User code touched a page that is on its way: the guest puts that task to sleep, or the vCPU waits.
+  func meet(absentPage address: UInt64) {
+    guard let store = machine.slowMemory else { return }
+    guard
+      registers.asyncPageFault.canBegin(
+        privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt),
+      let token = registers.asyncPageFault.begin()
+    else { return store.wait(for: address) }
+    store.fetch(address, for: number, token: token)
+    engine.inject(pageFault: UInt64(token))
+    statistics.pagesNotPresent &+= 1
+  }
+
+  /// Tells the guest that a page it waits for has come, as an interrupt.
+  func deliverPageEvents() {
+    if let store = machine.slowMemory, store.hasFills(of: number) {
+      for token in store.takeFills(of: number) { registers.asyncPageFault.complete(token) }
+    }
+    guard registers.asyncPageFault.hasReady, apic.isSoftwareEnabled, let vector = registers.asyncPageFault.takeReady()
+    else { return }
+    apic.receive(vector: vector)
+    statistics.pagesReady &+= 1
+  }
+
+  // MARK: Steal time
+
+  /// How often the host's scheduler is asked: that is a system call, and the guest's own clock ticks no faster.
+  private static let hostInterval: UInt64 = 4_000_000
+
+  /// How long the vCPU has waited while it could have run, in nanoseconds: for a thread, and with it for a processor.
+  var waited: UInt64 { machine.scheduler.waited(number) &+ waitedForHost }
+
+  /// A thread has taken the vCPU: before it executes anything, what others left for it is done.
+  func beginSlice(on delay: RunQueueDelay?) {
+    self.delay = delay
+    guard registers.stealTime.register & 1 != 0 else { return }
+    if registers.stealTime.resume(total: waited) {
+      engine.flushTLB()
+      statistics.tlbFlushesSkipped &+= 1
+    }
+  }
+
+  /// The vCPU could run, and another goes first: it executes nothing until `beginSlice`.
+  func noteBeingPreempted() { registers.stealTime.preempt() }
+
+  /// Brings the guest's steal time up to date, now and then.
+  func tellStealTime() {
+    guard registers.stealTime.register & 1 != 0, let growth = delay?.growth(after: RunLoop.hostInterval) else { return }
+    waitedForHost &+= growth
+    registers.stealTime.update(total: waited)
+  }
+}

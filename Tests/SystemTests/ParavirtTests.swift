@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// Real kernels under the interface's configurations: what the kernel says it uses, and what it then does.
+
+import Foundation
+import Testing
+
+extension SystemTests {
+  @Suite(
+    "KVM's interface", .serialized,
+    .enabled(if: Guest.canBoot, "no kernel or initramfs in the cache; run scripts/test once without --offline"))
+  struct ParavirtTests {
+    /// Runs commands in the guest's shell; what they print is in the output.
+    private func shell(
+      _ kernel: String?, _ script: String, _ more: [String] = [], initrd: String? = Guest.initrd, name: String = #function
+    ) throws -> (Finished, counters: [String: Any]) {
+      let json = Guest.temporaryPath()
+      let arguments = try [
+        "run", "--kernel", #require(kernel), "--initrd", #require(initrd), "--append", "lguest.do=shell",
+        "--memory", "256M", "--timeout", "100s", "--json", json,
+      ]
+      let result = try Guest.run(
+        arguments + more, input: script + "\npoweroff -f\n", limit: 110, expecting: 0, name: name)
+      return (result, try #require(Guest.json(json)["counters"] as? [String: Any]))
+    }
+
+    private static let evidence = """
+      dmesg | grep -E 'kvm|KVM|clocksource' | sed 's/^\\[[^]]*\\] *//;s/^/said /'
+      echo "fact clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+      grep HYP /proc/interrupts | sed 's/^ */row /'
+      echo "fact unchecked $(dmesg | grep -c -E 'unchecked|WARNING:')"
+      """
+
+    @Test("one CPU with all that is offered", arguments: ["intel", "amd"]) func everything(vendor: String) throws {
+      let (result, counters) = try shell(
+        Guest.kernel, Self.evidence, ["--cpu-vendor", vendor], name: "everything-\(vendor)")
+      #expect(result.output.contains("said Hypervisor detected: KVM"))
+      #expect(result.output.contains("said kvm-clock: Using msrs 4b564d01 and 4b564d00"))
+      #expect(result.output.contains("said Booting paravirtualized kernel on KVM"))
+      #expect(result.fact("clock") == "kvm-clock" && result.fact("unchecked") == "0")
+      // The event that wakes everybody, as the kernel enabled the mechanism.
+      #expect(result.output.contains(/row HYP: +[1-9]/))
+      #expect(counters["interruptsEndedInMemory"] as? Int ?? 0 > 50)
+    }
+
+    /// Processes that come and go on every CPU.
+    private static let load = """
+      n=$(grep -c ^processor /proc/cpuinfo)
+      for i in $(seq $((n * 2))); do (for j in 1 2 3 4 5 6 7 8; do md5sum /bin/busybox | sort >/dev/null; done) & done; wait
+
+      """
+
+    @Test("8 CPUs on 2 host threads", arguments: ["intel", "amd"]) func crowded(vendor: String) throws {
+      let (result, counters) = try shell(
+        Guest.kernel, Self.load + Self.evidence + "\ngrep -E 'cpu[0-9]' /proc/stat",
+        ["--cpu-vendor", vendor, "--cpus", "8", "--host-threads", "2"], name: "crowded-\(vendor)")
+      for line in [
+        "kvm-guest: KVM setup pv remote TLB flush", "kvm-guest: setup PV sched yield", "kvm-guest: PV spinlocks enabled",
+        "kvm-guest: setup PV IPIs",
+      ] {
+        #expect(result.output.contains("said \(line)"), "\(line)")
+      }
+      #expect(result.fact("clock") == "kvm-clock" && result.fact("unchecked") == "0")
+      #expect(result.output.contains(/row HYP:( +[1-9]\d*){8}/))
+      // The eighth number is stolen time, in hundredths of a second.
+      let stolen = result.output.matches(of: /cpu[0-9] (?:\d+ ){7}(\d+)/).compactMap { Int($0.1) }
+      #expect(stolen.count == 8 && stolen.allSatisfy { $0 > 0 }, "\(stolen)")
+      #expect(counters["kicks"] as? Int ?? 0 > 0)
+      let calls = try #require(counters["hypercallsByNumber"] as? [String: Int])
+      #expect(calls["10"] ?? 0 > 0)
+    }
+
+    @Test("CPUs of their own: no spinlocks, flushes or yields for crowded hosts") func realtime() throws {
+      let (result, counters) = try shell(
+        Guest.kernel, Self.load + Self.evidence + "\necho fact idle $(cat /sys/devices/system/cpu/cpuidle/current_driver)",
+        ["--kvm-hints", "realtime", "--cpus", "2"], name: "realtime")
+      #expect(result.output.contains("said kvm-guest: PV spinlocks disabled with KVM_HINTS_REALTIME hints"))
+      #expect(!result.output.contains("PV sched yield") && result.output.contains("said kvm-guest: setup PV IPIs"))
+      #expect(result.fact("idle") == "haltpoll" && result.fact("unchecked") == "0")
+      #expect(counters["kicks"] as? Int == 0 && counters["tlbFlushesSkipped"] as? Int == 0)
+    }
+
+    @Test("i386 on several CPUs") func i386Crowded() throws {
+      let kernel = try #require(Guest.kernel386("686-pae"))
+      let (result, counters) = try shell(
+        kernel, Self.load + Self.evidence, ["--kvm-features", "no-msi-ext-dest-id", "--cpus", "4", "--host-threads", "2"],
+        initrd: Guest.initrd386, name: "i386Crowded")
+      #expect(result.output.contains("said kvm-guest: PV spinlocks enabled"))
+      #expect(result.fact("clock") == "kvm-clock" && result.fact("unchecked") == "0")
+      #expect(result.output.contains(/row HYP:( +[1-9]\d*){4}/))
+      #expect(counters["interruptsEndedInMemory"] as? Int ?? 0 > 50)
+    }
+
+    @Test("i386: no x2APIC, 32-bit calls") func i386() throws {
+      let kernel = try #require(Guest.kernel386("686-pae"))
+      let (result, counters) = try shell(
+        kernel, Self.evidence, ["--kvm-features", "default,no-msi-ext-dest-id"], initrd: Guest.initrd386, name: "i386")
+      #expect(result.output.contains("said kvm-clock: Using msrs 4b564d01 and 4b564d00"))
+      #expect(result.fact("clock") == "kvm-clock" && result.fact("unchecked") == "0")
+      #expect(result.output.contains(/row HYP: +[1-9]/))
+      #expect(counters["interruptsEndedInMemory"] as? Int ?? 0 > 50)
+    }
+
+    @Test("the old clock alone") func oldClock() throws {
+      let (result, counters) = try shell(
+        Guest.kernel, Self.evidence, ["--kvm-features", "clocksource"], name: "oldClock")
+      #expect(result.output.contains("said kvm-clock: Using msrs 12 and 11"))
+      #expect(result.fact("clock") == "kvm-clock" && result.fact("unchecked") == "0")
+      #expect(!result.output.contains(/row HYP: +[1-9]/))
+      #expect(counters["interruptsEndedInMemory"] as? Int == 0)
+    }
+
+    @Test("a dedicated CPU polls by itself") func dedicated() throws {
+      let (result, _) = try shell(
+        Guest.kernel, Self.evidence + "\necho fact idle $(cat /sys/devices/system/cpu/cpuidle/current_driver)",
+        ["--kvm-hints", "realtime"], name: "dedicated")
+      #expect(result.fact("idle") == "haltpoll" && result.fact("unchecked") == "0")
+    }
+
+    @Test("an end of interrupt in memory saves an exit") func fewerExits() throws {
+      func exits(_ features: String) throws -> (perInterrupt: Double, ended: Int) {
+        let (_, counters) = try shell(Guest.kernel, "sleep 2", ["--kvm-features", features], name: "fewerExits")
+        let reasons = try #require(counters["exitsByReason"] as? [String: Int])
+        let writes = try #require(reasons["msrWrite"])
+        let interrupts = try #require(counters["interrupts"] as? Int)
+        let ended = try #require(counters["interruptsEndedInMemory"] as? Int)
+        return (Double(writes) / Double(interrupts), ended)
+      }
+      let (without, with) = (try exits("default,no-pv-eoi"), try exits("default"))
+      #expect(without.ended == 0 && with.ended > 50)
+      // An interrupt of the timer costs two writes, its end and the next deadline; the first goes.
+      #expect(with.perInterrupt < without.perInterrupt - 0.5, "\(with.perInterrupt), \(without.perInterrupt)")
+    }
+
+    @Test("while a page is on its way another task runs") func pages() throws {
+      let script = """
+        grep HYP /proc/interrupts | sed 's/^ */before /'
+        (i=0; while [ ! -e /tmp/done ]; do i=$((i+1)); done; echo "fact counted $i") &
+        for i in 1 2 3 4 5 6 7 8 9 10 11 12; do md5sum /bin/busybox >/dev/null; usleep 200000; done
+        touch /tmp/done; wait
+        grep HYP /proc/interrupts | sed 's/^ */after /'
+        echo "fact bad $(dmesg | grep -c -E 'WARNING:|BUG:|Call Trace')"
+        """
+      let (result, counters) = try shell(Guest.kernel, script, ["--slow-memory", "2ms"], name: "pages")
+      func row(_ name: String) throws -> Int {
+        let pattern = try Regex("\(name) HYP: +([0-9]+)")
+        return try #require(result.output.firstMatch(of: pattern).flatMap { Int($0.output[1].substring ?? "") })
+      }
+      #expect(try row("after") - row("before") >= 20)
+      let (told, ready) = (counters["pagesNotPresent"] as? Int ?? 0, counters["pagesReady"] as? Int ?? 0)
+      #expect(told >= 20 && ready >= told, "\(told) told, \(ready) ready")
+      #expect(try #require(Int(result.fact("counted") ?? "")) > 1000)
+      #expect(result.fact("bad") == "0")
+    }
+
+    @Test("what is not offered is refused before the guest starts")
+    func refused() throws {
+      for (option, value, words) in [
+        ("--kvm-features", "0x4", "do not exist"), ("--kvm-features", "eoi", "unknown KVM feature 'eoi'"),
+        ("--kvm-hints", "soon", "unknown KVM hint 'soon'"),
+      ] {
+        let result = try Guest.run(["run", "--kernel", "/none", option, value], expecting: 125)
+        #expect(result.errors.contains(words), "\(result.errors)")
+      }
+    }
+  }
+}
