@@ -382,6 +382,9 @@ extension Statistics.ExitReason {
 }
 
 extension RunLoop: SavedState {
+  /// Whether the guest agrees to be moved. While the vCPU stands.
+  var mayMigrate: Bool { registers.mayMigrate }
+
   /// Everything about the vCPU but its local APIC. While it stands at a boundary.
   func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try engine.transfer(&archive)
@@ -393,6 +396,9 @@ extension RunLoop: SavedState {
     try archive.transfer(&isHalted)
     try archive.transfer(&isInUserSpace)
     try doorbell.transfer(&archive)
-    if archive.isRestoring, isInUserSpace { userSpaceBegan() }
+    guard archive.isRestoring else { return }
+    if isInUserSpace { userSpaceBegan() }
+    // Pages that were on their way have come, and nobody else will say so.
+    if registers.asyncPageFault.hasReady { doorbell.endHalt() }
   }
 }

@@ -4,6 +4,7 @@
 
 import Foundation
 import GuestCode
+import Paravirt
 import Synchronization
 import SystemPackage
 import Testing
@@ -14,14 +15,13 @@ import Testing
 enum Moving {
   /// Tests/GuestCode/moving.S for so many vCPUs and rounds.
   static func guest(cpus: UInt32, rounds: UInt32) throws -> TinyGuest {
-    let begin = try #require(unsafe guest_code_find("moving"))
-    let end = try #require(unsafe guest_code_find("moving.end"))
-    let parameters = try #require(unsafe guest_code_find("moving_parameters"))
-    var code = unsafe [UInt8](UnsafeBufferPointer(start: begin, count: end - begin))
+    guard let begin = unsafe guest_code_find("moving"), let end = unsafe guest_code_find("moving.end"),
+      let parameters = unsafe guest_code_find("moving_parameters")
+    else { throw MoveError("Tests/GuestCode has no such guest") }
+    let (byteCount, place) = unsafe (end - begin, parameters - begin)
+    var code = unsafe [UInt8](UnsafeBufferPointer(start: begin, count: byteCount))
     for (index, value) in [cpus, rounds].enumerated() {
-      for byte in 0..<4 {
-        code[unsafe parameters - begin + index * 4 + byte] = UInt8(truncatingIfNeeded: value >> UInt32(8 * byte))
-      }
+      for byte in 0..<4 { code[place + index * 4 + byte] = UInt8(truncatingIfNeeded: value >> UInt32(8 * byte)) }
     }
     return TinyGuest(code: code)
   }

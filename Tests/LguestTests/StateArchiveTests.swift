@@ -97,7 +97,8 @@ import Testing
     try Moving.withPath { path in
       var memory = try GuestMemory(byteCount: byteCount)
       let top = memory.highEnd > GuestMemory.highStart ? memory.highEnd : memory.lowEnd
-      var places: [UInt64: UInt64] = [0: 1, 0x5008: 2, memory.lowEnd - 8: 3, top - 8: 4]
+      var places: [UInt64: UInt64] = [0: 1, 0x5008: 2, memory.lowEnd - 8: 3]
+      places[top - 8] = 4
       for round in 0..<3 {
         places[UInt64(round) * 0x10_0000 + 0x9000] = UInt64(round) + 100
         places[0x5008] = UInt64(round) + 50

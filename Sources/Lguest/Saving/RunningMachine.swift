@@ -89,6 +89,9 @@ final class RunningMachine: Sendable {
   }
 
   private func write(to path: FilePath, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
+    guard loops.allSatisfy({ $0.mayMigrate }) else {
+      throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
+    }
     machine.platform.serial.flush()
     do throws(ConfigurationError) {
       let sections = try machine.standStill { () throws(ConfigurationError) in
@@ -122,7 +125,8 @@ extension VirtualMachine {
     return VirtualMachine(configuration: configuration)
   }
 
-  /// Stops every vCPU between two instructions; pausing what is paused does nothing. Time limits go on.
+  /// Stops every vCPU between two instructions; pausing what is paused does nothing. Time limits go on. Not for handlers of
+  /// hypercalls, for which a vCPU waits.
   ///
   /// - Throws: `MoveError`: the guest does not run, or a vCPU does not stop within ten seconds.
   public func pause() throws(MoveError) { try running().pause() }
