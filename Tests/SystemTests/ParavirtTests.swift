@@ -19,7 +19,7 @@ extension SystemTests {
         "--memory", "256M", "--timeout", "100s", "--json", json,
       ]
       let result = try Guest.run(
-        arguments + more, input: script + "\npoweroff -f\n", limit: 110, expecting: 0, name: name)
+        arguments + more, input: "\n: the first characters may be lost\n" + script + "\npoweroff -f\n", limit: 110, expecting: 0, name: name)
       return (result, try #require(Guest.json(json)["counters"] as? [String: Any]))
     }
 
