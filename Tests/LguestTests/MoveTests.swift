@@ -96,7 +96,7 @@ enum Moving {
 @Suite("Moves", .timeLimit(.minutes(5))) struct MoveTests {
   @Test("nothing is lost, no clock goes back, calls heal", arguments: [1, 4])
   func journey(cpus: Int) throws {
-    let rounds = 120
+    let rounds = 3000
     let sink = Moving.Sink()
     try Moving.withPath { path in
       let first = try Moving.guest(cpus: UInt32(cpus), rounds: UInt32(rounds)).withFile { file in
@@ -134,7 +134,7 @@ enum Moving {
   }
 
   @Test("saved and kept, paused and resumed", arguments: [1, 2]) func kept(cpus: Int) throws {
-    let rounds = 60
+    let rounds = 5000
     let sink = Moving.Sink()
     try Moving.withPath { path in
       let stood = Mutex<[Int]>([])
@@ -193,7 +193,7 @@ enum Moving {
   @Test("what cannot be written leaves the machine running and no file") func unwritable() throws {
     let sink = Moving.Sink()
     let failure = Mutex("")
-    let result = try Moving.guest(cpus: 1, rounds: 20).withFile { file in
+    let result = try Moving.guest(cpus: 1, rounds: 2000).withFile { file in
       try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink)), after: 2, sink) { machine in
         do { try machine.save(to: "/nonexistent/file") } catch { failure.withLock { $0 = "\(error)" } }
       }

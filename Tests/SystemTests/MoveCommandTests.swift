@@ -11,12 +11,20 @@ extension SystemTests {
     .enabled(if: Guest.canBoot, "no kernel or initramfs in the cache; run scripts/test once without --offline"))
   struct MoveCommandTests {
     private static let ticks = 150
+    /// For the kernel's command line: what its first program is to do.
     private static let script = """
-      i=0; while [ $i -lt \(ticks) ]; do echo tick $i $(cut -d' ' -f1 /proc/uptime); i=$((i+1)); usleep 40000; done; \
-      echo fact calm $(dmesg | grep -c -E 'WARNING:|BUG:|unchecked MSR|stall|lockup|unstable|Call Trace'); \
+      mount -t proc p /proc; i=0; while [ $i -lt \(ticks) ]; do echo tick $i $(cut -d' ' -f1 /proc/uptime); i=$((i+1)); \
+      usleep 40000; done; echo fact calm $(dmesg | grep -c -E 'WARNING:|BUG:|unchecked MSR|stall|lockup|unstable|Call Trace'); \
       echo fact processors $(grep -c ^processor /proc/cpuinfo); poweroff -f
-
       """
+
+    private func start(cpus: Int, _ more: String..., name: String) throws -> Guest.Running {
+      try Guest.Running(
+        [
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.initrd), "--cpus", "\(cpus)", "--memory", "1G",
+          "--append", "quiet rdinit=/bin/sh -- -c \"\(MoveCommandTests.script)\"", "--timeout", "120s",
+        ] + more, limit: 130, name: name)
+    }
 
     private func withFile(_ body: (String) throws -> Void) rethrows {
       let file = FileManager.default.temporaryDirectory.appending(path: "lguest-\(UUID().uuidString).saved").path
@@ -27,10 +35,7 @@ extension SystemTests {
     @Test("a kernel that counts goes from process to process", arguments: [1, 4]) func journey(cpus: Int) throws {
       try withFile { file in
         var output = ""
-        var run = try Guest.Running(
-          Guest.boot(
-            Guest.kernel, "shell", "--cpus", "\(cpus)", "--memory", "1G", "--timeout", "120s", "--hypercall-insn", "emulate"),
-          input: MoveCommandTests.script, limit: 130, name: "journey")
+        var run = try start(cpus: cpus, "--hypercall-insn", "emulate", name: "journey")
         for move in 1...4 {
           #expect(run.waitForOutput("tick \(move * 25) ", seconds: 100))
           try Guest.run(["save", "\(run.process.processIdentifier)", file], expecting: 0)
@@ -49,16 +54,13 @@ extension SystemTests {
         #expect(ticks.map { Int($0[1]) } == Array(0..<MoveCommandTests.ticks))
         let times = ticks.compactMap { Double($0[2]) }
         #expect(times.count == ticks.count && zip(times, times.dropFirst()).allSatisfy { $0 <= $1 })
-        // What passed between two ticks is about what the guest slept; a move may take as long as it likes.
         #expect(lines.contains("fact calm 0") && lines.contains("fact processors \(cpus)"))
       }
     }
 
     @Test("kept, paused, resumed; restored twice from one file") func kept() throws {
       try withFile { file in
-        let run = try Guest.Running(
-          Guest.boot(Guest.kernel, "shell", "--cpus", "2", "--timeout", "120s"), input: MoveCommandTests.script, limit: 130,
-          name: "kept")
+        let run = try start(cpus: 2, name: "kept")
         #expect(run.waitForOutput("tick 20 ", seconds: 100))
         let pid = "\(run.process.processIdentifier)"
         try Guest.run(["pause", pid], expecting: 0)

@@ -75,11 +75,9 @@ struct SaveFileHeader: SavedState, Equatable {
   init(_ page: [UInt8]) throws(SaveFileProblem) {
     var archive = StateArchive(restoring: page, at: 0)
     var (magic, version): (UInt64, UInt32) = (0, 0)
-    do throws(SavedStateError) {
-      try archive.transfer(&magic)
-      try archive.transfer(&version)
-    } catch { throw .truncated }
+    do throws(SavedStateError) { try archive.transfer(&magic) } catch { throw .truncated }
     guard magic == SaveFileHeader.magic else { throw .foreign }
+    do throws(SavedStateError) { try archive.transfer(&version) } catch { throw .truncated }
     guard version <= SaveFileHeader.version else { throw .newer(format: version) }
     guard page.count == SaveFileHeader.byteCount else { throw .truncated }
     let sum = (0..<4).reduce(UInt32(0)) { $0 | UInt32(page[SaveFileHeader.checksumOffset + $1]) << UInt32(8 * $1) }
