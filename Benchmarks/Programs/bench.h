@@ -11,7 +11,7 @@
 
 struct program {
   const char *name;
-  const char *group;      // computation or system
+  const char *group;      // computation, system, or parallel, which runs only when named
   uint64_t operations;    // how many operations one call does; the time is given per operation
   uint64_t (*run)(void);
 };
@@ -19,6 +19,7 @@ struct program {
 extern const struct program computation[];
 extern const struct program systemwork[];
 extern const struct program tools[];
+extern const struct program parallel[];
 extern const char *self;      // this executable, for the programs that start it again
 extern const char *busybox;   // the shell
 extern const char *tree;      // a root file system with a compiler in it, or NULL

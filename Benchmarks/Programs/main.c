@@ -92,7 +92,7 @@ static int run(const struct program *program, double budget) {
 
 int main(int count, char **words) {
   self = words[0];
-  const struct program *groups[] = {computation, systemwork, tools};
+  const struct program *groups[] = {computation, systemwork, tools, parallel};
   double budget = 300e6;
   int first = 1, failed = 0, list = 0;
   if (count > 2 && strcmp(words[1], "--chain") == 0) {
@@ -125,9 +125,9 @@ int main(int count, char **words) {
     }
   }
   if (!list) clock_line("begin");
-  for (int group = 0; group < 3; group++) {
+  for (int group = 0; group < 4; group++) {
     for (const struct program *program = groups[group]; program->name != NULL; program++) {
-      int wanted = first == count;
+      int wanted = first == count && groups[group] != parallel;
       for (int word = first; word < count; word++) wanted |= strcmp(words[word], program->name) == 0;
       if (!wanted) continue;
       if (list)

@@ -677,33 +677,75 @@ int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key) {
   return 0;
 }
 
-uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear) {
+INLINE chost_straddle_slot *straddle_slot(chost_straddle_slot *table, uint64_t key) {
+  return &table[block_start(key) & (CHOST_STRADDLES - 1)];
+}
+
+void chost_straddle_insert(chost_straddle_slot *table, uint64_t key, uint64_t second, uint64_t offset) {
+  chost_straddle_slot *slot = straddle_slot(table, key);
+  __atomic_store_n(&slot->key, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&slot->value, second >> 12 << CHOST_CODE_BITS | offset, __ATOMIC_RELEASE);
+  __atomic_store_n(&slot->key, key, __ATOMIC_RELEASE);
+}
+
+void chost_straddle_remove(chost_straddle_slot *table, uint64_t key, uint64_t second) {
+  chost_straddle_slot *slot = straddle_slot(table, key);
+  if (slot->key == key && slot->value >> CHOST_CODE_BITS == second >> 12)
+    __atomic_store_n(&slot->key, 0, __ATOMIC_RELEASE);
+}
+
+// The physical page that instructions at `linear` are fetched from, plus 1 if it is global; or FETCH_REFUSED.
+static uint64_t fetch_page(chost_cpu *cpu, unsigned user, uint64_t linear) {
   chost_private *p = private_of(cpu);
-  uint32_t mode = cpu->mode;
-  unsigned user = (mode & CHOST_MODE_CPL) == 3;
-  cpu->count_lookup++;
-  chost_match_jump_mode(cpu);
   uint64_t index = linear >> 12 & (FETCH_ENTRIES - 1);
   fetch_entry *cached = &p->fetch[user][index];
   if (cached->tag != (linear & PAGE_MASK) + 1) {
     leaf found;
     if (!representable(cpu, linear) ||
-        walk(cpu, linear, CHOST_ACCESS_FETCH | (user ? CHOST_ACCESS_USER : 0), true, &found)) {
-      cpu->count_lookup_miss++;
-      return 0;
-    }
+        walk(cpu, linear, CHOST_ACCESS_FETCH | (user ? CHOST_ACCESS_USER : 0), true, &found))
+      return FETCH_REFUSED;
     *cached = (fetch_entry){(linear & PAGE_MASK) + 1, (found.physical & PAGE_MASK) + found.global};
     set_bit(p->fetch_filled[user], index);
     remember_large(cpu, user, linear, found.shift, true);
   }
-  uint64_t physical = (cached->value & PAGE_MASK) | (linear & (PAGE_SIZE - 1));
-  uint64_t key = physical << CHOST_MODE_BITS | mode;
-  uint64_t entry = chost_block_find((const chost_block_slot *)cpu->block_table, cpu->block_mask, key);
+  return cached->value;
+}
+
+// The entry of the block that goes on in the page after `linear`'s. The second page is translated only if there may be
+// such a block.
+static uint64_t straddle_find(chost_cpu *cpu, unsigned user, uint64_t linear, uint64_t key, uint64_t *second) {
+  const chost_straddle_slot *slot = straddle_slot((chost_straddle_slot *)cpu->straddle_table, key);
+  if (__atomic_load_n(&slot->key, __ATOMIC_ACQUIRE) != key) return 0;
+  uint64_t value = __atomic_load_n(&slot->value, __ATOMIC_ACQUIRE);
+  // The slot may have been given to another block in between.
+  if (__atomic_load_n(&slot->key, __ATOMIC_RELAXED) != key) return 0;
+  *second = fetch_page(cpu, user, (linear | (PAGE_SIZE - 1)) + 1);
+  if (*second == FETCH_REFUSED || value >> CHOST_CODE_BITS != *second >> 12) return 0;
+  return cpu->code_base + (value & ((1ull << CHOST_CODE_BITS) - 1));
+}
+
+uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear) {
+  uint32_t mode = cpu->mode;
+  unsigned user = (mode & CHOST_MODE_CPL) == 3;
+  cpu->count_lookup++;
+  chost_match_jump_mode(cpu);
+  uint64_t fetched = fetch_page(cpu, user, linear), entry = 0;
+  if (fetched != FETCH_REFUSED) {
+    uint64_t physical = (fetched & PAGE_MASK) | (linear & (PAGE_SIZE - 1));
+    uint64_t key = physical << CHOST_MODE_BITS | mode;
+    entry = chost_block_find((const chost_block_slot *)cpu->block_table, cpu->block_mask, key);
+    // Where a segment limit may lie between the pages Swift looks.
+    if (!entry && (linear & (PAGE_SIZE - 1)) > PAGE_SIZE - 15 && !(mode & CHOST_MODE_SEGMENTED)) {
+      uint64_t next = 0;
+      entry = straddle_find(cpu, user, linear, key, &next);
+      fetched &= next; // global if both are
+    }
+  }
   if (!entry) {
     cpu->count_lookup_miss++;
     return 0;
   }
-  if (!(mode & CHOST_MODE_STEP)) jump_insert(cpu, user, linear, entry, cached->value & 1);
+  if (!(mode & CHOST_MODE_STEP)) jump_insert(cpu, user, linear, entry, fetched & 1);
   return entry;
 }
 
@@ -881,13 +923,6 @@ void chost_reset_tables(chost_cpu *cpu) {
     }
     for (unsigned i = 0; i < CHOST_JUMP_ENTRIES; i++) jump_clear(jump_tags(cpu, privilege), i);
   }
-}
-
-void chost_jump_fill(chost_cpu *cpu, uint64_t linear, uint64_t entry) {
-  if (cpu->mode & CHOST_MODE_STEP) return;
-  chost_match_jump_mode(cpu);
-  // Not global: the block rests on the translations of two pages.
-  jump_insert(cpu, (cpu->mode & CHOST_MODE_CPL) == 3, linear, entry, false);
 }
 
 void chost_set_attention(chost_cpu *cpu) { __atomic_store_n(&cpu->attention, 1, __ATOMIC_SEQ_CST); }

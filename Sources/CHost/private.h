@@ -27,6 +27,9 @@ enum {
   PAGES_BITS_LOG2 = 11,
 };
 
+// No page's address plus its global bit.
+#define FETCH_REFUSED (~(uint64_t)0)
+
 // A translation for instruction fetches; used by chost_lookup only.
 typedef struct fetch_entry {
   uint64_t tag;   // linear page | 1; 0 when empty

@@ -18,6 +18,8 @@ struct AccessBase: Equatable {
   var baseVersion: UInt8 = 0
   var indexVersion: UInt8 = 0
   var region = Region(kind: .page, number: 0)
+  /// The displacement is the address of a table in the upper half of 32 bits: sums wrap as a rule, not by accident.
+  var wraps = false
 }
 
 /// A stretch of linear memory whose place is known but for one base: operands in it need no address computed.
@@ -48,6 +50,12 @@ struct AccessGroup {
   var isOpen = false
   /// It stands before a branch and only reads: a store behind the branch, which may never come, is not its own.
   var isReadOnly = false
+  /// How often the base register had been moved before the first access.
+  var moves: UInt8 = 0
+  /// Outside 64-bit mode: the base register moves between the accesses, if only there and back, so that it may have
+  /// wrapped or lost its upper half. The host address that the check found serves them all, which the register plus a
+  /// displacement would not.
+  var isMoving = false
 }
 
 /// Finds the groups of one block.
@@ -61,11 +69,18 @@ struct AccessPlanner {
   private var versions = InlineArray<16, UInt8>(repeating: 0)
   /// What each register has been moved by since its version began.
   private var moved = InlineArray<16, Int64>(repeating: 0)
+  /// How often.
+  private var moves = InlineArray<16, UInt8>(repeating: 0)
+  /// 64-bit mode; else 32-bit code in flat segments.
+  private let isLong: Bool
+  /// Bytes of an address, and of what CALL pushes.
+  private var addressBytes: UInt8 { isLong ? 8 : 4 }
 
-  init() {}
+  init(isLong: Bool) { self.isLong = isLong }
 
   /// Puts an access of `size` bytes at `position` from `base` into a group; its number, or -1.
   private mutating func add(_ base: AccessBase, _ position: Int64, size: Int, write: Bool) -> Int8 {
+    let moves = base.kind == .registers ? moves[Int(base.base & 15)] : 0
     for number in 0..<count where groups[number].base == base && !(write && groups[number].isReadOnly) {
       let low = min(groups[number].low, position)
       let high = max(groups[number].high, position &+ Int64(size))
@@ -74,10 +89,12 @@ struct AccessPlanner {
       groups[number].high = high
       groups[number].writes = groups[number].writes || write
       groups[number].count &+= 1
+      if !isLong && groups[number].moves != moves { groups[number].isMoving = true }
       return Int8(truncatingIfNeeded: number)
     }
     guard count < AccessPlanner.most else { return -1 }
-    groups[count] = AccessGroup(base: base, low: position, high: position &+ Int64(size), writes: write, count: 1)
+    groups[count] = AccessGroup(
+      base: base, low: position, high: position &+ Int64(size), writes: write, count: 1, moves: moves)
     count &+= 1
     return Int8(truncatingIfNeeded: count &- 1)
   }
@@ -87,6 +104,11 @@ struct AccessPlanner {
     let base = AccessBase(kind: .registers, base: 4, baseVersion: versions[4])
     item.stackPosition = moved[4] &+ offset
     item.stackGroup = add(base, item.stackPosition, size: Int(size), write: write)
+  }
+
+  private mutating func move(_ register: UInt8, by amount: Int64) {
+    moved[Int(register & 15)] &+= amount
+    moves[Int(register & 15)] &+= 1
   }
 
   private mutating func lose(_ register: UInt8) {
@@ -99,19 +121,21 @@ struct AccessPlanner {
   /// Takes the next instruction. `isInline`: its operand, if any, is served by the copy rule.
   mutating func take(_ item: inout BlockInstruction, _ row: Opcode, _ traits: RowTraits, isInline: Bool) {
     let i = item.instruction
-    if isInline, i.isMemory { takeOperand(&item, traits) }
+    if isInline, i.isMemory || row.rule == .moffs { takeOperand(&item, row, traits) }
     let size = Int64(i.operandSize)
+    let addressBytes = Int64(addressBytes)
     switch row.rule {
     case .push, .pushFlags:
       addStack(&item, offset: 0 &- size, size: size, write: true)
-      moved[4] &-= size
+      move(4, by: 0 &- size)
     case .pop where !i.isMemory || row.form == .plus:
       addStack(&item, offset: 0, size: size, write: false)
-      moved[4] &+= size
+      move(4, by: size)
       lose(row.form == .plus ? i.plusRegister : i.rm)
-    case .call, .callIndirect: addStack(&item, offset: -8, size: 8, write: true)
-    case .ret: addStack(&item, offset: 0, size: 8, write: false)
-    case .copy, .lea, .x87, .mmx, .sse, .avx, .bitMemory, .cmpxchgWide, .rdfsbase, .movSegment:
+    case .call, .callIndirect: addStack(&item, offset: 0 &- addressBytes, size: addressBytes, write: true)
+    case .ret: addStack(&item, offset: 0, size: addressBytes, write: false)
+    case .moffs: if i.opcode & 2 == 0 { lose(0) }
+    case .copy, .lea, .incDec32, .x87, .mmx, .sse, .avx, .bitMemory, .cmpxchgWide, .rdfsbase, .movSegment:
       takeEffect(i, row, traits)
     case .nop, .pause, .wait, .cli, .sti, .cld, .std, .saveState, .restoreState, .jumpIndirect, .jump: break
     case .jcc: for number in 0..<count { groups[number].isReadOnly = !groups[number].writes }
@@ -121,17 +145,22 @@ struct AccessPlanner {
     }
   }
 
-  private mutating func takeOperand(_ item: inout BlockInstruction, _ traits: RowTraits) {
+  private mutating func takeOperand(_ item: inout BlockInstruction, _ row: Opcode, _ traits: RowTraits) {
     let i = item.instruction
-    let size = traits.memoryBytes(i)
-    guard size > 0, size <= 64, i.addressSize == 8 else { return }
-    if let (region, offset) = item.region(size: size) {
+    let isOffset = row.rule == .moffs
+    let size = isOffset ? i.offsetBytes : traits.memoryBytes(i)
+    let write = isOffset ? i.opcode & 2 != 0 : traits.memoryWrites
+    guard size > 0, size <= 64, i.addressSize == addressBytes else { return }
+    // Outside 64-bit mode the code segment cannot be written, and FS and GS have limits.
+    guard isLong || i.segment < 4 && !(write && i.segment == 1) else { return }
+    if let (region, offset) = item.region(size: size, isLong: isLong, isOffset: isOffset) {
       item.operandPosition = offset
-      item.operandGroup = add(AccessBase(kind: .region, region: region), offset, size: size, write: traits.memoryWrites)
+      item.operandGroup = add(AccessBase(kind: .region, region: region), offset, size: size, write: write)
       return
     }
-    guard i.segment < 4, i.base != 0xFF, !i.isRIPRelative else { return }
+    guard !isOffset, i.segment < 4, i.base != 0xFF, !i.isRIPRelative else { return }
     var base = AccessBase(kind: .registers, base: i.base, baseVersion: versions[Int(i.base & 15)])
+    base.wraps = !isLong && i.displacement <= BlockBuilder.farthestBelow
     if i.index != 0xFF {
       // Moved by a known amount is changed all the same: the scale is not worth tracking.
       base.index = i.index
@@ -140,12 +169,12 @@ struct AccessPlanner {
       if moved[Int(i.index & 15)] != 0 { return }
     }
     item.operandPosition = moved[Int(i.base & 15)] &+ Int64(i.displacement)
-    item.operandGroup = add(base, item.operandPosition, size: size, write: traits.memoryWrites)
+    item.operandGroup = add(base, item.operandPosition, size: size, write: write)
   }
 
   private mutating func takeEffect(_ i: Instruction, _ row: Opcode, _ traits: RowTraits) {
     if let (register, amount) = knownMove(i, row) {
-      moved[Int(register & 15)] &+= amount
+      move(register, by: amount)
       // An index that has moved begins anew.
       loseIndexed(register)
       return
@@ -157,6 +186,7 @@ struct AccessPlanner {
     if !i.isMemory && traits.rm.isGeneral && traits.rm.writes { lose(target(traits.rm, i.rm)) }
     if traits.vvvv.isGeneral && traits.vvvv.writes { lose(i.vvvv) }
     if traits.plus.isGeneral && traits.plus.writes { lose(target(traits.plus, i.plusRegister)) }
+    if row.rule == .incDec32 { return lose(i.opcode & 7) }
     // Registers that are written without being named: of those RAX, RCX and RDX alone, and not by plain ModRM forms.
     let names: Bool
     switch row.map {
@@ -173,12 +203,14 @@ struct AccessPlanner {
     for number in 0..<count where groups[number].base.index == register { groups[number].base.kind = .none }
   }
 
-  /// A 64-bit register moved by a constant: ADD, SUB, INC, DEC, LEA.
+  /// A register as wide as addresses, moved by a constant: ADD, SUB, INC, DEC, LEA.
   private func knownMove(_ i: Instruction, _ row: Opcode) -> (UInt8, Int64)? {
-    guard row.map == .one, i.operandSize == 8 else { return nil }
+    guard row.map == .one, i.operandSize == addressBytes else { return nil }
     if row.rule == .lea {
-      return i.base == i.reg && i.index == 0xFF && i.addressSize == 8 && !i.isRIPRelative ? (i.reg, Int64(i.displacement)) : nil
+      return i.base == i.reg && i.index == 0xFF && i.addressSize == addressBytes && !i.isRIPRelative
+        ? (i.reg, Int64(i.displacement)) : nil
     }
+    if row.rule == .incDec32 { return (i.opcode & 7, i.opcode & 8 == 0 ? 1 : -1) }
     guard row.rule == .copy, !i.isMemory else { return nil }
     let digit = i.modRM >> 3 & 7
     let constant = Int64(bitPattern: i.immediate)
@@ -207,22 +239,29 @@ struct AccessPlanner {
 }
 
 extension BlockInstruction {
-  /// The region that the operand of `size` bytes lies in, and where.
-  func region(size: Int) -> (Region, Int64)? {
+  /// The region that the operand of `size` bytes lies in, and where. `isOffset`: it is the moffs rule's.
+  func region(size: Int, isLong: Bool, isOffset: Bool = false) -> (Region, Int64)? {
     let i = instruction
-    guard i.addressSize == 8, size <= 64 else { return nil }
-    var address = Int64(i.displacement)
-    if i.isRIPRelative {
+    guard i.addressSize == (isLong ? 8 : 4), size <= 64 else { return nil }
+    var address = isLong ? Int64(i.displacement) : Int64(UInt32(bitPattern: i.displacement))
+    if isOffset {
+      address = Int64(bitPattern: i.immediate)
+    } else if i.isRIPRelative {
       guard i.segment < 4 else { return nil }
       address &+= Int64(offset) &+ Int64(i.length)
     } else if i.base != 0xFF || i.index != 0xFF {
       return nil
     }
     if i.segment >= 4 {
-      guard address & 63 &+ Int64(size) <= 64 else { return nil }
+      guard isLong, address & 63 &+ Int64(size) <= 64 else { return nil }
       return (Region(kind: i.segment == 4 ? .fs : .gs, number: address >> 6), address & 63)
     }
     guard address & 4095 &+ Int64(size) <= 4096 else { return nil }
     return (Region(kind: i.isRIPRelative ? .page : .absolute, number: address >> 12), address & 4095)
   }
+}
+
+extension Instruction {
+  /// Bytes of the operand of a moffs move.
+  var offsetBytes: Int { opcode & 1 == 0 ? 1 : Int(operandSize) }
 }

@@ -95,6 +95,9 @@ struct FaultSite {
   /// The groups whose host address is in T0, and whose addend is in T1, as long as these are not written; -1: none.
   var t0Group: Int8 = -1
   var t1Group: Int8 = -1
+  /// What RSP has moved by since its host register was last changed: a chain of PUSHes and POPs is one addition, made
+  /// before RSP itself is read or the block can be left (Rules/StackPointer.swift).
+  var pendingStack: Int32 = 0
   /// The next access goes through a slot.
   var isSlotAccess = false
   /// Displacement of the slot of the current instruction's operand, if it has one of its own.

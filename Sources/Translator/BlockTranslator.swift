@@ -173,7 +173,7 @@ enum DecodedBlock {
 
   /// Finds the accesses that share a check.
   private func planGroups(_ builder: inout BlockBuilder, count: Int) {
-    var planner = AccessPlanner()
+    var planner = AccessPlanner(isLong: builder.isLong)
     for index in 0..<count {
       let row = table[self[index].instruction.row]
       unsafe planner.take(
@@ -202,7 +202,7 @@ enum DecodedBlock {
   /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
   private static func mayGroup(_ row: Opcode) -> Bool {
     switch row.rule {
-    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect: true
+    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect, .moffs: true
     default: false
     }
   }
@@ -381,8 +381,11 @@ enum DecodedBlock {
       builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
       if isHot { planSite(&builder, &hotCode) }
+      if builder.movesStackLater() { continue }
+      builder.prepareStackPointer()
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
+        builder.settleStackPointer()
         builder.exitInstruction()
         ended = true
       } else if index == count - 1 {
@@ -397,6 +400,7 @@ enum DecodedBlock {
 
   /// Ends a block after its last instruction.
   private func finish(_ b: inout BlockBuilder, rule: Rule, liveAtNext: UInt8, next: Int64) {
+    b.settleStackPointer()
     switch rule {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break

@@ -11,94 +11,6 @@ import GuestMemory
 import Host
 import X86
 
-/// One translated block. Offsets are from the start of the code memory.
-struct Block {
-  var key: UInt64 = 0
-  var hot: UInt32 = 0
-  var hotCount: UInt32 = 0
-  var cold: UInt32 = 0
-  var coldCount: UInt32 = 0
-  /// Offsets of the polling and the plain entry from `hot`, which is the indirect one.
-  var pollOffset: UInt16 = 0
-  var plainOffset: UInt16 = 0
-  /// Offset and number of guest bytes.
-  var offset: UInt16 = 0
-  var length: UInt16 = 0
-  /// Number of guest instructions.
-  var instructions: UInt16 = 0
-  /// Bytes of the page that the translation rests on besides its own, as offsets: at a branch's target and behind
-  /// the block.
-  var targetPeek: (start: UInt16, end: UInt16) = (0, 0)
-  var nextPeek: (start: UInt16, end: UInt16) = (0, 0)
-  /// For a block that continues on another page: that page's guest-physical address, else `noPage`.
-  var secondPage: UInt64 = Block.noPage
-  var nextInPage: Int32 = -1
-  /// First edge that leads here.
-  var incoming: Int32 = -1
-  var firstEdge: Int32 = 0
-  var edgeCount: Int32 = 0
-  var firstFault: Int32 = 0
-  var faultCount: Int32 = 0
-  var isLive = false
-
-  static let noPage = UInt64.max
-  var page: UInt64 { key >> UInt64(CHOST_MODE_BITS) & ~4095 }
-  var mode: UInt32 { UInt32(truncatingIfNeeded: key & ((1 << UInt64(CHOST_MODE_BITS)) &- 1)) }
-  var straddles: Bool { secondPage != Block.noPage }
-
-  /// Whether it rests on a byte of `range` of its (first) page.
-  func rests(on range: Range<Int>) -> Bool {
-    func overlaps(_ start: Int, _ end: Int) -> Bool { start < range.upperBound && range.lowerBound < end }
-    return overlaps(Int(offset), Int(offset) + Int(length)) || overlaps(Int(targetPeek.start), Int(targetPeek.end))
-      || overlaps(Int(nextPeek.start), Int(nextPeek.end))
-  }
-
-  /// The 64-byte chunks of its (first) page that it rests on.
-  var chunks: UInt64 {
-    func chunks(_ range: (start: UInt16, end: UInt16)) -> UInt64 {
-      range.end > range.start ? BlockTranslator.chunks(Int(range.start), Int(range.end - range.start)) : 0
-    }
-    return BlockTranslator.chunks(Int(offset), Int(length)) | chunks(targetPeek) | chunks(nextPeek)
-  }
-}
-
-/// A direct edge between two blocks of a page.
-struct Edge {
-  /// The block it leaves.
-  var block: Int32 = -1
-  /// The block it is linked to, or -1.
-  var target: Int32 = -1
-  /// Next edge with the same target.
-  var nextIncoming: Int32 = -1
-  /// Offset of the byte after the rel32, and of the stub.
-  var end: UInt32 = 0
-  var stub: UInt32 = 0
-  /// Offset of the target in the guest page.
-  var targetOffset: UInt16 = 0
-  var kind = EdgeKind.forward
-}
-
-/// A recorded host instruction that may fault.
-struct CachedFault {
-  /// Offset in the code memory.
-  var address: UInt32
-  var offset: UInt16
-  var flagsSaved: Bool
-  var restoresScratch: Bool
-  var isAccess: Bool
-}
-
-/// What the cache has done, for `--stats`.
-struct CodeCacheCounters {
-  var blocks: UInt64 = 0
-  var guestBytes: UInt64 = 0
-  var hostBytes: UInt64 = 0
-  var links: UInt64 = 0
-  var discards: UInt64 = 0
-  var flushes: UInt64 = 0
-  var ticks: UInt64 = 0
-}
-
 /// The code cache. Every method but the lookups needs the engine's lock.
 @safe final class CodeCache: @unchecked Sendable {
   static let codeBytes = 256 << 20
@@ -115,6 +27,7 @@ struct CodeCacheCounters {
   private let tableRegion: Mapping
   private let pageRegion: Mapping
   private let chunkRegion: Mapping
+  private let straddleRegion: Mapping
   private let blocks: UnsafeMutablePointer<Block>
   private let edges: UnsafeMutablePointer<Edge>
   private let faults: UnsafeMutablePointer<CachedFault>
@@ -122,6 +35,8 @@ struct CodeCacheCounters {
   private let pages: UnsafeMutablePointer<Int32>
   private let pageCount: UInt64
   let table: UnsafeMutablePointer<chost_block_slot>
+  /// The same for blocks that straddle pages, as far as they fit.
+  let straddles: UnsafeMutablePointer<chost_straddle_slot>
   private let memory: GuestMemory
   /// A word per guest page: bit c is set if its 64-byte chunk c may hold bytes that blocks rest on.
   let chunks: UnsafeMutablePointer<UInt64>
@@ -153,6 +68,8 @@ struct CodeCacheCounters {
     pageCount = max(memory.highEnd > GuestMemory.highStart ? memory.highEnd : memory.lowEnd, 4096) >> 12
     pageRegion = try .anonymous(byteCount: Int(pageCount) * 4)
     chunkRegion = try .anonymous(byteCount: Int(pageCount) * 8)
+    straddleRegion = try .anonymous(byteCount: Int(CHOST_STRADDLES) * MemoryLayout<chost_straddle_slot>.stride)
+    unsafe straddles = straddleRegion.base.assumingMemoryBound(to: chost_straddle_slot.self)
     unsafe chunks = chunkRegion.base.assumingMemoryBound(to: UInt64.self)
     unsafe blocks = blockRegion.base.assumingMemoryBound(to: Block.self)
     unsafe edges = edgeRegion.base.assumingMemoryBound(to: Edge.self)
@@ -176,16 +93,6 @@ struct CodeCacheCounters {
   var codeStart: UInt64 { unsafe UInt64(UInt(bitPattern: code.executable)) }
   var codeEnd: UInt64 { codeStart + UInt64(CodeCache.codeBytes) }
 
-  /// The scratch area of vCPU `number` (0..<64): room for one instruction at a time, and its cold half.
-  func scratch(_ number: Int) -> (hot: CodeEmitter, cold: CodeEmitter) {
-    let half = CodeCache.scratchBytes / 2
-    let offset = 4096 + (number & 63) * CodeCache.scratchBytes
-    func part(_ offset: Int) -> CodeEmitter {
-      unsafe CodeEmitter(writable: code.writable + offset, executable: codeStart + UInt64(offset), capacity: half)
-    }
-    return (part(offset), part(offset + half))
-  }
-
   // MARK: Finding
 
   func key(_ physical: UInt64, mode: UInt32) -> UInt64 { physical << UInt64(CHOST_MODE_BITS) | UInt64(mode) }
@@ -193,6 +100,10 @@ struct CodeCacheCounters {
   /// The live block at a guest-physical address, if it does not straddle pages (or straddles into `secondPage`).
   func find(_ physical: UInt64, mode: UInt32, secondPage: UInt64 = Block.noPage) -> Int32? {
     let wanted = key(physical, mode: mode)
+    if secondPage == Block.noPage {
+      let entry = unsafe chost_block_find(table, UInt64(CodeCache.tableSlots - 1), wanted)
+      return entry == 0 ? nil : block(at: entry)
+    }
     var index = firstBlock(ofPage: physical >> 12)
     while index >= 0 {
       let block = unsafe blocks[Int(index)]
@@ -200,6 +111,15 @@ struct CodeCacheCounters {
       index = block.nextInPage
     }
     return nil
+  }
+
+  /// Puts a block where jumps find it.
+  private func publish(_ block: Block) {
+    if block.straddles {
+      unsafe chost_straddle_insert(straddles, block.key, block.secondPage, UInt64(block.hot))
+    } else {
+      unsafe chost_block_insert(table, UInt64(CodeCache.tableSlots - 1), block.key, codeStart + UInt64(block.hot))
+    }
   }
 
   private func firstBlock(ofPage page: UInt64) -> Int32 {
@@ -266,23 +186,14 @@ struct CodeCacheCounters {
     memory.setFlag(.code, isCode, at: GuestPhysical(physical))
   }
 
-  /// What `make` came to.
-  enum Made {
-    case block(Int32)
-    /// The first instruction continues on the next page, which has to be found first.
-    case needsSecondPage
-    /// A page is no longer marked as code.
-    case needsPage
-    /// Everything has to be forgotten first.
-    case needsRoom
-    /// The first instruction has more than 15 bytes.
-    case tooLong
-  }
-
   /// Finds or translates the block at guest-physical `physical`, which continues at the start of `secondPage` if its first
   /// instruction does.
   func make(_ physical: UInt64, secondPage: UInt64, mode: UInt32) -> Made {
-    if let found = find(physical, mode: mode, secondPage: secondPage) { return .block(found) }
+    if let found = find(physical, mode: mode, secondPage: secondPage) {
+      // Another may have its place in the table of those that straddle.
+      if secondPage != Block.noPage { publish(self[found]) }
+      return .block(found)
+    }
     guard hasRoom else { return .needsRoom }
     guard isCode(physical), secondPage == Block.noPage || isCode(secondPage) else { return .needsPage }
     let offset = Int(physical & 4095)
@@ -382,9 +293,7 @@ struct CodeCacheCounters {
     counters.blocks &+= 1
     counters.guestBytes &+= UInt64(emitted.length)
     counters.hostBytes &+= UInt64(emitted.hotCount + emitted.coldCount)
-    if secondPage == Block.noPage {
-      unsafe chost_block_insert(table, UInt64(CodeCache.tableSlots - 1), block.key, codeStart + UInt64(block.hot))
-    }
+    publish(block)
     return index
   }
 
@@ -396,12 +305,6 @@ struct CodeCacheCounters {
   func count(ticks: UInt64) { counters.ticks &+= ticks }
 
   // MARK: Linking
-
-  /// The mode word of the block that an edge of `block` leads to.
-  static func targetMode(_ edge: Edge, of block: Block) -> UInt32 {
-    let mode = block.mode & ~UInt32(CHOST_MODE_SPLIT)
-    return edge.kind == .split ? mode | UInt32(CHOST_MODE_SPLIT) : mode
-  }
 
   /// Points an edge at its target block; false if there is none yet, and there would be use for it.
   func link(_ index: UInt32) -> Bool {
@@ -558,6 +461,7 @@ struct CodeCacheCounters {
     if block.straddles {
       straddlers[block.secondPage]?.removeAll { $0 == index }
       if straddlers[block.secondPage]?.isEmpty == true { straddlers[block.secondPage] = nil }
+      unsafe chost_straddle_remove(straddles, block.key, block.secondPage)
     } else {
       unsafe _ = chost_block_remove(table, UInt64(CodeCache.tableSlots - 1), block.key)
     }
@@ -577,6 +481,7 @@ struct CodeCacheCounters {
       }
     }
     tableRegion.discard(at: 0, byteCount: tableRegion.byteCount)
+    straddleRegion.discard(at: 0, byteCount: straddleRegion.byteCount)
     hotUsed = CodeCache.hotStart
     coldUsed = CodeCache.coldStart
     blockCount = 0

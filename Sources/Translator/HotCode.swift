@@ -18,6 +18,9 @@ struct HotCode {
   private var restless: Set<UInt64> = []
   /// By privilege, direction and class, the next slot to be given away.
   private var next = [Int](repeating: 0, count: 4 * 6)
+  /// The guest pages of the latest samples, oldest overwritten first.
+  private var samples = [UInt64](repeating: .max, count: HotCode.samplesKept)
+  private var nextSample = 0
   /// The instructions that have the slots.
   private var owners = [UInt64](repeating: 0, count: 4 * Int(CHOST_SITES))
 
@@ -29,8 +32,19 @@ struct HotCode {
   static let mostAtOnce = 32
   /// Misses between two looks, 4 ms apart with Debian's kernels, that make a site restless: each costs 15 ns.
   static let mostMisses: UInt16 = 500
+  /// A page is hot when it is met twice within so many looks. What a large program executes all over its code is not: its
+  /// sites would be more than there are slots.
+  static let samplesKept = 16
   /// TSC ticks between two looks, at least: a millisecond or less.
   static let pause: UInt64 = 1 << 21
+
+  /// Notes that the guest page `page` was being executed; whether it is hot.
+  mutating func sample(_ page: UInt64) -> Bool {
+    let isHot = samples.contains(page)
+    samples[nextSample] = page
+    nextSample = (nextSample + 1) % HotCode.samplesKept
+    return isHot
+  }
 
   func contains(_ key: UInt64) -> Bool { isEverything || blocks.contains(key) }
   mutating func insert(_ key: UInt64) { blocks.insert(key) }
@@ -66,7 +80,7 @@ struct HotCode {
 extension CodeCache {
   /// Promotes the block at host address `entry` and what it is linked with.
   func heat(_ entry: UInt64) {
-    guard let first = block(at: entry) else { return }
+    guard let first = block(at: entry), hotCode.sample(self[first].page) else { return }
     var found = [first]
     var position = 0
     var known: Set<Int32> = [first]

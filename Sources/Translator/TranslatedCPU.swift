@@ -64,6 +64,7 @@ public import X86
     page[\.physical_mask] = 1 << UInt64(translation.options.physicalAddressBits) &- 1
     unsafe page[\.block_table] = UInt64(UInt(bitPattern: translation.cache.table))
     page[\.block_mask] = UInt64(CodeCache.tableSlots - 1)
+    unsafe page[\.straddle_table] = UInt64(UInt(bitPattern: translation.cache.straddles))
     page[\.code_base] = translation.cache.codeStart
     page[\.code_end] = translation.cache.codeEnd
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
@@ -261,7 +262,7 @@ public import X86
           translation.retranslate(index, for: self)
           continue
         }
-        return second == Block.noPage ? cache.entry(index) : remember(linear, cache.entry(index))
+        return cache.entry(index)
       case .needsSecondPage: second = 0
       // Another vCPU has discarded the last block of the page in between: it is no longer protected.
       case .needsPage: break
@@ -269,12 +270,6 @@ public import X86
       case .tooLong: throw .generalProtection()
       }
     }
-  }
-
-  /// Puts a block that straddles pages where jumps find it: the block table cannot hold it.
-  private func remember(_ linear: UInt64, _ entry: UInt64) -> UInt64 {
-    unsafe chost_jump_fill(page.pointer, linear, entry)
-    return entry
   }
 
   /// Translates a linear code address and marks the page as holding code.

@@ -12,6 +12,7 @@ import CHost
   let ram: UnsafeMutableRawPointer
   let flags: UnsafeMutablePointer<UInt8>
   let blocks: UnsafeMutablePointer<chost_block_slot>
+  let straddles: UnsafeMutablePointer<chost_straddle_slot>
   private let page: UnsafeMutableRawPointer
 
   init() {
@@ -25,6 +26,8 @@ import CHost
     unsafe flags.initialize(repeating: 0, count: Int(Self.ramSize >> 12))
     unsafe blocks = .allocate(capacity: Int(Self.blockMask) + 1)
     unsafe blocks.initialize(repeating: chost_block_slot(), count: Int(Self.blockMask) + 1)
+    unsafe straddles = .allocate(capacity: Int(CHOST_STRADDLES))
+    unsafe straddles.initialize(repeating: chost_straddle_slot(), count: Int(CHOST_STRADDLES))
     self[\.ram] = unsafe UInt64(UInt(bitPattern: ram))
     self[\.ram_low_end] = Self.ramSize
     self[\.ram_high_end] = 1 << 32
@@ -32,6 +35,7 @@ import CHost
     self[\.physical_mask] = (1 << 40) - 1
     self[\.block_table] = unsafe UInt64(UInt(bitPattern: blocks))
     self[\.block_mask] = Self.blockMask
+    self[\.straddle_table] = unsafe UInt64(UInt(bitPattern: straddles))
     unsafe chost_reset_tables(cpu)
   }
 
@@ -40,6 +44,7 @@ import CHost
     unsafe ram.deallocate()
     unsafe flags.deallocate()
     unsafe blocks.deallocate()
+    unsafe straddles.deallocate()
   }
 
   subscript<T: BitwiseCopyable>(_ path: WritableKeyPath<chost_cpu, T>) -> T {
@@ -119,7 +124,18 @@ import CHost
   }
 
   func insertBlock(physical: UInt64, _ entry: UInt64) {
-    unsafe chost_block_insert(blocks, Self.blockMask, physical << UInt64(CHOST_MODE_BITS) | UInt64(self[\.mode]), entry)
+    unsafe chost_block_insert(blocks, Self.blockMask, key(physical), entry)
+  }
+
+  private func key(_ physical: UInt64) -> UInt64 { physical << UInt64(CHOST_MODE_BITS) | UInt64(self[\.mode]) }
+
+  /// The same for a block that goes on in the page at `second`; its entry is at an offset in the code.
+  func insertStraddler(physical: UInt64, second: UInt64, offset: UInt64) {
+    unsafe chost_straddle_insert(straddles, key(physical), second, offset)
+  }
+
+  func removeStraddler(physical: UInt64, second: UInt64) {
+    unsafe chost_straddle_remove(straddles, key(physical), second)
   }
 
   func lookup(_ linear: UInt64) -> UInt64 { unsafe chost_lookup(cpu, linear) }

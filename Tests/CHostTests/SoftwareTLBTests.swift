@@ -121,4 +121,29 @@ struct SoftwareTLBTests {
     #expect(vcpu.lookup(start + 0x10) == 333)
     #expect(vcpu.jumpTarget(start + 0x10) == nil, "not while stepping")
   }
+
+  @Test("A block that straddles pages is found with its second page only")
+  func straddlers() {
+    let vcpu = machine()
+    let place = (linear & ~0xFFF) + 0xFFE
+    vcpu.insertStraddler(physical: 0x10_0FFE, second: 0x20_0000, offset: 0x123_4560)
+    #expect(vcpu.lookup(place) == 0x123_4560 && vcpu.jumpTarget(place) == 0x123_4560)
+    vcpu.loadCR3()
+    #expect(vcpu.jumpTarget(place) == nil, "its second page is not global")
+    vcpu.removeStraddler(physical: 0x10_0FFE, second: 0x30_0000)
+    #expect(vcpu.lookup(place) == 0x123_4560)
+    vcpu.invalidate(place + 4096)
+    #expect(vcpu.jumpTarget(place) == nil)
+    vcpu.map(place + 4096, 0x30_0007)
+    vcpu.invalidate(place + 4096)
+    #expect(vcpu.lookup(place) == 0, "another page follows")
+    vcpu.map(place + 4096, 0)
+    vcpu.invalidate(place + 4096)
+    #expect(vcpu.lookup(place) == 0, "none follows")
+    vcpu.map(place + 4096, 0x20_0007)
+    #expect(vcpu.lookup(place) == 0x123_4560)
+    vcpu.removeStraddler(physical: 0x10_0FFE, second: 0x20_0000)
+    vcpu.invalidate(place)
+    #expect(vcpu.lookup(place) == 0)
+  }
 }

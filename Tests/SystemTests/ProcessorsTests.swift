@@ -31,6 +31,12 @@ extension SystemTests {
       expectCalm(result, cpus: cpus)
     }
 
+    @Test("a processor goes and comes back") func hotplug() throws {
+      let result = try Guest.run(
+        Guest.boot(Guest.kernel, "hotplug", "--cpus", "2", "--timeout", "90s"), limit: 100, expecting: 0)
+      for round in 1...5 { #expect(result.fact("hotplug\(round)") == "1 2") }
+    }
+
     @Test("a kernel finds them at the mailbox") func mailbox() throws {
       let result = try Guest.run(
         Guest.boot(Guest.kernel, "poweroff", "--cpus", "4", "--processor-start", "mailbox", "--timeout", "90s"), limit: 100,
@@ -64,6 +70,24 @@ extension SystemTests {
       #expect(failed.isEmpty, "\(failed.joined(separator: "; "))\n\(result.output.suffix(4000))")
       #expect(lines.filter { $0.hasPrefix("ok ") }.count >= UserSpaceTests.names.count)
       #expect(lines.contains("complaints 0") && lines.contains("end checks"))
+    }
+
+    // A kernel whose vCPUs wait for threads: it leaves flushes to us, kicks who waits for a lock, and yields to whom it calls.
+    @Test("eight on two host threads help each other", .enabled(if: Guest.userSpace != nil, "no user space in the cache"))
+    func overcommitted() throws {
+      let json = Guest.temporaryPath()
+      let result = try Guest.run(
+        [
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "8", "--host-threads",
+          "2", "--append", "quiet lguest.checks=stress,parallel lguest.seconds=1", "--timeout", "120s", "--json", json,
+        ], limit: 130, expecting: 0)
+      let lines = result.output.split(whereSeparator: \.isNewline)
+      #expect(lines.filter { $0.hasPrefix("ok ") }.count == 2, "\(result.output.suffix(4000))")
+      #expect(lines.contains("complaints 0") && lines.contains("end checks"))
+      let counters = try #require(Guest.json(json)["counters"] as? [String: Any])
+      for name in ["tlbFlushesSkipped", "kicks", "yields", "interruptsEndedInMemory"] {
+        #expect(counters[name] as? Int ?? 0 > 0, "\(name)")
+      }
     }
 
     @Test(

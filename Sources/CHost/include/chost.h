@@ -111,6 +111,7 @@ typedef struct chost_cpu {
   // Page | 1 of the last store that was served beside code: it may not have happened yet. 0 at a safe point.
   uint64_t store_beside;
   uint64_t late_pages;        // not 0: pages may be absent or are to be told as used (CHOST_PAGE_ABSENT, CHOST_PAGE_USED)
+  uint64_t straddle_table;    // host address of chost_straddle_slot[CHOST_STRADDLES]
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.
@@ -219,6 +220,15 @@ typedef struct chost_block_slot {
   uint64_t entry; // host address of the indirect entry
 } chost_block_slot;
 
+// Where a block is found that straddles two pages: what it is depends on the second one too. Direct-mapped, so that a
+// slot may lose its block to another; the cache's own lists know it still. Key: as in the block table, 0 is empty.
+typedef struct chost_straddle_slot {
+  uint64_t key;
+  uint64_t value; // number of the second page << CHOST_CODE_BITS | the entry's offset in the code: one word, never torn
+} chost_straddle_slot;
+
+enum { CHOST_STRADDLES = 1 << 14, CHOST_CODE_BITS = 28 };
+
 // --- world.S: entering translated code. Returns after a full exit; exit_info says why.
 void chost_enter(chost_cpu *cpu, uint64_t host_pc);
 // Fills in the stub addresses of a new vCPU page.
@@ -245,8 +255,6 @@ uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint6
 uint32_t chost_probe(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
 // Finds the block for a linear address in the current mode: its entry, or 0. Fills the jump cache.
 uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear);
-// Enters a block that straddles two pages, which the block table cannot hold, into the jump cache.
-void chost_jump_fill(chost_cpu *cpu, uint64_t linear, uint64_t entry);
 // Makes translated code leave at its next poll. Any thread.
 void chost_set_attention(chost_cpu *cpu);
 void chost_flush_all(chost_cpu *cpu);                 // CR0/CR4 paging bits, EFER, A20...: everything
@@ -265,6 +273,9 @@ void chost_update_mode(chost_cpu *cpu);
 uint64_t chost_block_find(const chost_block_slot *table, uint64_t mask, uint64_t key);
 void chost_block_insert(chost_block_slot *table, uint64_t mask, uint64_t key, uint64_t entry);
 int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key); // 1 when it was there
+// The same for blocks that straddle into the guest page `second`; `offset` is their entry's in the code.
+void chost_straddle_insert(chost_straddle_slot *table, uint64_t key, uint64_t second, uint64_t offset);
+void chost_straddle_remove(chost_straddle_slot *table, uint64_t key, uint64_t second);
 
 // --- system.c, system32.c: light forms of system instructions. They return the host address to continue at, or one of these.
 enum {

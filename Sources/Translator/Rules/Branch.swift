@@ -177,6 +177,7 @@ extension BlockBuilder {
     let next = HostMemory(RegisterMap.t2, nextOffset)
     if isLong { hot.lea(RegisterMap.t2, next) } else { hot.lea32(RegisterMap.t2, next) }
     pushT2(size: isLong ? 8 : 4)
+    settleStackPointer()
   }
 
   /// Calls the linear address in T0, the return address in T2. The page's flags are current.
@@ -258,6 +259,7 @@ extension BlockBuilder {
     loadTop(RegisterMap.t0, size: size)
     let count = size &+ Int32(truncatingIfNeeded: instruction.immediate & 0xFFFF)
     release(count)
+    settleStackPointer()
     let bad = isLong ? coldRefusal(moved: count) : 0
     // The frame on the shadow stack: host address, guest address.
     let sp: HostRegister = 4

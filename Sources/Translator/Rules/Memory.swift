@@ -31,8 +31,11 @@ extension BlockBuilder {
     let i = instruction
     guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
     if isLong { return i.addressSize == 8 }
-    return hasPlainAddresses && i.addressSize == 4 && i.displacement > -0x1_0000
+    return hasPlainAddresses && i.addressSize == 4 && i.displacement > BlockBuilder.farthestBelow
   }
+
+  /// Displacements down to here, not included, are not taken for addresses of tables.
+  static let farthestBelow: Int32 = -0x1_0000
 
   /// Displacement from ENV of a table.
   private func table(write: Bool) -> Int32 {
@@ -40,8 +43,11 @@ extension BlockBuilder {
       &+ (privilege == 3 ? 2 &* Int32(CHOST_TLB_BYTES) : 0)
   }
 
+  /// Whether operands in flat segments may be served by slots of regions: 64-bit mode, and 32-bit code.
+  private var hasRegions: Bool { isLong || hasPlainAddresses && has(Int(CHOST_MODE_CODE32)) }
+
   /// Whether accesses of this block may share checks.
-  var canGroup: Bool { isLong && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT)) }
+  var canGroup: Bool { hasRegions && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT)) }
 
   /// Redirects the instruction's ModRM operand. Returns where it is on the host; T1 and perhaps T0 are in use.
   /// Destroys EFLAGS (saved if live) unless its group has been checked.
@@ -51,7 +57,7 @@ extension BlockBuilder {
       return groupAccess(current.operandGroup, position: current.operandPosition, base: i.base, displacement: i.displacement)
     }
     clobberFlags()
-    if isLong, !has(Int(CHOST_MODE_STEP)), let (region, offset) = current.region(size: size) {
+    if let (region, offset) = operandRegion(size: size, write: write) {
       checkRegion(region, offset..<offset &+ Int64(size), write: write, group: nil)
       return HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: offset))
     }
@@ -62,6 +68,28 @@ extension BlockBuilder {
     linearAddress(size: size, write: write)
     check(keepsAddress: true, size: size, write: write, slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
     return HostMemory(RegisterMap.t0, index: RegisterMap.t1)
+  }
+
+  /// The same for the operand of the moffs rule.
+  mutating func accessOffset(size: Int, write: Bool) -> HostMemory {
+    let i = instruction
+    if current.operandGroup >= 0 {
+      return groupAccess(current.operandGroup, position: current.operandPosition, base: 0xFF, displacement: 0)
+    }
+    clobberFlags()
+    if let (region, offset) = operandRegion(size: size, write: write, isOffset: true) {
+      checkRegion(region, offset..<offset &+ Int64(size), write: write, group: nil)
+      return HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: offset))
+    }
+    hot.mov(RegisterMap.t0, immediate: i.immediate)
+    toLinear(i.segment, size: size, write: write)
+    return accessAtT0(size: size, write: write)
+  }
+
+  /// The region that the current instruction's operand lies in, and where, if its slot may serve it.
+  private func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
+    guard hasRegions, !has(Int(CHOST_MODE_STEP)), isLong || isFlat(instruction.segment, write: write) else { return nil }
+    return current.region(size: size, isLong: isLong, isOffset: isOffset)
   }
 
   /// The same for [base + displacement], base in a host register: the guest's own addressing form survives.
@@ -77,6 +105,7 @@ extension BlockBuilder {
     if current.stackGroup >= 0 {
       return groupAccess(current.stackGroup, position: current.stackPosition, base: 4, displacement: displacement)
     }
+    settleStackPointer()
     clobberFlags()
     return access(base: RegisterMap.stackPointer, displacement: displacement, size: size, write: write)
   }
@@ -103,7 +132,7 @@ extension BlockBuilder {
       let group = groups[Int(current.operandGroup)]
       return !group.isOpen && group.base.kind == .registers
     }
-    return current.region(size: traits.memoryBytes(instruction)) == nil
+    return operandRegion(size: traits.memoryBytes(instruction), write: traits.memoryWrites) == nil
   }
 
   /// Displacement of the slot for an access relative to a host register, if it has one: the operand's own, or that of
@@ -229,9 +258,9 @@ extension BlockBuilder {
       return HostMemory(t1, Int32(truncatingIfNeeded: position))
     }
     let host = RegisterMap.host(base)
-    if group.base.index == 0xFF && host != RegisterMap.inMemory {
+    if group.isPlain && !group.isMoving {
       if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
-      return HostMemory(host, index: t1, displacement)
+      return HostMemory(host, index: t1, base == 4 ? displacement &+ pendingStack : displacement)
     }
     if t0Group != number || hot.written >> UInt16(t0) & 1 != 0 {
       hot.load(t0, found)
@@ -252,30 +281,38 @@ extension BlockBuilder {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let group = groups[Int(number)]
     let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
+    settleStackPointer()
     groups[Int(number)].isOpen = true
     clobberFlags()
     let size = Int(group.high &- group.low)
     if group.base.kind == .region {
       checkRegion(group.base.region, group.low..<group.high, write: group.writes, group: number)
-    } else if group.base.index == 0xFF && RegisterMap.host(group.base.base) != RegisterMap.inMemory {
+    } else if group.isPlain {
       let base = RegisterMap.host(group.base.base)
       let low = Int32(truncatingIfNeeded: Int64(displacement) &+ group.low &- position)
       addressInT0(base, low)
       check(keepsAddress: false, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
+      if group.isMoving {
+        hot.lea(t0, HostMemory(base, index: t1, low))
+        return keepT0(number, found)
+      }
     } else {
       linearAddress(size: size, write: group.writes)
       addressInT0(t0, Int32(truncatingIfNeeded: group.low &- position))
       let base = group.base.base == 4 ? RegisterMap.stackPointer : t0
       check(keepsAddress: true, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
       hot.lea(t0, HostMemory(t0, index: t1))
-      hot.store(found, t0)
-      hot.written &= ~(1 << UInt16(t0))
-      t0Group = number
-      return
+      return keepT0(number, found)
     }
     hot.store(found, t1)
     hot.written &= ~(1 << UInt16(t1))
     t1Group = number
+  }
+
+  private mutating func keepT0(_ number: Int8, _ found: HostMemory) {
+    hot.store(found, RegisterMap.t0)
+    hot.written &= ~(1 << UInt16(RegisterMap.t0))
+    t0Group = number
   }
 
   /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
@@ -368,5 +405,12 @@ extension BlockBuilder {
     hot.byte((target & 7) << 3 | 4)
     hot.byte(scale << 6 | (index & 7) << 3 | 5)
     hot.long(displacement)
+  }
+}
+
+extension AccessGroup {
+  /// Whether its members' addresses are a host register plus a displacement.
+  fileprivate var isPlain: Bool {
+    base.index == 0xFF && !base.wraps && RegisterMap.host(base.base) != RegisterMap.inMemory
   }
 }

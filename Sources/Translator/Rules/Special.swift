@@ -10,7 +10,7 @@ extension BlockBuilder {
   mutating func lea() -> Bool {
     let i = instruction
     let target = RegisterMap.host(i.reg)
-    if isLong && i.addressSize == 8 && i.operandSize != 2 && target != RegisterMap.inMemory && !i.isRIPRelative
+    if i.addressSize == (isLong ? 8 : 4) && i.operandSize != 2 && target != RegisterMap.inMemory && !i.isRIPRelative
       && i.base != 0xFF && RegisterMap.host(i.base) != RegisterMap.inMemory
       && (i.index == 0xFF || RegisterMap.host(i.index) != RegisterMap.inMemory)
     {
@@ -90,12 +90,9 @@ extension BlockBuilder {
   mutating func moffs() -> Bool {
     let i = instruction
     guard isInline else { return false }
-    let size = i.opcode & 1 == 0 ? 1 : Int(i.operandSize)
+    let size = i.offsetBytes
     let write = i.opcode & 2 != 0
-    clobberFlags()
-    hot.mov(RegisterMap.t0, immediate: i.immediate)
-    toLinear(i.segment, size: size, write: write)
-    let memory = accessAtT0(size: size, write: write)
+    let memory = accessOffset(size: size, write: write)
     if size == 2 { hot.byte(0x66) }
     hot.rex(w: size == 8, reg: RegisterMap.rax, memory: memory)
     hot.byte((write ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))

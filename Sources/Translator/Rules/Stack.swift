@@ -66,11 +66,13 @@ extension BlockBuilder {
     loadOperand(target, memory, size: size)
   }
 
-  /// RSP += count.
-  mutating func release(_ count: Int32) { setStackPointer(RegisterMap.stackPointer, plus: count) }
+  /// RSP += count, perhaps later.
+  mutating func release(_ count: Int32) {
+    if current.stackGroup >= 0 { pendingStack &+= count } else { setStackPointer(RegisterMap.stackPointer, plus: count) }
+  }
 
   /// RSP = base + count, as wide as the stack pointer is.
-  private mutating func setStackPointer(_ base: HostRegister, plus count: Int32) {
+  mutating func setStackPointer(_ base: HostRegister, plus count: Int32) {
     let sp = RegisterMap.stackPointer
     if isLong { return hot.lea(sp, HostMemory(base, count)) }
     if hasNarrowStack { hot.byte(0x66) }
@@ -164,12 +166,14 @@ extension BlockBuilder {
     let size = stackSize
     let number = row.form == .plus ? instruction.plusRegister : instruction.rm
     let host = RegisterMap.host(number)
-    if size == 8 && host != RegisterMap.inMemory && host != RegisterMap.stackPointer {
+    if size >= 4 && host != RegisterMap.inMemory && host != RegisterMap.stackPointer {
       loadTop(host, size: size)
       release(size)
     } else {
       loadTop(RegisterMap.t0, size: size)
       release(size)
+      // POP RSP: what was popped counts.
+      if number == 4 { settleStackPointer() }
       write(number, RegisterMap.t0, size: size)
     }
     finishFlags()
