@@ -14,7 +14,7 @@ extension SystemTests {
     /// For the kernel's command line: what its first program is to do.
     private static let script = """
       mount -t proc p /proc; i=0; while [ $i -lt \(ticks) ]; do echo tick $i $(cut -d' ' -f1 /proc/uptime); i=$((i+1)); \
-      usleep 40000; done; echo fact calm $(dmesg | grep -c -E 'WARNING:|BUG:|unchecked MSR|stall|lockup|unstable|Call Trace'); \
+      usleep 40000; done; echo fact calm $(dmesg | grep -v grep | grep -c -E 'WARNING:|BUG:|unchecked MSR|stall|lockup|unstable|Call Trace'); \
       echo fact processors $(grep -c ^processor /proc/cpuinfo); poweroff -f
       """
 
