@@ -5,6 +5,7 @@
 // Two ports lead to it, the keyboard controller's output port and port 0x92. Some chipsets join them with an OR; here they
 // are one line: whichever was written last counts, and both show it, so that a program may use either for both ways.
 
+public import Saving
 import Synchronization
 
 /// The A20 gate of a machine.
@@ -24,5 +25,13 @@ public final class A20Gate: Sendable {
         changed(newValue)
       }
     }
+  }
+}
+
+extension A20Gate: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    var isOpen = isOpen
+    try archive.transfer(&isOpen)
+    self.isOpen = isOpen
   }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The calendar, for the RTC alone: days to dates and back, in the proleptic Gregorian calendar.
 
+import Saving
+
 /// A date and time of day, UTC.
 struct CivilTime: Sendable, Equatable {
   var year: Int64
@@ -44,5 +46,19 @@ extension CivilTime {
     self.init(
       year: yearOfEra + era * 400 + (month <= 2 ? 1 : 0), month: month, day: dayOfYear - (153 * march + 2) / 5 + 1,
       hour: secondOfDay / 3600, minute: secondOfDay / 60 % 60, second: secondOfDay % 60)
+  }
+}
+
+extension CivilTime: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&year)
+    try archive.transfer(&month)
+    try archive.transfer(&day)
+    try archive.transfer(&hour)
+    try archive.transfer(&minute)
+    try archive.transfer(&second)
+    // What two digits of each can be set to.
+    try archive.require((-400...25_600).contains(year) && (1...12).contains(month), "date")
+    for part in [day, hour, minute, second] { try archive.require((0...512).contains(part), "time of day") }
   }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The IOAPIC: 24 pins, each with a redirection that says which vector goes to which local APIC.
 
+public import Saving
 import Synchronization
 
 /// An 82093AA with the EOI register of its successors (version 0x20).
@@ -156,6 +157,17 @@ public final class IOAPIC: Device {
       if !state.table[pin].isLevel { state.table[pin].isInService = false }
       service(pin, &state)
     case .version, .arbitration, nil: break
+    }
+  }
+}
+
+extension IOAPIC: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      try archive.transfer(&state.id)
+      try archive.transfer(&state.select)
+      try archive.transfer(&state.asserted)
+      for pin in 0..<Self.pinCount { try archive.transfer(&state.table[pin].bits) }
     }
   }
 }

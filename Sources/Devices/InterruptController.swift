@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The APIC bus: every local APIC of the machine, and the rule by which a message finds the ones it is meant for.
 
+public import Saving
 import Synchronization
 
 /// All local APICs and what lies between them.
@@ -81,4 +82,10 @@ public final class InterruptController: Sendable {
 
   /// The EOI broadcast.
   func endOfInterrupt(_ vector: UInt8) { listener.withLock { $0.ioapic }?.endOfInterrupt(vector) }
+}
+
+extension InterruptController: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    for apic in localAPICs { try apic.transfer(&archive) }
+  }
 }

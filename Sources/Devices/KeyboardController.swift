@@ -2,6 +2,7 @@
 // There is no keyboard; there are the two lines every PC routed through its keyboard controller, the processor's reset
 // and the A20 gate, and the "fast" copies of them in port 0x92.
 
+public import Saving
 import Synchronization
 
 /// The output port of an 8042 (offset 0 is port 0x60, offset 4 is port 0x64). Nothing else ever fills its output buffer.
@@ -104,5 +105,20 @@ public final class SystemControlPortA: Device {
       return old & Self.fastReset == 0 && value & Self.fastReset != 0
     }
     if isReset { report(.reset(.systemControlPortA)) }
+  }
+}
+
+extension KeyboardController: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      try archive.transfer(&state.expectsOutputPort)
+      try archive.transfer(&state.output)
+    }
+  }
+}
+
+extension SystemControlPortA: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
   }
 }

@@ -2,6 +2,7 @@
 // The local APIC of one vCPU: the lock around `LocalAPICState` and everything the run loop, the timer thread and
 // other vCPUs may ask of it.
 
+public import Saving
 import Synchronization
 
 /// What an INIT or start-up IPI asks of a vCPU.
@@ -288,5 +289,11 @@ public final class LocalAPIC: Device, DeadlineSource {
       else { return state.note(LocalAPICError.illegalRegister, &effects) }
       state.write(register, value & 0xFFFF_FFFF, clock, &effects)
     }
+  }
+}
+
+extension LocalAPIC: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try wiring.withLock { wiring throws(SavedStateError) in try wiring.state.transfer(&archive) }
   }
 }

@@ -2,6 +2,8 @@
 // What one local APIC remembers and how it decides: a plain value, changed under `LocalAPIC`'s lock. Whatever must
 // happen outside (an IPI, an EOI for the IOAPIC, waking the vCPU) is noted in `Effects` and done after unlocking.
 
+import Saving
+
 /// What a change to a local APIC asks of the rest of the machine.
 struct LocalAPICEffects {
   var message: InterruptMessage?
@@ -229,5 +231,29 @@ struct LocalAPICState: Sendable {
 
   private func deliveryMode(_ value: UInt32) -> InterruptMessage.DeliveryMode {
     InterruptMessage.DeliveryMode(rawValue: UInt8(truncatingIfNeeded: value >> 8) & 7) ?? .fixed
+  }
+}
+
+extension LocalAPICState: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&base)
+    try archive.transfer(&taskPriority)
+    try archive.transfer(&logicalDestination)
+    try archive.transfer(&destinationFormat)
+    try archive.transfer(&spuriousVector)
+    try requested.transfer(&archive)
+    try inService.transfer(&archive)
+    try levelTriggered.transfer(&archive)
+    try archive.transfer(&errorStatus)
+    try archive.transfer(&unreportedErrors)
+    try archive.transfer(&command)
+    try archive.transfer(&vectors)
+    try timer.transfer(&archive)
+    for pin in 0..<2 { try archive.transfer(&pins[pin]) }
+    try archive.transfer(&hasExternalMessage)
+    try archive.transfer(&hasNMI)
+    try archive.transfer(&hasInit)
+    try archive.transfer(&isWaitingForStartup)
+    try archive.transfer(&startupVector)
   }
 }

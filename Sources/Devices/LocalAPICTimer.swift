@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The local APIC's timer as arithmetic: nothing ticks, a deadline is kept and the count is computed when read.
 
+import Saving
+
 /// The timer of one local APIC (SDM vol. 3, 11.5.4). Its input clock is 1 GHz: one undivided tick is 1 ns.
 struct LocalAPICTimer: Sendable {
   enum Mode: UInt32 { case oneShot = 0, periodic, deadline, reserved }
@@ -90,4 +92,14 @@ struct LocalAPICTimer: Sendable {
 
   /// At most 2^39 ns.
   private var period: UInt64 { UInt64(initialCount) << shift }
+}
+
+extension LocalAPICTimer: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&mode)
+    try archive.transfer(&initialCount)
+    try archive.transfer(&divideConfiguration)
+    try archive.transfer(&tscDeadline)
+    try archive.transfer(instant: &expiry)
+  }
 }

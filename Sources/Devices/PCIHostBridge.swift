@@ -2,6 +2,7 @@
 // Ports 0xCF8...0xCFF: PCI configuration mechanism 1 with nothing behind it but a host bridge. Kernels look for the
 // mechanism before they look for ACPI's word that there is no bus, and complain when it is missing.
 
+public import Saving
 import Synchronization
 
 /// The configuration ports of a PCI bus 0 whose only function is the host bridge (PCI Local Bus Specification 3.0,
@@ -42,5 +43,12 @@ public final class PCIHostBridge: Device {
     let address = address.withLock { $0 }
     guard address >> 8 == 0x80_0000 else { return .max }
     return Self.registers[address & 0xFC] ?? 0
+  }
+}
+
+extension PCIHostBridge: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try address.withLock { address throws(SavedStateError) in try archive.transfer(&address) }
+    try reset.transfer(&archive)
   }
 }

@@ -2,6 +2,7 @@
 // The two 8259s every PC has had since the AT. Linux probes them, masks them and forgets them; kernels without an
 // IOAPIC, and the first timer ticks of others, still live on them.
 
+public import Saving
 import Synchronization
 
 /// A pair of cascaded 8259As with edge/level control.
@@ -10,9 +11,9 @@ import Synchronization
 /// from any thread; `acknowledge` is the processor's INTA cycle.
 public final class PIC: Device {
   /// One 8259A (Intel 231468-003).
-  private struct Chip {
+  fileprivate struct Chip {
     /// Where an initialisation sequence stands: the next write to the odd port is that word.
-    enum Expected { case mask, word2, word3, word4 }
+    enum Expected: UInt8 { case mask, word2, word3, word4 }
 
     var requests: UInt8 = 0
     var inService: UInt8 = 0
@@ -224,6 +225,38 @@ public final class PIC: Device {
         state.output.set(isAsserting)
       }
       return result
+    }
+  }
+}
+
+extension PIC.Chip: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&requests)
+    try archive.transfer(&inService)
+    try archive.transfer(&mask)
+    try archive.transfer(&levels)
+    try archive.transfer(&levelTriggered)
+    try archive.transfer(&vectorBase)
+    try archive.transfer(&first)
+    try archive.transfer(&expected)
+    try archive.transfer(&needsWord4)
+    try archive.transfer(&isSingle)
+    try archive.transfer(&readsInService)
+    try archive.transfer(&polls)
+    try archive.transfer(&isAutoEOI)
+    try archive.transfer(&rotatesOnAutoEOI)
+    try archive.transfer(&isSpecialMask)
+    try archive.transfer(&isSpecialFullyNested)
+    try archive.require(first < 8, "8259 priority")
+  }
+}
+
+extension PIC: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      try state.master.transfer(&archive)
+      try state.slave.transfer(&archive)
+      try archive.transfer(&state.isAsserting)
     }
   }
 }

@@ -2,6 +2,7 @@
 // The 8254 timer: IRQ 0 for kernels that have nothing better, and channel 2, against which everything else was
 // once calibrated.
 
+public import Saving
 import Synchronization
 
 /// An 8254 and the part of port 0x61 that belongs to it.
@@ -91,5 +92,14 @@ public final class PIT: Device, DeadlineSource {
   private static func systemControl(_ state: State, now: UInt64) -> UInt8 {
     (state.channels[2].gate ? 1 : 0) | (state.speaker ? 2 : 0) | (now / 15_085 & 1 != 0 ? 0x10 : 0)
       | (state.channels[2].output(now: now) ? 0x20 : 0)
+  }
+}
+
+extension PIT: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      for channel in 0..<3 { try state.channels[channel].transfer(&archive) }
+      try archive.transfer(&state.speaker)
+    }
   }
 }

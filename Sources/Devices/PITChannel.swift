@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One counter of the 8254 as arithmetic over guest time: what it would show, and when its output rises.
 
+import Saving
+
 /// A counter of the 8254 (Intel 231164-005). Times are clock nanoseconds.
 struct PITChannel: Sendable {
   /// The rate of the PC's timer crystal divided by 12, in Hz.
@@ -185,5 +187,23 @@ struct PITChannel: Sendable {
   private static func toBCD(_ value: UInt64) -> UInt16 {
     UInt16(
       truncatingIfNeeded: value % 10 | (value / 10 % 10) << 4 | (value / 100 % 10) << 8 | (value / 1000 % 10) << 12)
+  }
+}
+
+extension PITChannel: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&mode)
+    try archive.transfer(&access)
+    try archive.transfer(&isBCD)
+    try archive.transfer(&count)
+    try archive.transfer(instant: &start)
+    try archive.transfer(&gate)
+    try archive.transfer(&pendingLow)
+    try archive.transfer(&readsHigh)
+    try archive.transfer(&latchedCount, limit: 2)
+    try archive.transfer(&latchedStatus)
+    try archive.transfer(instant: &deadline)
+    try archive.require(count.map { (1...65_536).contains($0) } ?? true, "8254 count")
+    try archive.require(deadline == nil || count != nil, "8254 deadline")
   }
 }

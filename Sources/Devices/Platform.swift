@@ -2,6 +2,8 @@
 // The machine's devices, made and wired in one place: what is connected to what, and at which address. The only
 // file that knows where anything lives.
 
+public import Saving
+
 /// Where devices live. The ACPI tables take the same numbers.
 public enum PlatformAddress {
   public static let serial: UInt64 = 0x3F8
@@ -15,6 +17,17 @@ public enum PlatformAddress {
   public static let ioapic: UInt64 = 0xFEC0_0000
   /// Where the ACPI tables go; the RSDP is first.
   public static let acpiTables: UInt64 = 0xE0000
+}
+
+/// A device and the name of its section in a saved machine, at most 16 ASCII characters.
+public struct SavedDevice: Sendable {
+  public let name: String
+  public let device: any SavedState & Sendable
+
+  init(_ name: String, _ device: any SavedState & Sendable) {
+    self.name = name
+    self.device = device
+  }
 }
 
 /// What a platform needs to know and may do outside itself. Closures are called on vCPU, timer and input threads,
@@ -80,6 +93,8 @@ public final class Platform: Sendable {
   public let mmio: Bus
   /// The shared devices the timer thread serves; the local APICs are sources of their own.
   public let deadlineSources: [any DeadlineSource]
+  /// Every device with a state, in the order in which they are saved.
+  public let savedDevices: [SavedDevice]
 
   public init(_ configuration: PlatformConfiguration) {
     let clock = configuration.clocks[0]
@@ -100,6 +115,9 @@ public final class Platform: Sendable {
 
     let gate = A20Gate(changed: configuration.a20)
     let keyboard = KeyboardController(a20: gate, report: power)
+    let portA = SystemControlPortA(a20: gate, report: power)
+    let powerManagement = PowerManagement(clock: clock, report: power)
+    let bridge = PCIHostBridge(reset: ResetControl(report: power))
     var ports: [Bus.Mapping] = [
       .init(base: 0x20, count: 2, device: pic),
       .init(base: 0x40, count: 4, device: pit),
@@ -107,27 +125,33 @@ public final class Platform: Sendable {
       .init(base: 0x61, count: 1, device: pit, offset: 4),
       .init(base: 0x64, count: 1, device: keyboard, offset: 4),
       .init(base: 0x70, count: 2, device: rtc),
-      .init(base: 0x92, count: 1, device: SystemControlPortA(a20: gate, report: power)),
+      .init(base: 0x92, count: 1, device: portA),
       .init(base: 0xA0, count: 2, device: pic, offset: 2),
       .init(base: PlatformAddress.serial, count: 8, device: serial),
       .init(base: 0x4D0, count: 2, device: pic, offset: 4),
       .init(
         base: PlatformAddress.powerManagement, count: PowerManagement.portCount,
-        device: PowerManagement(clock: clock, report: power), widestAccess: 4),
-      .init(
-        base: 0xCF8, count: PCIHostBridge.portCount, device: PCIHostBridge(reset: ResetControl(report: power)),
-        widestAccess: 4),
+        device: powerManagement, widestAccess: 4),
+      .init(base: 0xCF8, count: PCIHostBridge.portCount, device: bridge, widestAccess: 4),
     ]
     if configuration.hasDebugExit || configuration.hasTestDevices {
       ports.append(
         .init(base: PlatformAddress.debugExit, count: 4, device: DebugExit(report: power), widestAccess: 4))
     }
     var mappings: [Bus.Mapping] = [.init(base: PlatformAddress.ioapic, count: 0x1000, device: ioapic, widestAccess: 4)]
+    var saved = [
+      SavedDevice("8259", pic), SavedDevice("local APICs", interrupts), SavedDevice("IOAPIC", ioapic),
+      SavedDevice("8254", pit), SavedDevice("serial", serial), SavedDevice("RTC", rtc),
+      SavedDevice("keyboard", keyboard), SavedDevice("port 92", portA), SavedDevice("A20", gate), SavedDevice("ACPI", powerManagement),
+      SavedDevice("PCI", bridge),
+    ]
     if configuration.hasTestDevices {
-      let (testPorts, testMemory) = Platform.testDevices(configuration, pic, ioapic)
+      let (testPorts, testMemory, testDevices) = Platform.testDevices(configuration, pic, ioapic)
       ports += testPorts
       mappings.append(testMemory)
+      saved += testDevices
     }
+    savedDevices = saved
     self.ports = Bus(ports, onUnclaimed: configuration.onUnclaimedPort)
     mmio = Bus(mappings + configuration.mmio, onUnclaimed: configuration.onUnclaimedMMIO)
   }
@@ -135,23 +159,25 @@ public final class Platform: Sendable {
   /// What conformance suites expect beside a PC.
   private static func testDevices(
     _ configuration: PlatformConfiguration, _ pic: PIC, _ ioapic: IOAPIC
-  ) -> (ports: [Bus.Mapping], memory: Bus.Mapping) {
+  ) -> (ports: [Bus.Mapping], memory: Bus.Mapping, saved: [SavedDevice]) {
     // Pins without an ISA interrupt exist at the IOAPIC alone.
     func ioapicLine(_ pin: Int) -> InterruptLine { InterruptLine { ioapic.set(pin: pin, $0) } }
     let lines = InterruptLinePorts(
       (0..<IOAPIC.pinCount).map { $0 < 16 ? .isa($0, pic: pic, ioapic: ioapic) : ioapicLine($0) })
     let information = FirmwareConfiguration(
       memory: configuration.memoryBelow4G + configuration.memoryAbove4G, cpuCount: configuration.cpuCount)
+    let (port, memory) = (ScratchPort(), ScratchMemory())
     return (
       [
         .init(
-          base: PlatformAddress.scratchPort, count: ScratchPort.byteCount, device: ScratchPort(), widestAccess: 4),
+          base: PlatformAddress.scratchPort, count: ScratchPort.byteCount, device: port, widestAccess: 4),
         .init(base: PlatformAddress.firmwareConfiguration, count: 2, device: information, widestAccess: 2),
         .init(base: PlatformAddress.interruptLines, count: lines.count, device: lines),
       ],
       .init(
-        base: PlatformAddress.scratchMemory, count: UInt64(ScratchMemory.byteCount), device: ScratchMemory(),
-        widestAccess: 8)
+        base: PlatformAddress.scratchMemory, count: UInt64(ScratchMemory.byteCount), device: memory,
+        widestAccess: 8),
+      [SavedDevice("scratch port", port), SavedDevice("scratch memory", memory), SavedDevice("fw_cfg", information)]
     )
   }
 }

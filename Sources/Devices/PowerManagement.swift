@@ -2,6 +2,7 @@
 // The ACPI fixed hardware: just enough of PM1 for an operating system to believe ACPI is on and to switch the
 // machine off, and the PM timer, which old kernels use to check other clocks.
 
+public import Saving
 import Synchronization
 
 /// PM1a event block, PM1a control block and PM timer in 12 ports (ACPI 6.5, 4.8.3).
@@ -36,6 +37,8 @@ public final class PowerManagement: Device {
   private struct State {
     var enable: UInt16 = 0
     var control: UInt16 = 0
+    /// When the timer was zero, in clock nanoseconds; wraps.
+    var timerStart: UInt64 = 0
   }
 
   private let state = Mutex(State())
@@ -48,10 +51,10 @@ public final class PowerManagement: Device {
   }
 
   public func read(offset: UInt64, size: UInt8) -> UInt64 {
-    let (enable, control) = state.withLock { ($0.enable, $0.control | Control.sciEnable) }
+    let (enable, control, start) = state.withLock { ($0.enable, $0.control | Control.sciEnable, $0.timerStart) }
     // The 12 bytes as they lie, so that any width reads right.
     let low = UInt64(enable) << 16 | UInt64(control) << 32
-    let bytes = offset < 8 ? low >> (offset &* 8) : UInt64(timer) >> ((offset &- 8) &* 8)
+    let bytes = offset < 8 ? low >> (offset &* 8) : UInt64(timer(since: start)) >> ((offset &- 8) &* 8)
     return bytes
   }
 
@@ -78,11 +81,24 @@ public final class PowerManagement: Device {
   }
 
   /// The free-running 32-bit counter.
-  private var timer: UInt32 {
-    let product = clock.nanoseconds().multipliedFullWidth(by: Self.timerFrequency)
+  private func timer(since start: UInt64) -> UInt32 {
+    let product = (clock.nanoseconds() &- start).multipliedFullWidth(by: Self.timerFrequency)
     // A high word of 10^9 or more would need 2^64 ns at 10^9 Hz; the PM timer is slower, but reduce all the same.
     let second: UInt64 = 1_000_000_000
     let ticks = second.dividingFullWidth((product.high % second, product.low)).quotient
     return UInt32(truncatingIfNeeded: ticks)
+  }
+}
+
+extension PowerManagement: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      try archive.transfer(&state.enable)
+      try archive.transfer(&state.control)
+      // The timer goes on from where it was.
+      var elapsed = archive.now &- state.timerStart
+      try archive.transfer(&elapsed)
+      state.timerStart = archive.now &- elapsed
+    }
   }
 }

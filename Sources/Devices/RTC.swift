@@ -2,6 +2,7 @@
 // The clock on the battery and the few bytes of memory beside it. Its time is the host's, plus whatever the guest
 // has set it to; without an enabled interrupt it costs the host nothing.
 
+public import Saving
 import Synchronization
 
 /// An MC146818A with century byte and 128 bytes of CMOS RAM: port 0x70 is offset 0, port 0x71 offset 1.
@@ -281,5 +282,34 @@ public final class RTC: Device, DeadlineSource {
   private static func decodeHour(_ byte: UInt8, _ state: State) -> Int64 {
     guard state.statusB & StatusB.hours24 == 0 else { return decode(byte, state) }
     return decode(byte & 0x7F, state) % 12 + (byte & 0x80 != 0 ? 12 : 0)
+  }
+}
+
+extension RTC: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      try archive.transfer(&state.index)
+      try archive.transfer(&state.isNMIMasked)
+      try archive.transfer(&state.memory, limit: 128)
+      try archive.transfer(&state.statusA)
+      try archive.transfer(&state.statusB)
+      try archive.transfer(&state.statusC)
+      try archive.transfer(&state.offset)
+      try archive.transfer(&state.notedSecond)
+      var isHeld = state.held != nil
+      try archive.transfer(&isHeld)
+      if isHeld {
+        var held = state.held ?? CivilTime(secondsSince1970: 0)
+        try held.transfer(&archive)
+        state.held = held
+      } else {
+        state.held = nil
+      }
+      try archive.require(state.index < 128 && state.memory.count == 128, "CMOS memory")
+      let reasonable = -(Int64(1) << 40)...(Int64(1) << 40)
+      try archive.require(reasonable.contains(state.offset) && reasonable.contains(state.notedSecond), "clock offset")
+      // Ticks are counted on the host's clock, which is another one now.
+      if archive.isRestoring, let period = Self.period(state) { state.notedTick = clock.nanoseconds() / period }
+    }
   }
 }

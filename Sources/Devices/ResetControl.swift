@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Port 0xCF9: the chipset's reset register, the FADT's RESET_REG and Linux's `reboot=pci`.
 
+public import Saving
 import Synchronization
 
 /// The reset control register of Intel chipsets (ICH9 datasheet, 13.7.5): one byte.
@@ -23,5 +24,11 @@ public final class ResetControl: Device {
       return old & Self.resetCPU == 0 && value & Self.resetCPU != 0
     }
     if isReset { report(.reset(.resetControl)) }
+  }
+}
+
+extension ResetControl: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
   }
 }

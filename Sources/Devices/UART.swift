@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The serial port: the guest's console, and therefore the device everybody looks at first.
 
+public import Saving
 import Synchronization
 
 /// A 16550A (National PC16550D). Its transmitter is infinitely fast; its receiver never overruns, because the host
@@ -286,5 +287,28 @@ public final class UART: Device, DeadlineSource {
     let now = state.modemLevels
     let changed = before ^ now
     state.modemDeltas |= changed >> 4 & 0b1011 | (before & ~now) >> 4 & 0b0100
+  }
+}
+
+extension UART: SavedState {
+  /// What the guest has sent must have been handed over before (`flush`).
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try state.withLock { state throws(SavedStateError) in
+      try archive.transfer(&state.received, limit: UART.receiveLimit)
+      try archive.transfer(&state.interruptEnable)
+      try archive.transfer(&state.fifoControl)
+      try archive.transfer(&state.lineControl)
+      try archive.transfer(&state.modemControl)
+      try archive.transfer(&state.modemDeltas)
+      try archive.transfer(&state.scratch)
+      try archive.transfer(&state.divisor)
+      try archive.transfer(&state.overran)
+      try archive.transfer(&state.transmitterInterrupt)
+      try archive.transfer(&state.isAsserting)
+      try archive.transfer(&state.shown)
+      try archive.transfer(&state.polls)
+      try archive.require((0...state.received.count).contains(state.shown), "serial input")
+      try archive.require(state.polls <= UART.listeningPolls, "serial polls")
+    }
   }
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // IRR, ISR and TMR: 256 bits that the guest reads as eight 32-bit registers and we search from the top.
 
+import Saving
+
 /// A set of interrupt vectors.
 struct VectorSet: Sendable, Equatable {
   private var words = SIMD8<UInt32>(repeating: 0)
@@ -24,5 +26,11 @@ struct VectorSet: Sendable, Equatable {
       let bit: UInt32 = 1 << UInt32(vector & 31)
       if newValue { words[Int(vector >> 5)] |= bit } else { words[Int(vector >> 5)] &= ~bit }
     }
+  }
+}
+
+extension VectorSet: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    for index in 0..<8 { try archive.transfer(&words[index]) }
   }
 }

@@ -9,7 +9,7 @@
 // The whole range is one reservation of address space; only RAM is mapped into it, so a stray access past the
 // checks faults in the host rather than touching something else.
 
-import Host
+public import Host
 import Synchronization
 
 /// Guest-physical RAM.
@@ -37,6 +37,9 @@ import Synchronization
   public nonisolated(unsafe) let pageFlags: UnsafeMutablePointer<UInt8>
 
   private let region: Mapping
+  /// What is behind RAM: a memory file of its own, or the pages of an image, private copies where they were written.
+  private let file: MemoryFile?
+  private let image: (file: HostFile, offset: Int)?
   private let flagRegion: Mapping
   let codeWriteHandler = Mutex<CodeWriteHandler?>(nil)
 
@@ -45,7 +48,17 @@ import Synchronization
   /// - Parameters:
   ///   - byteCount: A multiple of 4 KiB, at least one page, at most `maximumByteCount`.
   ///   - hugePages: Whether to ask the host for huge pages: faster, less sparse.
-  public init(byteCount: UInt64, hugePages: Bool = false) throws(HostError) {
+  public convenience init(byteCount: UInt64, hugePages: Bool = false) throws(HostError) {
+    try self.init(byteCount: byteCount, hugePages: hugePages, image: nil)
+  }
+
+  /// Makes RAM whose content is that of a file from `offset` on, a multiple of 4 KiB: the RAM below 4 GiB, then that
+  /// above. The file does not change when the guest writes, and must not be changed by others.
+  public convenience init(byteCount: UInt64, image file: HostFile, at offset: Int) throws(HostError) {
+    try self.init(byteCount: byteCount, hugePages: false, image: (file, offset))
+  }
+
+  private init(byteCount: UInt64, hugePages: Bool, image: (file: HostFile, offset: Int)?) throws(HostError) {
     guard byteCount > 0, byteCount % 4096 == 0, byteCount <= GuestMemory.maximumByteCount else {
       throw HostError(
         "make", "guest memory of \(byteCount) bytes", reason: "the size is not a multiple of 4 KiB up to 16 TiB",
@@ -60,12 +73,20 @@ import Synchronization
     let alignment = 2 << 20
     region = try .reserve(byteCount: Int(end) + alignment + 65536)
     let slack = unsafe (alignment - Int(bitPattern: region.base) % alignment) % alignment
-    let file = try MemoryFile(name: "lguest-memory", byteCount: Int(byteCount))
-    try region.place(file, fileOffset: 0, at: slack, byteCount: Int(lowEnd), [.read, .write])
-    if highCount > 0 {
-      try region.place(
-        file, fileOffset: Int(lowEnd), at: slack + Int(GuestMemory.highStart), byteCount: Int(highCount),
-        [.read, .write])
+    let parts = [(0, slack, Int(lowEnd)), (Int(lowEnd), slack + Int(GuestMemory.highStart), Int(highCount))]
+    self.image = image
+    if let image {
+      file = nil
+      for (offset, place, count) in parts where count > 0 {
+        try region.place(
+          copyOf: image.file, fileOffset: image.offset + offset, at: place, byteCount: count, [.read, .write])
+      }
+    } else {
+      let file = try MemoryFile(name: "lguest-memory", byteCount: Int(byteCount))
+      for (offset, place, count) in parts where count > 0 {
+        try region.place(file, fileOffset: offset, at: place, byteCount: count, [.read, .write])
+      }
+      self.file = consume file
     }
     region.adviseHugePages(hugePages)
     region.excludeFromCoreDumps()
@@ -76,6 +97,21 @@ import Synchronization
     unsafe baseAddress = region.base + slack
     unsafe pageFlags = flagRegion.base.assumingMemoryBound(to: UInt8.self)
   }
+
+  /// The parts of what is behind RAM that may hold anything but zeros, as offsets in an image of it. What a guest has
+  /// written to pages of an image is not in them.
+  var dataExtents: [Range<Int>] {
+    let all = 0..<Int(byteCount)
+    if let image {
+      return image.file.dataExtents(in: image.offset..<image.offset + Int(byteCount)).map {
+        $0.lowerBound - image.offset..<$0.upperBound - image.offset
+      }
+    }
+    return file?.dataExtents(in: all) ?? [all]
+  }
+
+  /// Whether RAM began as an image.
+  var isImage: Bool { image != nil }
 
   /// Whether `count` bytes from `address` on are all RAM.
   @inlinable @inline(__always)

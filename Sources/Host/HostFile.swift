@@ -8,7 +8,7 @@ import SystemPackage
 /// An open, readable regular file.
 @safe public final class HostFile: Sendable, CustomStringConvertible {
   /// Owned by this object.
-  private let descriptor: FileDescriptor
+  let descriptor: FileDescriptor
   /// What messages call it: its role and its path.
   public let description: String
   /// Size in bytes when it was opened.

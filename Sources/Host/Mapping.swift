@@ -78,6 +78,53 @@ public let hostPageSize = 4096
     }
   }
 
+  /// Replaces `[offset, offset + byteCount)` of this region with private copies of a file's pages from `fileOffset` on,
+  /// each made when it is first written. All three are multiples of the page size.
+  ///
+  /// The file must not become shorter as long as the mapping lives: touching what is missing kills the process.
+  public func place(
+    copyOf file: HostFile, fileOffset: Int, at offset: Int, byteCount: Int, _ access: Access
+  ) throws(HostError) {
+    precondition(offset >= 0 && byteCount >= 0 && byteCount <= self.byteCount && offset <= self.byteCount - byteCount)
+    guard byteCount > 0 else { return }
+    // SAFETY: MAP_FIXED replaces only pages this value owns.
+    let result = unsafe mmap(
+      base + offset, byteCount, access.rawValue, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, file.descriptor.rawValue,
+      fileOffset)
+    guard unsafe result != MAP_FAILED else { throw HostError("map", file.description, errno: currentErrno) }
+  }
+
+  /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does not
+  /// say (linux, Documentation/admin-guide/mm/pagemap.rst).
+  public static func ownPages(_ start: UnsafeMutableRawPointer, count: Int) -> [Bool]? {
+    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else { return nil }
+    defer { try? file.close() }
+    var entries = [UInt64](repeating: 0, count: count)
+    let byteCount = count * 8
+    let offset = Int64(UInt(bitPattern: start) / UInt(hostPageSize) * 8)
+    let isComplete = unsafe entries.withUnsafeMutableBytes { buffer in
+      var done = 0
+      while done < byteCount {
+        guard
+          let more = unsafe try? file.read(
+            fromAbsoluteOffset: offset + Int64(done), into: UnsafeMutableRawBufferPointer(rebasing: buffer[done...])),
+          more > 0
+        else { return false }
+        done += more
+      }
+      return true
+    }
+    let (present, swapped, ofFile): (UInt64, UInt64, UInt64) = (1 << 63, 1 << 62, 1 << 61)
+    return isComplete ? entries.map { $0 & (present | swapped) != 0 && $0 & ofFile == 0 } : nil
+  }
+
+  /// Brings in the pages of a range at once that are about to be read. Advice: a kernel that does not know it takes them
+  /// one by one.
+  public static func prefault(_ start: UnsafeMutableRawPointer, byteCount: Int) {
+    let populateRead: Int32 = 22  // MADV_POPULATE_READ, linux/mman.h
+    unsafe _ = madvise(start, byteCount, populateRead)
+  }
+
   /// Changes what may be done to `[offset, offset + byteCount)`; both are multiples of the page size.
   public func protect(at offset: Int, byteCount: Int, _ access: Access) throws(HostError) {
     precondition(offset >= 0 && byteCount >= 0 && byteCount <= self.byteCount && offset <= self.byteCount - byteCount)

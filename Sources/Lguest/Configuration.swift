@@ -87,7 +87,9 @@ extension VirtualMachine {
       }
     }
 
-    /// A bzImage, an ELF vmlinux or a multiboot kernel.
+    /// What the machine goes on from; nil starts a kernel.
+    public internal(set) var saved: SaveFile?
+    /// A bzImage, an ELF vmlinux or a multiboot kernel. Of a saved machine, its path in those days.
     public var kernel: FilePath
     public var initrd: FilePath?
     public var commandLine = CommandLine.appending("")
@@ -155,7 +157,7 @@ extension VirtualMachine {
     /// Checks every field, touching files no more than to see that they can be read.
     public func validate() throws(ConfigurationError) {
       try validateMemory()
-      try validateFiles()
+      if let saved { try validate(against: saved) } else { try validateFiles() }
       try validateKVM()
       guard (1...Configuration.maximumCPUCount).contains(cpuCount) else {
         throw ConfigurationError(

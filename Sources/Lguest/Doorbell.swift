@@ -4,6 +4,7 @@
 // looks where the vCPU is; the vCPU says where it goes first and then looks at the devices. One of them sees the other.
 
 import Host
+import Saving
 import Synchronization
 
 /// Where one vCPU is, and the bell that brings it back to the run loop.
@@ -91,5 +92,13 @@ final class Doorbell: Sendable {
     place.store(Place.halted, ordering: .sequentiallyConsistent)
     guard hasNews() || isStopped || unhalted.load(ordering: .sequentiallyConsistent) else { return true }
     return !endSleep()
+  }
+}
+
+extension Doorbell: SavedState {
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    var endsHalt = unhalted.load(ordering: .acquiring)
+    try archive.transfer(&endsHalt)
+    unhalted.store(endsHalt, ordering: .releasing)
   }
 }

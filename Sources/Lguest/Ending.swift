@@ -4,7 +4,7 @@
 
 /// Why a run ended, as the word that `--json` carries.
 public enum Cause: String, Sendable, CaseIterable {
-  case poweroff, reset, exit, signal, timeout, usage, exec, panic, interrupted
+  case poweroff, reset, exit, signal, timeout, usage, exec, panic, interrupted, saved
   case bootTimeout = "boot-timeout"
   case cannotStart = "cannot-start"
   case `internal` = "internal"
@@ -18,6 +18,8 @@ public enum Ending: Sendable, Hashable {
   case poweroff
   /// The guest asked for a reset, and it was not the end of a panic.
   case reset
+  /// The machine was saved to a file and goes on elsewhere.
+  case saved
   /// The guest command exited with this status, or died of this signal.
   case exit(UInt8)
   case signal(UInt8)
@@ -50,6 +52,7 @@ public enum Ending: Sendable, Hashable {
     switch self {
     case .poweroff: .poweroff
     case .reset: .reset
+    case .saved: .saved
     case .exit: .exit
     case .signal: .signal
     case .bootTimeout: .bootTimeout
@@ -68,7 +71,7 @@ public enum Ending: Sendable, Hashable {
   /// What the process should exit with. A wait status holds eight bits: a debug-exit code above 127 loses its top bit.
   public var exitStatus: Int32 {
     switch self {
-    case .poweroff, .reset: 0
+    case .poweroff, .reset, .saved: 0
     case .exit(let status): Int32(status)
     case .signal(let number): (128 + Int32(number)) & 0xFF
     case .bootTimeout, .timeout: 124
@@ -89,6 +92,7 @@ public enum Ending: Sendable, Hashable {
   public var summary: String? {
     switch self {
     case .poweroff, .reset, .exit, .debugExit, .usage: nil
+    case .saved: "the machine was saved"
     case .signal(let number): "the command was killed by signal \(number)"
     case .bootTimeout: "user space did not begin within the boot time limit"
     case .timeout: "the time limit passed"

@@ -8,6 +8,7 @@ import Host
 import Logging
 import Paravirt
 import Synchronization
+import SystemPackage
 import Translator
 import X86
 
@@ -26,6 +27,7 @@ final class Machine: Sendable {
   let scheduler: Scheduler
   let power: PowerSwitch
   let logger: Logger?
+  let model: CPUModel
   /// Where guest RAM comes from, if that takes time.
   let slowMemory: SlowMemory?
 
@@ -39,20 +41,35 @@ final class Machine: Sendable {
   init(_ configuration: VirtualMachine.Configuration, input: ConsoleInput) throws(ConfigurationError) {
     let calibration = TimestampCalibration()
     let model = try Machine.model(configuration)
-    var state: CPUState
-    do throws(HostError) { memory = try GuestMemory(byteCount: configuration.memorySize) } catch {
-      throw ConfigurationError(error)
+    self.model = model
+    var state = CPUState()
+    if let saved = configuration.saved {
+      memory = try saved.makeMemory()
+    } else {
+      do throws(HostError) { memory = try GuestMemory(byteCount: configuration.memorySize) } catch {
+        throw ConfigurationError(error)
+      }
+      state = try Machine.loadKernel(configuration, into: memory)
     }
-    state = try Machine.loadKernel(configuration, into: memory)
 
-    guard let counter = calibration.finish() else {
+    guard let hostCounter = calibration.finish() else {
       throw ConfigurationError("the host's time-stamp counter stands still", remedy: "run on another machine")
     }
-    self.counter = counter
-    // The guest's counter begins at 0, as after power-on.
-    let time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
+    let isConstant = TimestampCalibration.isConstant
+    let time: ParavirtTime
+    if let saved = configuration.saved {
+      counter = try saved.configuration.counter(host: hostCounter)
+      let clock = try saved.clock
+      time = ParavirtTime(timestampOffset: clock.timestamp &- HostCPU.timestampCounter)
+      self.clock = KVMClock(counter: counter, isTimestampConstant: isConstant, source: time, restoring: clock)
+    } else {
+      counter = hostCounter
+      // The guest's counter begins at 0, as after power-on.
+      time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
+      clock = KVMClock(counter: counter, isTimestampConstant: isConstant, source: time)
+    }
+    let counter = counter
     state.tscOffset = time.timestampOffset
-    clock = KVMClock(counter: counter, isTimestampConstant: TimestampCalibration.isConstant, source: time)
     var options = try Machine.options(model, counter, time, configuration)
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
@@ -134,6 +151,38 @@ final class Machine: Sendable {
     console.disconnect()
   }
 
+  // MARK: Moving
+
+  /// Runs `body` while no device does anything by itself. No vCPU may run either.
+  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try timers.standStill { () throws(Failure) in try console.standStill(body) }
+  }
+
+  /// All deadlines may have changed, and the port may want input.
+  func rearmAll() {
+    for index in 0..<Source.localAPIC(cpus.count) { timers.rearm(index) }
+    console.fill()
+  }
+
+  /// What this machine is, for a file.
+  func saved(_ configuration: VirtualMachine.Configuration) -> SavedConfiguration {
+    var saved = SavedConfiguration()
+    saved.cpuCount = UInt32(cpus.count)
+    saved.level = model.level
+    saved.extras = model.extras
+    saved.additions = model.additions
+    saved.vendor = configuration.cpuVendor
+    saved.foreignHypercall = configuration.foreignHypercall
+    saved.kvmAPI = configuration.kvmAPI
+    saved.features = configuration.kvmFeatures
+    saved.hints = configuration.kvmHints
+    saved.machine = configuration.machine
+    saved.debugExit = configuration.debugExit
+    saved.timestampKilohertz = counter.kilohertz
+    saved.kernel = configuration.kernel.string
+    return saved
+  }
+
   // MARK: Facts
 
   /// COM1.
@@ -155,6 +204,16 @@ final class Machine: Sendable {
   private static func model(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) -> CPUModel {
     let vendor: CPUModel.Vendor = configuration.cpuVendor == .intel ? .intel : .amd
     let host = HostCPU.cpuid
+    if let saved = configuration.saved {
+      let model = try saved.configuration.model(vendor)
+      let missing = model.missing(on: host).map { "\($0)" }
+      guard missing.isEmpty else {
+        throw ConfigurationError(
+          "this host cannot be the saved machine's CPU, \(model.level.rawValue): it lacks \(missing.joined(separator: ", "))",
+          remedy: "restore it on a host that has them")
+      }
+      return model
+    }
     var additions: FeatureSet = []
     if configuration.cpuFeatures.contains("smap") { additions.formUnion(FeatureSet(.smap)) }
     if configuration.cpuFeatures.contains("pcid") { additions.formUnion(FeatureSet(.pcid, .invpcid)) }

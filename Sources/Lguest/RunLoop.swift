@@ -6,6 +6,7 @@ import Devices
 import Host
 import Logging
 import Paravirt
+import Saving
 import Translator
 import X86
 
@@ -82,6 +83,8 @@ final class RunLoop: @unchecked Sendable {
   ///
   /// - Parameter delay: The calling thread's.
   func run(on delay: RunQueueDelay?) -> Scheduler.Pause {
+    // The machine may have been stopped in between.
+    registers.synchronize()
     beginSlice(on: delay)
     while true {
       if sample.isAsked { publishStatistics() }
@@ -101,9 +104,13 @@ final class RunLoop: @unchecked Sendable {
       doorbell.enterGuest()
       if doorbell.isStopped { return .ended(.stopped) }
       if doorbell.takePreemption() {
-        doorbell.leaveGuest()
-        noteBeingPreempted()
-        return .preempted
+        if engine.isAtBoundary {
+          doorbell.leaveGuest()
+          noteBeingPreempted()
+          return .preempted
+        }
+        // An instruction that is half done comes first: between two, the vCPU can be saved.
+        doorbell.preempt()
       }
       if let outcome = deliver() { return .ended(outcome) }
       if isHalted {
@@ -371,5 +378,27 @@ extension Statistics.ExitReason {
       case .shutdown: .shutdown
       case .failed: .failed
       }
+  }
+}
+
+extension RunLoop: SavedState {
+  /// Whether the guest agrees to be moved. While the vCPU stands.
+  var mayMigrate: Bool { registers.mayMigrate }
+
+  /// Everything about the vCPU but its local APIC. While it stands at a boundary.
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try engine.transfer(&archive)
+    var ahead = timestampOffset &- firstTimestampOffset
+    try archive.transfer(&ahead)
+    timestampOffset = firstTimestampOffset &+ ahead
+    engine.timestampOffset = timestampOffset
+    try registers.transfer(&archive)
+    try archive.transfer(&isHalted)
+    try archive.transfer(&isInUserSpace)
+    try doorbell.transfer(&archive)
+    guard archive.isRestoring else { return }
+    if isInUserSpace { userSpaceBegan() }
+    // Pages that were on their way have come, and nobody else will say so.
+    if registers.asyncPageFault.hasReady { doorbell.endHalt() }
   }
 }

@@ -41,11 +41,15 @@ final class Scheduler: DeadlineSource {
     var readySince: [UInt64]
     var waited: [UInt64]
     var end: End?
+    /// vCPUs wait, and nobody takes one.
+    var isPaused = false
   }
 
   private let state: Mutex<State>
   /// By thread: 0 while it sleeps.
   private let bells: [Futex]
+  /// Changes when a thread has given its vCPU back while that is waited for.
+  private let standing = Futex(0)
   private let doorbells: [Doorbell]
   private let rearm: @Sendable () -> Void
 
@@ -119,6 +123,37 @@ final class Scheduler: DeadlineSource {
   /// How the run ended, once it has.
   var ending: End? { state.withLock { $0.end } }
 
+  // MARK: Pausing
+
+  /// Stops all vCPUs at a boundary, and waits until they stand.
+  ///
+  /// - Returns: false if one still ran at the deadline, an instant of the host's monotonic clock in ns. Either way `resume`
+  ///   must follow, or the end.
+  func pause(until deadline: UInt64) -> Bool {
+    let running = state.withLock { state in
+      state.isPaused = true
+      return state.running.compactMap { $0?.cpu }
+    }
+    for cpu in running { doorbells[cpu].preempt() }
+    while true {
+      let seen = standing.word.load(ordering: .sequentiallyConsistent)
+      if state.withLock({ state in state.running.allSatisfy { $0 == nil } }) { return true }
+      if standing.wait(while: seen, until: deadline) == .timedOut { return false }
+    }
+  }
+
+  /// Lets vCPUs run again.
+  func resume() {
+    let threads = state.withLock { state -> [Int] in
+      state.isPaused = false
+      let count = min(state.ready.count, state.idle.count)
+      defer { state.idle.removeLast(count) }
+      return Array(state.idle.suffix(count))
+    }
+    for thread in threads { bells[thread].set(1) }
+    rearm()
+  }
+
   // MARK: Slices
 
   var nextDeadline: UInt64? {
@@ -167,8 +202,12 @@ final class Scheduler: DeadlineSource {
       let now = HostClock.monotonic
       let (cpu, isOver) = state.withLock { state -> (Int?, Bool) in
         state.running[thread] = nil
+        if state.isPaused {
+          standing.word.wrappingAdd(1, ordering: .sequentiallyConsistent)
+          standing.wake()
+        }
         if state.end != nil { return (nil, true) }
-        guard let cpu = state.ready.popFirst() else {
+        guard !state.isPaused, let cpu = state.ready.popFirst() else {
           state.idle.append(thread)
           bells[thread].word.store(0, ordering: .relaxed)
           return (nil, false)

@@ -40,6 +40,11 @@ final class SerialConsole: Sendable {
     }
   }
 
+  /// Runs `body` while no input reaches the port.
+  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try port.withLock { _ throws(Failure) in try body() }
+  }
+
   /// Takes what the guest wrote.
   func write(_ bytes: [UInt8]) {
     recent.withLock { recent in for byte in bytes { recent.append(byte) } }

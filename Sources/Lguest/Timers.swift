@@ -17,6 +17,8 @@ final class Timers: Sendable {
 
   private let sources = Mutex<[any DeadlineSource]>([])
   private let thread = Mutex<HostThread?>(nil)
+  /// Held while devices do what is due.
+  private let turn = Mutex<Void>(())
   private let bell = Futex(Bell.quiet)
   /// When the thread next looks by itself; `.max` also while it is looking, so that any change makes it look again.
   private let asleepUntil = Atomic<UInt64>(.max)
@@ -39,6 +41,11 @@ final class Timers: Sendable {
     sources.withLock { $0 = [] }
   }
 
+  /// Runs `body` while no device does anything by itself.
+  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try turn.withLock { _ throws(Failure) in try body() }
+  }
+
   /// A source's deadline has changed; `index` is its place in `start`'s list. Before `start`, nothing happens.
   func rearm(_ index: Int) {
     let source = sources.withLock { $0.indices.contains(index) ? $0[index] : nil }
@@ -58,8 +65,10 @@ final class Timers: Sendable {
       _ = bell.word.compareExchange(expected: Bell.look, desired: Bell.quiet, ordering: .sequentiallyConsistent)
       if bell.word.load(ordering: .sequentiallyConsistent) == Bell.stop { return }
       asleepUntil.store(.max, ordering: .sequentiallyConsistent)
-      let now = HostClock.monotonic
-      for source in sources { source.expire(now: now) }
+      turn.withLock { _ in
+        let now = HostClock.monotonic
+        for source in sources { source.expire(now: now) }
+      }
       let next = sources.reduce(UInt64.max) { min($0, $1.nextDeadline ?? .max) }
       asleepUntil.store(next, ordering: .sequentiallyConsistent)
       bell.wait(while: Bell.quiet, until: next)

@@ -29,6 +29,8 @@ public final class VirtualMachine: Sendable {
     var times = RunResult.Times()
     /// Makes every vCPU come back to the run loop. Set by `run()`.
     var kick: (@Sendable () -> Void)?
+    /// From the first guest instruction to the end.
+    var running: RunningMachine?
     /// Gets what each vCPU has counted. Set by `run()`.
     var sample: (@Sendable () -> [Statistics])?
   }
@@ -42,6 +44,7 @@ public final class VirtualMachine: Sendable {
   /// Checks the configuration and the kernel as `run()` will, without running anything.
   public func validate() throws(ConfigurationError) {
     try configuration.validate()
+    guard configuration.saved == nil else { return }
     do throws(BootError) {
       _ = try KernelImage(configuration.kernel).resolve(configuration.entry)
     } catch {
@@ -121,6 +124,7 @@ extension VirtualMachine {
     let machine = try Machine(configuration, input: consoleInput)
     setKick { machine.scheduler.end(.stopped) }
     defer {
+      setRunning(nil)
       setSample(nil)
       setKick(nil)
       machine.stop()
@@ -128,6 +132,8 @@ extension VirtualMachine {
     // Asked before there was anyone to kick.
     if stopRequested != nil { machine.scheduler.end(.stopped) }
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
+    if let saved = configuration.saved { try machine.restore(saved, loops) }
+    setRunning(RunningMachine(machine, loops))
     setSample { loops.indices.map { cpu in loops[cpu].sample.take { machine.doorbells[cpu].ring() } } }
     markGuestStart()
     let failure = Mutex<HostError?>(nil)
@@ -192,6 +198,18 @@ extension VirtualMachine {
   /// Says how to bring every vCPU back to the run loop, from any thread; nil once there are none.
   func setKick(_ kick: (@Sendable () -> Void)?) { control.withLock { $0.kick = kick } }
 
+  /// Says what other threads may stop and save; nil once it has ended.
+  func setRunning(_ running: RunningMachine?) { control.withLock { $0.running = running } }
+
+  /// What runs.
+  ///
+  /// - Throws: `MoveError` before the first guest instruction and after the end.
+  func running() throws(MoveError) -> RunningMachine {
+    guard let running = control.withLock({ $0.running }) else {
+      throw MoveError("the guest has not started yet, or has ended")
+    }
+    return running
+  }
   /// Says how to get what each vCPU has counted; nil once there are none.
   func setSample(_ sample: (@Sendable () -> [Statistics])?) { control.withLock { $0.sample = sample } }
 

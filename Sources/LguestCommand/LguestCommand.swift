@@ -15,11 +15,13 @@ struct LguestCommand: ParsableCommand {
         lguest inspect vmlinuz
         lguest ps
         lguest stat
+        lguest save 4711 machine.saved
+        lguest restore machine.saved --cpu-vendor amd
         lguest doctor
         lguest tour
         lguest bench hypercall
 
-      Exit status of run: 0 power-off or reset, 69 could not start, 70 internal error, 124 time limit,
+      Exit status of run: 0 power-off, reset or saved, 69 could not start, 70 internal error, 124 time limit,
       125 wrong command line, 129/130/143 ended from outside, 255 guest panic.
 
       Environment: LGUEST_CACHE_DIR is where the scripts keep downloaded kernels (else XDG_CACHE_HOME/lguest,
@@ -27,8 +29,8 @@ struct LguestCommand: ParsableCommand {
       """,
     version: "lguest \(VirtualMachine.version) (\(VirtualMachine.commit))",
     subcommands: [
-      RunCommand.self, PsCommand.self, StatCommand.self, InspectCommand.self, DoctorCommand.self, TourCommand.self,
-      BenchCommand.self,
+      RunCommand.self, PsCommand.self, StatCommand.self, SaveCommand.self, RestoreCommand.self, PauseCommand.self,
+      ResumeCommand.self, InspectCommand.self, DoctorCommand.self, TourCommand.self, BenchCommand.self,
     ])
 }
 

@@ -149,6 +149,13 @@ enum System {
     guard unsafe Glibc.rename(old.string, new.string) == 0 else { throw Errno(rawValue: errno) }
   }
 
+  /// The working directory, if it has a name.
+  static var workingDirectory: FilePath? {
+    unsafe getcwd(nil, 0).map { name in
+      defer { unsafe free(name) }
+      return unsafe FilePath(platformString: name)
+    }
+  }
   static func remove(_ path: FilePath) { _ = unsafe unlink(path.string) }
 
   enum FileKind { case absent, regular, directory, other }

@@ -47,6 +47,8 @@ struct DeviceAccess {
 
   mutating func dropWrites() { writes.removeAll(keepingCapacity: true) }
 
+  var hasWrites: Bool { !writes.isEmpty }
+
   mutating func nextWrite() -> Piece? { writes.isEmpty ? nil : writes.removeFirst() }
 
   /// Loads `size` bytes, in naturally aligned pieces.

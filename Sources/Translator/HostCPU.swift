@@ -46,7 +46,10 @@ public enum HostCPU {
 
 extension TranslatedCPU {
   /// Guest TSC minus host TSC; moves when the guest writes its TSC.
-  public var timestampOffset: UInt64 { page[\.tsc_offset] }
+  public var timestampOffset: UInt64 {
+    get { page[\.tsc_offset] }
+    set { page[\.tsc_offset] = newValue }
+  }
 
   /// CR8, the task priority as the guest last set or was last told it.
   public var taskPriority: UInt8 {

@@ -80,6 +80,9 @@ public import X86
     page[\.tsc_offset] = translation.options.tscOffset
   }
 
+  /// User space began before this engine existed.
+  func noteUserCode() { hasMetUserCode = true }
+
   // MARK: The loop
 
   public func run() -> VCPUExit { busy { runBusy() } }
@@ -140,6 +143,7 @@ public import X86
 
   /// What delivering a fault of an instruction came to, if the machine has to hear of it.
   private var deliveryExit: VCPUExit?
+  var hasDeliveryExit: Bool { deliveryExit != nil }
 
   /// What is due before the next instruction: debug traps, NMIs, interrupts, kicks.
   private func boundary() -> VCPUExit? {

@@ -12,13 +12,14 @@ import Testing
   /// What a module of ours may import of ours: the `dependencies:` of Package.swift, written down a second time so that
   /// a change there is noticed here.
   private static let law: [String: Set<String>] = [
+    "Saving": [],
     "Host": ["CHost"],
     "GuestMemory": ["Host"],
     "X86": [],
-    "Translator": ["X86", "GuestMemory", "Host", "CHost"],
-    "Devices": ["GuestMemory", "Host"],
-    "Paravirt": ["X86", "GuestMemory", "Host", "Devices"],
-    "Lguest": ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices"],
+    "Translator": ["X86", "GuestMemory", "Host", "CHost", "Saving"],
+    "Devices": ["GuestMemory", "Host", "Saving"],
+    "Paravirt": ["X86", "GuestMemory", "Host", "Devices", "Saving"],
+    "Lguest": ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving"],
     "LguestCommand": ["Lguest"],
   ]
 

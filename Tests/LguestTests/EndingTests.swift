@@ -10,7 +10,8 @@ import Testing
   @Test(
     "causes and statuses are the documented ones",
     arguments: [
-      (Ending.poweroff, "poweroff", Int32(0)), (.reset, "reset", 0), (.exit(7), "exit", 7), (.signal(9), "signal", 137),
+      (Ending.poweroff, "poweroff", Int32(0)), (.reset, "reset", 0), (.saved, "saved", 0),
+      (.exit(7), "exit", 7), (.signal(9), "signal", 137),
       (.bootTimeout, "boot-timeout", 124), (.timeout, "timeout", 124), (.usage, "usage", 125),
       (.commandNotExecutable, "exec", 126), (.commandNotFound, "exec", 127), (.cannotStart, "cannot-start", 69),
       (.internal, "internal", 70), (.panic, "panic", 255), (.tripleFault, "triple-fault", 255),

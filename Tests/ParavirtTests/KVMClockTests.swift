@@ -2,6 +2,7 @@
 // kvmclock from the guest's side: what it reads, when the structure is written, and what never happens to it.
 
 import Paravirt
+import Saving
 import Synchronization
 import Testing
 import X86
@@ -246,5 +247,41 @@ private final class Setup {
     typealias Registers = KVMModelSpecificRegisters<TestMemory>
     #expect(Registers.owns(0x11) && Registers.owns(0x12) && Registers.owns(0x4b56_4dff))
     #expect(!Registers.owns(0x10) && !Registers.owns(0x4b56_4e00) && !Registers.owns(0x8765_5678))
+  }
+}
+
+@Suite struct MovedClockTests {
+  @Test(arguments: [true, false]) func aRestoredClockGoesOn(isConstant: Bool) throws {
+    let setup = try Setup(isConstant: isConstant, time: TestTime(timestamp: 5_000_000, monotonic: 10_000))
+    #expect(setup.write(wallClock, 0x200) && setup.write(systemTime, 0x101))
+    setup.time.set(timestamp: 5_000_000 + 2_500_000_000)
+    setup.time.set(monotonic: 10_000 + 1_000_000_000)
+    let before = setup.clock.nanoseconds()
+    var saved = setup.clock.saved
+    var saving = StateArchive(savingAt: 0)
+    try saved.transfer(&saving)
+    var again = SavedKVMClock()
+    var restoring = StateArchive(restoring: saving.bytes, at: 99)
+    try again.transfer(&restoring)
+    try restoring.finish()
+    #expect(again == saved && saved.nanoseconds == before)
+    // Another host, whose clocks began elsewhere; the TSC goes on from the saved one.
+    let time = TestTime(timestamp: saved.timestamp + 1000, monotonic: 3)
+    let clock = KVMClock(counter: setup.clock.counter, isTimestampConstant: isConstant, source: time, restoring: again)
+    #expect(clock.nanoseconds() >= before && clock.nanoseconds() < before + 1000)
+    #expect(clock.wallClockRegister == 0x200)
+    var registers = KVMModelSpecificRegisters(features: .standard, clock: clock, memory: setup.memory, cpu: 0)
+    var state = StateArchive(savingAt: 0)
+    try setup.registers.transfer(&state)
+    var restored = StateArchive(restoring: state.bytes, at: 0)
+    try registers.transfer(&restored)
+    #expect(registers.read(systemTime) == 0x101)
+    clock.guestWasStopped()
+    registers.synchronize()
+    #expect(try setup.structure().flags & 2 == 2)
+    #expect(try setup.structure().nanoseconds(at: time.guestTimestamp()) >= before)
+    time.set(timestamp: saved.timestamp + 2_500_000)
+    time.set(monotonic: 3 + 1_000_000)
+    #expect(clock.nanoseconds() >= before + 900_000 && clock.nanoseconds() <= before + 1_100_000)
   }
 }

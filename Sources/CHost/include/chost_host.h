@@ -55,6 +55,10 @@ void chost_sleep_until(uint64_t deadline); // CLOCK_MONOTONIC ns; restarts after
 // CPUs in the calling thread's affinity mask.
 int chost_affinity_count(void);
 
+// CRC-32C of some bytes, going on from the sum of those before (0: none), and of each of `count` pages.
+uint32_t chost_crc32c(uint32_t sum, const void *bytes, uint64_t count);
+void chost_crc32c_pages(const void *pages, uint64_t count, uint32_t *sums);
+
 // Raw mode of one terminal per process. `restore` is async-signal-safe and idempotent; it also runs at exit and
 // when the process dies of a signal nobody else handles.
 int chost_terminal_raw(int fd);

@@ -2,6 +2,7 @@
 // Ports 0x510 and 0x511 of the test machine: QEMU's firmware configuration device, as far as test suites ask it how
 // much memory and how many processors there are (QEMU, docs/specs/fw_cfg.rst).
 
+public import Saving
 import Synchronization
 
 /// A selector of items, and a port that gives the selected item byte by byte.
@@ -45,5 +46,15 @@ public final class FirmwareConfiguration: Device {
     guard offset == 0, size >= 2 else { return }
     let key = UInt16(truncatingIfNeeded: value) & ~0x4000
     selection.withLock { $0 = Selection(item: items[key] ?? []) }
+  }
+}
+
+extension FirmwareConfiguration: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try selection.withLock { selection throws(SavedStateError) in
+      try archive.transfer(&selection.item, limit: 8)
+      try archive.transfer(&selection.next)
+      try archive.require((0...8).contains(selection.next), "firmware item")
+    }
   }
 }

@@ -2,6 +2,7 @@
 // 64 KiB at 0xFF000000 in the test machine that behave as memory and are none: every access arrives here, so that
 // tests can tell whether each form of each instruction reaches a device with the right bytes.
 
+public import Saving
 import Synchronization
 
 /// Bytes behind an MMIO range, all zero at first.
@@ -29,4 +30,13 @@ public final class ScratchMemory: Device {
   }
 
   private static func index(_ offset: UInt64) -> Int { Int(offset % UInt64(byteCount)) }
+}
+
+extension ScratchMemory: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try bytes.withLock { bytes throws(SavedStateError) in
+      try archive.transfer(&bytes, limit: ScratchMemory.byteCount)
+      try archive.require(bytes.count == ScratchMemory.byteCount, "scratch memory")
+    }
+  }
 }

@@ -2,6 +2,7 @@
 // Ports 0xE0 to 0xE3 of the test machine: four bytes that read back what was written, for tests of IN, OUT and their
 // string forms in every size.
 
+public import Saving
 import Synchronization
 
 /// Four bytes behind ports.
@@ -22,4 +23,10 @@ public final class ScratchPort: Device {
   }
 
   private static func shift(_ offset: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: offset & 3) &* 8 }
+}
+
+extension ScratchPort: SavedState {
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
+  }
 }

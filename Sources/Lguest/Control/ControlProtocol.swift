@@ -10,6 +10,11 @@ public enum ControlVerb: String, Sendable, CaseIterable {
   case status
   /// What its vCPUs have counted so far.
   case stat
+  /// Its vCPUs stop between two instructions, until `resume`.
+  case pause
+  case resume
+  /// The machine is written to the file `file`, an absolute path; unless `keep` is true the run then ends.
+  case save
 }
 
 /// Why a verb was not obeyed, in a line.

@@ -14,6 +14,8 @@ public final class ControlServer: Sendable {
   private let machine: VirtualMachine
   private let listener: LocalListener
   private let isStopped = Atomic<Bool>(false)
+  /// The machine has been saved, stands still, and is to end.
+  private let isMoving = Atomic<Bool>(false)
 
   /// Starts answering.
   ///
@@ -47,7 +49,12 @@ public final class ControlServer: Sendable {
       }
       guard let peer = connection.peer, peer.user == LocalSocket.user || peer.user == 0 else { continue }
       var line = ControlLine(connection)
-      while let text = line.next(milliseconds: ControlServer.patience), line.send(reply(to: text)) {}
+      while let text = line.next(milliseconds: ControlServer.patience) {
+        let isSent = line.send(reply(to: text))
+        // Not before the answer, which would not leave a process that ends.
+        if isMoving.exchange(false, ordering: .acquiringAndReleasing) { machine.requestStop(.saved) }
+        guard isSent else { break }
+      }
     }
   }
 
@@ -70,9 +77,29 @@ public final class ControlServer: Sendable {
   /// Does what a verb asks.
   private func answer(_ verb: ControlVerb, _ request: JSON) throws(ControlFailure) -> [(key: String, value: JSON)] {
     switch verb {
-    case .status: machine.status
-    case .stat: try machine.liveStatistics()
+    case .status: return machine.status
+    case .stat: return try machine.liveStatistics()
+    case .pause: try move { () throws(MoveError) in try machine.pause() }
+    case .resume: try move { () throws(MoveError) in try machine.resume() }
+    case .save: try save(request)
     }
+    return []
+  }
+
+  private func save(_ request: JSON) throws(ControlFailure) {
+    guard let file = request["file"]?.stringValue.map({ FilePath($0) }), file.isAbsolute else {
+      throw ControlFailure("save needs a file, by its absolute path")
+    }
+    if case .bool(true)? = request["keep"] {
+      try move { () throws(MoveError) in try machine.save(to: file, keeping: true) }
+    } else {
+      try move { () throws(MoveError) in try machine.saveAndPause(to: file) }
+      isMoving.store(true, ordering: .releasing)
+    }
+  }
+
+  private func move(_ body: () throws(MoveError) -> Void) throws(ControlFailure) {
+    do throws(MoveError) { try body() } catch { throw ControlFailure(error.description) }
   }
 }
 

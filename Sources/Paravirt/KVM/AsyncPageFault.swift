@@ -4,6 +4,7 @@
 // token, when the page has come (Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_ASYNC_PF_EN, _INT and _ACK; Vitaly
 // Kuznetsov, "KVM: x86: interrupt based APF 'page ready' event delivery", kvm, 2020).
 
+public import Saving
 import X86
 
 /// What one vCPU and its guest tell each other about pages on their way: `struct kvm_vcpu_pv_apf_data`, 64 bytes.
@@ -157,5 +158,18 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
     register = 0
     interrupt = 0
     forget()
+  }
+}
+
+extension KVMAsyncPageFault: SavedState {
+  /// A restored machine has all its pages: what a task waits for has come.
+  public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&register)
+    try archive.transfer(&interrupt)
+    try archive.transfer(&counter)
+    try archive.transfer(&waiting, limit: KVMAsyncPageFault.capacity)
+    try archive.transfer(&ready, limit: KVMAsyncPageFault.capacity + 1)
+    try archive.transfer(&mayDeliver)
+    if archive.isRestoring { for token in waiting { complete(token) } }
   }
 }

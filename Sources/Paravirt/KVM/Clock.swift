@@ -4,6 +4,7 @@
 // and the two structures in guest RAM (Linux arch/x86/include/asm/pvclock-abi.h). Which vCPU has its
 // structure where is in ModelSpecificRegisters.swift.
 
+public import Saving
 import Synchronization
 
 /// A moment in both clocks.
@@ -12,6 +13,31 @@ public struct ClockMoment: Sendable, Equatable {
   public var timestamp: UInt64
   /// kvmclock, in nanoseconds since the VM's start.
   public var nanoseconds: UInt64
+}
+
+/// A kvmclock that was saved.
+public struct SavedKVMClock: Sendable, Equatable, SavedState {
+  /// The guest's TSC at the moment of saving, on a vCPU that has not written its own.
+  public var timestamp: UInt64 = 0
+  /// What the clock showed at that moment, in nanoseconds.
+  public var nanoseconds: UInt64 = 0
+  /// The moment the guest computes from.
+  var start = ClockMoment(timestamp: 0, nanoseconds: 0)
+  var wallClockRegister: UInt64 = 0
+  var bootCPUUsesOldRegister = false
+  var timestampsDiffer = false
+
+  public init() {}
+
+  public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&timestamp)
+    try archive.transfer(&nanoseconds)
+    try archive.transfer(&start.timestamp)
+    try archive.transfer(&start.nanoseconds)
+    try archive.transfer(&wallClockRegister)
+    try archive.transfer(&bootCPUUsesOldRegister)
+    try archive.transfer(&timestampsDiffer)
+  }
 }
 
 /// A VM's kvmclock, shared by its vCPUs and callable from any of their threads.
@@ -40,7 +66,7 @@ public final class KVMClock: Sendable {
 
   /// Starts the clock.
   ///
-  /// - Parameter nanoseconds: What the clock shows now: 0, or what it showed when the guest was saved.
+  /// - Parameter nanoseconds: What the clock shows now.
   public init(
     counter: TimestampCounter, isTimestampConstant: Bool, source: any GuestTimeSource, nanoseconds: UInt64 = 0
   ) {
@@ -49,6 +75,40 @@ public final class KVMClock: Sendable {
     self.source = source
     start = ClockMoment(timestamp: source.guestTimestamp(), nanoseconds: nanoseconds)
     monotonicAtZero = source.monotonicNanoseconds() &- nanoseconds
+  }
+
+  /// Goes on from a saved clock, of a counter with the same rate. The source's TSC must go on from the saved one.
+  public init(
+    counter: TimestampCounter, isTimestampConstant: Bool, source: any GuestTimeSource, restoring saved: SavedKVMClock
+  ) {
+    self.counter = counter
+    self.isTimestampConstant = isTimestampConstant
+    self.source = source
+    // The same line through both clocks as before: what the guest read already and what it reads next agree.
+    start =
+      isTimestampConstant
+      ? saved.start : ClockMoment(timestamp: source.guestTimestamp(), nanoseconds: saved.nanoseconds)
+    monotonicAtZero = source.monotonicNanoseconds() &- saved.nanoseconds
+    state.withLock { state in
+      state.wallClockRegister = saved.wallClockRegister
+      state.bootCPUUsesOldRegister = saved.bootCPUUsesOldRegister
+      state.timestampsDiffer = saved.timestampsDiffer
+      state.latest = saved.nanoseconds
+    }
+  }
+
+  /// The clock at this moment. No vCPU may run until it is restored, or the guest sees time pass twice.
+  public var saved: SavedKVMClock {
+    var saved = SavedKVMClock()
+    saved.timestamp = source.guestTimestamp()
+    saved.nanoseconds = nanoseconds()
+    saved.start = isTimestampConstant ? start : ClockMoment(timestamp: saved.timestamp, nanoseconds: saved.nanoseconds)
+    state.withLock { state in
+      saved.wallClockRegister = state.wallClockRegister
+      saved.bootCPUUsesOldRegister = state.bootCPUUsesOldRegister
+      saved.timestampsDiffer = state.timestampsDiffer
+    }
+    return saved
   }
 
   /// kvmclock now, in nanoseconds, as a guest would read it.

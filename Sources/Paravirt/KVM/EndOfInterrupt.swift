@@ -3,6 +3,8 @@
 // clears it and saves the write to its APIC, which is an exit; the host looks at the bit when it next has to know
 // (Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_EOI_EN).
 
+public import Saving
+
 /// The end-of-interrupt byte of one vCPU.
 ///
 /// Used by the thread that runs the vCPU, while it is stopped; guests use the byte on that vCPU only.
@@ -55,5 +57,12 @@ public struct KVMEndOfInterrupt<Memory: GuestPhysicalWriter>: Sendable {
   public mutating func reset() {
     register = 0
     isOffered = false
+  }
+}
+
+extension KVMEndOfInterrupt: SavedState {
+  public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&register)
+    try archive.transfer(&isOffered)
   }
 }

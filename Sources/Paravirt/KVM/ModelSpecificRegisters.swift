@@ -2,6 +2,7 @@
 // KVM's own model-specific registers, of one vCPU. What CPUID does not offer is not there: RDMSR and WRMSR
 // raise #GP. Numbers and meaning: Linux Documentation/virt/kvm/x86/msr.rst.
 
+public import Saving
 import X86
 
 /// The paravirtual registers of one vCPU and the structures it registered with them.
@@ -149,5 +150,17 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
     stealTime.reset()
     endOfInterrupt.reset()
     asyncPageFault.reset()
+  }
+}
+
+extension KVMModelSpecificRegisters: SavedState {
+  public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&systemTime)
+    try archive.transfer(&timestampOffset)
+    try stealTime.transfer(&archive)
+    try endOfInterrupt.transfer(&archive)
+    try asyncPageFault.transfer(&archive)
+    try archive.transfer(&mayPoll)
+    try archive.transfer(&mayMigrate)
   }
 }

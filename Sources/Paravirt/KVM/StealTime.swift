@@ -4,6 +4,8 @@
 // a wish in it, a TLB flush, instead of interrupting a vCPU that does not run (Linux Documentation/virt/kvm/x86/msr.rst,
 // MSR_KVM_STEAL_TIME; Wanpeng Li, "KVM: X86: Add Paravirt TLB Shootdown", kvm, 2017).
 
+public import Saving
+
 /// The steal-time structure of one vCPU, `struct kvm_steal_time`, 64 bytes.
 ///
 /// Used by the thread that runs the vCPU, while it is stopped.
@@ -75,4 +77,12 @@ public struct KVMStealTime<Memory: GuestPhysicalWriter>: Sendable {
 
   /// RESET or INIT: nothing is stored any more.
   public mutating func reset() { register = 0 }
+}
+
+extension KVMStealTime: SavedState {
+  /// What the guest has been told stands in its own memory; a restored vCPU begins to wait anew.
+  public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&register)
+    if archive.isRestoring { told = 0 }
+  }
 }

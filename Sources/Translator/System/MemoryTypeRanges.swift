@@ -21,6 +21,9 @@ struct MemoryTypeRanges {
   /// Eight variable ranges, fixed ranges, write combining.
   static let capability: UInt64 = 8 | 1 << 8 | 1 << 10
 
+  /// The registers that can be written.
+  static let indices: [UInt32] = [0x2FF] + Array(0x200...0x20F) + [0x250, 0x258, 0x259] + Array(0x268...0x26F)
+
   private static func fixedIndex(_ index: UInt32) -> Int? {
     switch index {
     case 0x250: 0

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// A machine whose vCPUs run, as other threads may handle it: stop them all at a boundary, let them go on, and write down
+// what the machine is while they stand still.
+
+import Devices
+import Host
+import Paravirt
+import Saving
+import Synchronization
+public import SystemPackage
+
+/// Why a machine cannot be paused, resumed or saved, in one line.
+public struct MoveError: Error, Sendable, Equatable, CustomStringConvertible {
+  public let description: String
+  init(_ description: String) { self.description = description }
+}
+
+extension Machine {
+  static let clockSection = "clock"
+
+  /// Everything but RAM, in the order of the file. No vCPU runs.
+  func transfer(_ sections: inout SavedSections, _ loops: [RunLoop]) throws(ConfigurationError) {
+    try sections.section("processors") { archive throws(SavedStateError) in
+      for loop in loops { try loop.transfer(&archive) }
+    }
+    for saved in platform.savedDevices {
+      var device = saved.device
+      try sections.section(saved.name) { archive throws(SavedStateError) in try device.transfer(&archive) }
+    }
+  }
+
+  /// Puts back what was saved, before the first vCPU runs.
+  func restore(_ file: SaveFile, _ loops: [RunLoop]) throws(ConfigurationError) {
+    var sections = file.reading()
+    try standStill { () throws(ConfigurationError) in try transfer(&sections, loops) }
+    rearmAll()
+    // The guest is told with the first update of its time structures, before it executes anything.
+    clock.guestWasStopped()
+  }
+}
+
+/// A machine and the loops of its vCPUs.
+final class RunningMachine: Sendable {
+  private let machine: Machine
+  private let loops: [RunLoop]
+  private let isPaused = Mutex<Bool>(false)
+
+  /// How long all vCPUs may take to come to a boundary: long, because one may wait for the console's reader.
+  private static let patience: UInt64 = 10_000_000_000
+
+  init(_ machine: Machine, _ loops: [RunLoop]) {
+    self.machine = machine
+    self.loops = loops
+  }
+
+  /// Stops every vCPU between two instructions.
+  func pause() throws(MoveError) { try isPaused.withLock { paused throws(MoveError) in try pause(&paused) } }
+
+  /// Lets the vCPUs go on. The guest's clocks have not stood still, and it is told that it has.
+  func resume() { isPaused.withLock { resume(&$0) } }
+
+  private func pause(_ isPaused: inout Bool) throws(MoveError) {
+    guard !isPaused else { return }
+    guard machine.scheduler.pause(until: HostClock.after(nanoseconds: RunningMachine.patience)) else {
+      machine.scheduler.resume()
+      throw MoveError("a vCPU does not come to a stop; does anybody read the console?")
+    }
+    if machine.scheduler.ending != nil { throw MoveError("the run has ended") }
+    isPaused = true
+  }
+
+  private func resume(_ isPaused: inout Bool) {
+    guard isPaused else { return }
+    isPaused = false
+    machine.clock.guestWasStopped()
+    machine.scheduler.resume()
+  }
+
+  /// Writes the machine to a file; afterwards its vCPUs stand still, unless that fails.
+  func save(to path: FilePath, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
+    try isPaused.withLock { paused throws(MoveError) in
+      let wasPaused = paused
+      try pause(&paused)
+      do throws(MoveError) { try write(to: path, configuration) } catch {
+        if !wasPaused { resume(&paused) }
+        throw error
+      }
+    }
+  }
+
+  private func write(to path: FilePath, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
+    guard loops.allSatisfy({ $0.mayMigrate }) else {
+      throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
+    }
+    machine.platform.serial.flush()
+    do throws(ConfigurationError) {
+      let sections = try machine.standStill { () throws(ConfigurationError) in
+        var sections = SavedSections(saving: path)
+        var saved = machine.saved(configuration)
+        try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+        var clock = machine.clock.saved
+        try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try clock.transfer(&archive) }
+        try machine.transfer(&sections, loops)
+        return sections
+      }
+      do throws(HostError) { try SaveFile.write(machine.memory, sections, to: path) } catch {
+        throw ConfigurationError(error)
+      }
+    } catch { throw MoveError(error.description) }
+  }
+}
+
+extension VirtualMachine {
+  /// A machine that goes on where it was saved.
+  ///
+  /// - Parameters:
+  ///   - path: What `save` wrote. It must not be changed while the machine runs: its pages are the machine's RAM.
+  ///   - adjust: May change limits, console, vendor and the hypercall policy.
+  /// - Throws: `ConfigurationError` if the file is none, truncated, damaged or newer. RAM is checked by `run`.
+  public static func restore(
+    _ path: FilePath, adjust: (inout Configuration) -> Void = { _ in }
+  ) throws(ConfigurationError) -> VirtualMachine {
+    var configuration = try Configuration(restoring: path)
+    adjust(&configuration)
+    return VirtualMachine(configuration: configuration)
+  }
+
+  /// Stops every vCPU between two instructions; pausing what is paused does nothing. Time limits go on. Not for handlers of
+  /// hypercalls, for which a vCPU waits.
+  ///
+  /// - Throws: `MoveError`: the guest does not run, or a vCPU does not stop within ten seconds.
+  public func pause() throws(MoveError) { try running().pause() }
+
+  /// Lets a paused machine go on. Its clocks have gone on all the while; the guest learns from kvmclock that it was
+  /// stopped, so that its watchdogs keep calm.
+  public func resume() throws(MoveError) { try running().resume() }
+
+  /// Writes the whole machine to a file, which appears when it is complete, readable by this user only.
+  ///
+  /// - Parameter keeping: Whether the machine goes on; else it ends as `saved`.
+  /// - Throws: `MoveError`: the guest does not run, or the file cannot be written. The machine then goes on.
+  public func save(to path: FilePath, keeping: Bool = false) throws(MoveError) {
+    try saveAndPause(to: path)
+    if keeping { try resume() } else { requestStop(.saved) }
+  }
+
+  /// Writes the machine to a file, and leaves its vCPUs standing.
+  func saveAndPause(to path: FilePath) throws(MoveError) { try running().save(to: path, configuration) }
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// A saved machine as a file: a header of one page that names the sections, the guest's RAM page by page, so that it can be
+// mapped, and behind it the sections. Every byte that is not a hole is covered by a checksum. docs/save-file.md has the
+// layout.
+
+import GuestMemory
+import Host
+public import SystemPackage
+import Saving
+
+/// The first page of the file.
+struct SaveFileHeader: SavedState, Equatable {
+  struct Entry: Equatable {
+    var name = ""
+    var version: UInt32 = 0
+    var checksum: UInt32 = 0
+    var offset: UInt64 = 0
+    var byteCount: UInt64 = 0
+  }
+
+  static let byteCount = 4096
+  /// "lguestVM", little-endian.
+  static let magic: UInt64 = 0x4D56_7473_6575_676C
+  /// Of the whole file; a section has its own as well.
+  static let version: UInt32 = 1
+  static let nameByteCount = 16
+  private static let checksumOffset = byteCount - 4
+  static let sectionLimit = 100
+
+  var magic = SaveFileHeader.magic
+  var version = SaveFileHeader.version
+  var fileByteCount: UInt64 = 0
+  var memoryOffset: UInt64 = 0
+  var memoryByteCount: UInt64 = 0
+  var entries: [Entry] = []
+
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&magic)
+    try archive.transfer(&version)
+    var count = UInt32(entries.count)
+    try archive.transfer(&count)
+    try archive.require(count <= SaveFileHeader.sectionLimit, "number of sections")
+    try archive.transfer(&fileByteCount)
+    try archive.transfer(&memoryOffset)
+    try archive.transfer(&memoryByteCount)
+    if archive.isRestoring { entries = [Entry](repeating: Entry(), count: Int(count)) }
+    for index in entries.indices {
+      var name = InlineArray<16, UInt8>(repeating: 0)
+      for (place, byte) in entries[index].name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() { name[place] = byte }
+      try archive.transfer(&name)
+      let letters = (0..<SaveFileHeader.nameByteCount).map { name[$0] }
+      entries[index].name = String(decoding: letters.prefix { $0 != 0 }, as: UTF8.self)
+      try archive.transfer(&entries[index].version)
+      try archive.transfer(&entries[index].checksum)
+      try archive.transfer(&entries[index].offset)
+      try archive.transfer(&entries[index].byteCount)
+    }
+  }
+
+  /// The page.
+  func encoded() -> [UInt8] {
+    var archive = StateArchive(savingAt: 0)
+    var header = self
+    // Saving does not fail.
+    try? header.transfer(&archive)
+    var page = archive.bytes + [UInt8](repeating: 0, count: SaveFileHeader.checksumOffset - archive.bytes.count)
+    let checksum = Checksum.crc32c(page)
+    for shift in stride(from: UInt32(0), to: 32, by: 8) { page.append(UInt8(truncatingIfNeeded: checksum >> shift)) }
+    return page
+  }
+
+  /// Reads the page.
+  ///
+  /// - Throws: what is wrong, as words that follow the file's name.
+  init(_ page: [UInt8]) throws(SaveFileProblem) {
+    var archive = StateArchive(restoring: page, at: 0)
+    var (magic, version): (UInt64, UInt32) = (0, 0)
+    do throws(SavedStateError) { try archive.transfer(&magic) } catch { throw .truncated }
+    guard magic == SaveFileHeader.magic else { throw .foreign }
+    do throws(SavedStateError) { try archive.transfer(&version) } catch { throw .truncated }
+    guard version <= SaveFileHeader.version else { throw .newer(format: version) }
+    guard page.count == SaveFileHeader.byteCount else { throw .truncated }
+    let sum = (0..<4).reduce(UInt32(0)) { $0 | UInt32(page[SaveFileHeader.checksumOffset + $1]) << UInt32(8 * $1) }
+    guard sum == Checksum.crc32c(Array(page[..<SaveFileHeader.checksumOffset])) else { throw .damaged("its header") }
+    archive = StateArchive(restoring: page, at: 0)
+    do throws(SavedStateError) { try transfer(&archive) } catch { throw .damaged("its header: \(error)") }
+  }
+
+  init() {}
+}
+
+/// What is wrong with a file that should be a saved machine.
+enum SaveFileProblem: Error, Equatable {
+  case foreign
+  case truncated
+  case newer(format: UInt32)
+  /// Which part.
+  case damaged(String)
+
+  func configurationError(_ path: FilePath) -> ConfigurationError {
+    switch self {
+    case .foreign:
+      ConfigurationError("'\(path)' is not a saved machine", remedy: "name a file that 'lguest save' wrote")
+    case .truncated:
+      ConfigurationError("saved machine '\(path)' is truncated", remedy: "copy it again, or save the machine again")
+    case .newer(let format):
+      ConfigurationError(
+        "saved machine '\(path)' was written by a newer lguest (format \(format), this one reads \(SaveFileHeader.version))",
+        remedy: "restore it with that version")
+    case .damaged(let part):
+      ConfigurationError(
+        "saved machine '\(path)' is damaged: \(part)", remedy: "copy it again, or save the machine again")
+    }
+  }
+}
+
+/// A saved machine, open and checked but for its RAM.
+public final class SaveFile: Sendable {
+  public let path: FilePath
+  let file: HostFile
+  let header: SaveFileHeader
+  let sections: [SavedSections.Section]
+
+  /// Opens a file and checks everything but the RAM, which `makeMemory` does.
+  public init(_ path: FilePath) throws(ConfigurationError) {
+    self.path = path
+    do throws(HostError) {
+      file = try HostFile(path, role: "saved machine")
+    } catch { throw ConfigurationError(error) }
+    do throws(SaveFileProblem) {
+      header = try SaveFileHeader(SaveFile.bytes(of: file, at: 0, count: min(SaveFileHeader.byteCount, file.byteCount)))
+      guard file.byteCount >= header.fileByteCount else { throw .truncated }
+      guard file.byteCount == header.fileByteCount else { throw .damaged("it is too long") }
+      sections = try SaveFile.readSections(file, header)
+    } catch { throw error.configurationError(path) }
+  }
+
+  private static func bytes(of file: HostFile, at offset: Int, count: Int) throws(SaveFileProblem) -> [UInt8] {
+    do throws(HostError) { return try file.bytes(at: offset, count: count) } catch { throw .truncated }
+  }
+
+  private static func readSections(
+    _ file: HostFile, _ header: SaveFileHeader
+  ) throws(SaveFileProblem) -> [SavedSections.Section] {
+    let size = header.fileByteCount
+    guard header.memoryOffset == UInt64(SaveFileHeader.byteCount), header.memoryByteCount > 0,
+      header.memoryByteCount % UInt64(hostPageSize) == 0, header.memoryByteCount <= size - header.memoryOffset
+    else { throw .damaged("its header: impossible RAM") }
+    var sections: [SavedSections.Section] = []
+    for entry in header.entries {
+      guard entry.offset <= size, entry.byteCount <= size - entry.offset else { throw .damaged("section \(entry.name)") }
+      let bytes = try bytes(of: file, at: Int(entry.offset), count: Int(entry.byteCount))
+      guard Checksum.crc32c(bytes) == entry.checksum else { throw .damaged("section \(entry.name)") }
+      sections.append(SavedSections.Section(name: entry.name, version: entry.version, bytes: bytes))
+    }
+    return sections
+  }
+
+  /// The sections, to be read.
+  func reading() -> SavedSections { SavedSections(restoring: sections, of: path) }
+
+  /// RAM with the guest's pages, each compared with its checksum.
+  func makeMemory() throws(ConfigurationError) -> GuestMemory {
+    var sums: [UInt32] = []
+    var sections = reading()
+    let pageCount = header.memoryByteCount / UInt64(hostPageSize)
+    try sections.section(SaveFile.checksumSection) { archive throws(SavedStateError) in
+      try archive.transfer(words: &sums, limit: Int(pageCount))
+      try archive.require(sums.count == pageCount, "number of pages")
+    }
+    let bad: Int?
+    let memory: GuestMemory
+    do throws(HostError) {
+      memory = try GuestMemory(byteCount: header.memoryByteCount, image: file, at: Int(header.memoryOffset))
+      bad = try memory.firstDifference(from: sums, threadCount: min(HostCapacity.current().cpus, SaveFile.threadLimit))
+    } catch { throw ConfigurationError(error) }
+    if let bad { throw SaveFileProblem.damaged("page \(bad) of its RAM").configurationError(path) }
+    return memory
+  }
+
+  /// Summing pages is bound by the memory's speed, which a few processors reach.
+  private static let threadLimit = 8
+  private static let checksumSection = "page checksums"
+
+  /// Writes a file: RAM, sections, and last the header.
+  static func write(_ memory: GuestMemory, _ sections: SavedSections, to path: FilePath) throws(HostError) {
+    let file = try ReplacementFile(path)
+    var header = SaveFileHeader()
+    header.memoryOffset = UInt64(SaveFileHeader.byteCount)
+    header.memoryByteCount = memory.byteCount
+    var sums = try memory.writeImage(to: file, at: SaveFileHeader.byteCount)
+    var archive = StateArchive(savingAt: 0)
+    // Saving does not fail.
+    try? archive.transfer(words: &sums, limit: sums.count)
+    let last = SavedSections.Section(name: checksumSection, version: SavedSections.version, bytes: archive.bytes)
+    var end = SaveFileHeader.byteCount + Int(memory.byteCount)
+    for section in sections.all + [last] {
+      try file.write(section.bytes, at: end)
+      header.entries.append(
+        SaveFileHeader.Entry(
+          name: section.name, version: section.version, checksum: Checksum.crc32c(section.bytes), offset: UInt64(end),
+          byteCount: UInt64(section.bytes.count)))
+      end += section.bytes.count
+    }
+    header.fileByteCount = UInt64(end)
+    try file.write(header.encoded(), at: 0)
+    try file.commit()
+  }
+}

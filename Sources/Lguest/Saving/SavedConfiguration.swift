@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a saved machine is made of, and what of a new configuration must agree with it: a restored run is configured by
+// its file, and only what the guest cannot notice, or must live with, may be chosen anew.
+
+import Host
+import Paravirt
+import Saving
+public import SystemPackage
+import Translator
+import X86
+
+/// The section that says what machine it was.
+struct SavedConfiguration: SavedState, Equatable {
+  static let section = "machine"
+
+  var cpuCount: UInt32 = 1
+  var level = CPUModel.Level.v2
+  var extras = FeatureSet()
+  var additions = FeatureSet()
+  var vendor = VirtualMachine.Configuration.CPUVendor.intel
+  var foreignHypercall = VirtualMachine.Configuration.ForeignHypercall.native
+  var kvmAPI = VirtualMachine.Configuration.KVMAPI.modern
+  var machine = VirtualMachine.Configuration.MachineKind.pc
+  var debugExit = false
+  var features: UInt32 = 0
+  var hints: UInt32 = 0
+  var timestampKilohertz: UInt32 = 0
+  /// The path of the kernel, for people.
+  var kernel = ""
+
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.transfer(&cpuCount)
+    try archive.transfer(named: &level)
+    try archive.transfer(&extras)
+    try archive.transfer(&additions)
+    try archive.transfer(named: &vendor)
+    try archive.transfer(named: &foreignHypercall)
+    try archive.transfer(named: &kvmAPI)
+    try archive.transfer(named: &machine)
+    try archive.transfer(&debugExit)
+    try archive.transfer(&features)
+    try archive.transfer(&hints)
+    try archive.transfer(&timestampKilohertz)
+    try archive.transfer(&kernel, limit: 4096)
+    try archive.require(
+      (1...VirtualMachine.Configuration.maximumCPUCount).contains(Int(cpuCount)), "number of processors")
+    try archive.require(timestampKilohertz > 0, "rate of the time-stamp counter")
+  }
+
+  /// The model that the guest saw, of another vendor perhaps.
+  func model(_ vendor: CPUModel.Vendor) -> CPUModel { CPUModel(level, vendor: vendor, extras: extras, additions: additions) }
+
+  /// Goes on at the saved rate if the host's counter runs at it, but for what a measurement is off by.
+  func counter(host: TimestampCounter) throws(ConfigurationError) -> TimestampCounter {
+    let (old, new) = (UInt64(timestampKilohertz), UInt64(host.kilohertz))
+    guard let counter = TimestampCounter(kilohertz: timestampKilohertz),
+      (old > new ? old - new : new - old) < old / TimestampCalibration.tolerance
+    else {
+      throw ConfigurationError(
+        "the saved machine's time-stamp counter runs at \(old) kHz and this host's at \(new) kHz",
+        remedy: "restore it on a host with the same rate")
+    }
+    return counter
+  }
+}
+
+extension StateArchive {
+  /// Enumerations whose raw values are names.
+  mutating func transfer<T: RawRepresentable>(named value: inout T) throws(SavedStateError) where T.RawValue == String {
+    var name = value.rawValue
+    try transfer(&name, limit: 64)
+    guard let new = T(rawValue: name) else { throw .invalid("\(T.self) '\(name)'") }
+    value = new
+  }
+}
+
+extension VirtualMachine.Configuration {
+  /// The configuration of a saved machine, with its vendor and policies. Time limits, console, counters, host threads,
+  /// vendor and the policy for the other vendor's hypercalls may be changed; the rest is as it was.
+  ///
+  /// - Throws: `ConfigurationError` if the file is none, truncated, damaged or newer.
+  public init(restoring path: FilePath) throws(ConfigurationError) {
+    let file = try SaveFile(path)
+    let saved = try file.configuration
+    self.init(kernel: FilePath(saved.kernel))
+    self.saved = file
+    memorySize = file.header.memoryByteCount
+    cpuCount = Int(saved.cpuCount)
+    cpuModel = saved.level.rawValue
+    cpuVendor = saved.vendor
+    foreignHypercall = saved.foreignHypercall
+    kvmAPI = saved.kvmAPI
+    kvmFeatures = saved.features
+    kvmHints = saved.hints
+    machine = saved.machine
+    debugExit = saved.debugExit
+  }
+
+  /// Checks that nothing was changed that the guest would notice.
+  func validate(against file: SaveFile) throws(ConfigurationError) {
+    let saved = try file.configuration
+    guard memorySize == file.header.memoryByteCount, cpuCount == Int(saved.cpuCount), cpuModel == saved.level.rawValue,
+      kvmAPI == saved.kvmAPI, kvmFeatures == saved.features, kvmHints == saved.hints, machine == saved.machine
+    else {
+      throw ConfigurationError(
+        "a saved machine keeps its memory, processors, CPU model, devices and interfaces",
+        remedy: "change the vendor, the hypercall policy, limits and the console only")
+    }
+  }
+}
+
+extension SaveFile {
+  var configuration: SavedConfiguration {
+    get throws(ConfigurationError) {
+      var saved = SavedConfiguration()
+      var sections = reading()
+      try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+      return saved
+    }
+  }
+
+  var clock: SavedKVMClock {
+    get throws(ConfigurationError) {
+      var saved = SavedKVMClock()
+      var sections = reading()
+      try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+      return saved
+    }
+  }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// `lguest save PID FILE`: a run is written to a file, and ends unless it is to be kept; `lguest restore` goes on with it.
+
+import ArgumentParser
+import Lguest
+import SystemPackage
+
+struct SaveCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "save", abstract: "Save a running machine to a file, and end the run.",
+    discussion: """
+      The file appears when it is complete, readable by you only: it holds the guest's memory. 'lguest restore' goes on \
+      with it, here or on another host with the CPU features that the guest has seen.
+      """)
+
+  @Argument(help: ArgumentHelp("The run, as 'lguest ps' shows it.", valueName: "pid")) var process: Int32
+
+  @Argument(help: ArgumentHelp("The file; an old one is replaced.", valueName: "file"), completion: .file())
+  var file: String
+
+  @Flag(help: "Let the run go on.") var keep = false
+
+  func validate() throws {
+    if process < 1 { throw ValidationError("a process's number is above 0") }
+    if file.isEmpty { throw ValidationError("the saved machine needs a file name") }
+  }
+
+  func run() throws {
+    // The run has a working directory of its own.
+    let path = FilePath(file)
+    let whole = path.isAbsolute ? path : (System.workingDirectory ?? "/").appending(path.components)
+    try ControlClient.obey(process, .save, [("file", .string(whole.string)), ("keep", .bool(keep))])
+  }
+}
+
+struct PauseCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "pause", abstract: "Stop a running machine's processors until 'lguest resume'.",
+    discussion: "Its clocks and time limits go on, and the guest learns from kvmclock that it was stopped.")
+
+  @Argument(help: ArgumentHelp("The run, as 'lguest ps' shows it.", valueName: "pid")) var process: Int32
+
+  func run() throws { try ControlClient.obey(process, .pause) }
+}
+
+struct ResumeCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "resume", abstract: "Let a paused machine's processors go on.")
+
+  @Argument(help: ArgumentHelp("The run, as 'lguest ps' shows it.", valueName: "pid")) var process: Int32
+
+  func run() throws { try ControlClient.obey(process, .resume) }
+}
+
+extension ControlClient {
+  /// Asks for something that has no answer but that it is done, however long that takes.
+  fileprivate static func obey(
+    _ process: Int32, _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = []
+  ) throws {
+    do { _ = try ask(process, verb, arguments, milliseconds: -1) } catch {
+      Messages.say("\(error)")
+      throw CommandEnding(status: Ending.cannotStart.exitStatus)
+    }
+  }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fields in bytes: each kind comes back, and nothing impossible does.
+
+import GuestMemory
+import Host
+import Saving
+import SystemPackage
+import Testing
+
+@testable import Lguest
+
+@Suite("State archives") struct StateArchiveTests {
+  private struct Everything: SavedState, Equatable {
+    enum Kind: UInt8 { case one = 1, two }
+    var byte: UInt8 = 0
+    var negative: Int64 = 0
+    var truth = false
+    var kind = Kind.one
+    var perhaps: UInt16?
+    var list: [UInt32] = []
+    var text = ""
+    var instant: UInt64 = 0
+    var noInstant: UInt64?
+
+    mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+      try archive.transfer(&byte)
+      try archive.transfer(&negative)
+      try archive.transfer(&truth)
+      try archive.transfer(&kind)
+      try archive.transfer(&perhaps)
+      try archive.transfer(&list, limit: 4)
+      try archive.transfer(&text, limit: 10)
+      try archive.transfer(instant: &instant)
+      try archive.transfer(instant: &noInstant)
+    }
+  }
+
+  @Test("every kind of field comes back; moments move") func fields() throws {
+    var before = Everything(
+      byte: 200, negative: -5, truth: true, kind: .two, perhaps: 9, list: [1, .max], text: "été", instant: 1000)
+    var saving = StateArchive(savingAt: 1500)
+    try before.transfer(&saving)
+    var after = Everything(perhaps: 1, noInstant: 4)
+    var restoring = StateArchive(restoring: saving.bytes, at: 10_500)
+    try after.transfer(&restoring)
+    try restoring.finish()
+    before.instant = 10_000
+    #expect(after == before)
+    // A host younger than the moment is past.
+    restoring = StateArchive(restoring: saving.bytes, at: 100)
+    try after.transfer(&restoring)
+    #expect(after.instant == 0)
+    for length in 0..<saving.bytes.count {
+      var short = StateArchive(restoring: Array(saving.bytes.prefix(length)), at: 0)
+      #expect(throws: SavedStateError.truncated) { try after.transfer(&short) }
+    }
+    var long = StateArchive(restoring: saving.bytes + [0], at: 0)
+    try after.transfer(&long)
+    #expect(throws: SavedStateError.excess(byteCount: 1)) { try long.finish() }
+  }
+
+  @Test("impossible values") func impossible() throws {
+    var value = Everything(list: [1])
+    var saving = StateArchive(savingAt: 0)
+    try value.transfer(&saving)
+    // The truth value, the kind, the presence of `perhaps`, the list's length.
+    for (place, byte) in [(9, UInt8(2)), (10, 3), (11, 7), (17, 200)] {
+      var bytes = saving.bytes
+      bytes[place] = byte
+      var archive = StateArchive(restoring: bytes, at: 0)
+      #expect(throws: SavedStateError.self, "\(place)") { try value.transfer(&archive) }
+    }
+  }
+
+  @Test("the header comes back, and none of its bytes may change") func header() throws {
+    var header = SaveFileHeader()
+    header.fileByteCount = 1 << 40
+    header.memoryByteCount = 12345
+    header.entries = (0..<SaveFileHeader.sectionLimit).map { number in
+      SaveFileHeader.Entry(
+        name: "section number \(number % 10)", version: 1, checksum: UInt32(number), offset: UInt64(number), byteCount: 7)
+    }
+    let page = header.encoded()
+    #expect(page.count == SaveFileHeader.byteCount)
+    #expect(try SaveFileHeader(page) == header)
+    for place in page.indices {
+      var bad = page
+      bad[place] ^= 1 << UInt8(place % 8)
+      #expect(throws: SaveFileProblem.self, "\(place)") { try SaveFileHeader(bad) }
+    }
+    #expect(throws: SaveFileProblem.truncated) { try SaveFileHeader(Array(page.prefix(4000))) }
+    #expect(throws: SaveFileProblem.truncated) { try SaveFileHeader([]) }
+  }
+
+  @Test("RAM comes back page by page, also the second time, and above 4 GiB", arguments: [16 << 20, (3 << 30) + (32 << 20)] as [UInt64])
+  func memory(_ byteCount: UInt64) throws {
+    try Moving.withPath { path in
+      var memory = try GuestMemory(byteCount: byteCount)
+      let top = memory.highEnd > GuestMemory.highStart ? memory.highEnd : memory.lowEnd
+      var places: [UInt64: UInt64] = [0: 1, 0x5008: 2, memory.lowEnd - 8: 3]
+      places[top - 8] = 4
+      for round in 0..<3 {
+        places[UInt64(round) * 0x10_0000 + 0x9000] = UInt64(round) + 100
+        places[0x5008] = UInt64(round) + 50
+        for (place, value) in places { try memory.store(value, at: GuestPhysical(place)) }
+        // Written, and zero again.
+        try memory.store(UInt64(1), at: GuestPhysical(0xA000))
+        try memory.store(UInt64(0), at: GuestPhysical(0xA000))
+        let file = try ReplacementFile(path)
+        let sums = try memory.writeImage(to: file, at: 4096)
+        try file.commit()
+        #expect(sums.filter { $0 != Checksum.zeroPage }.count == Set(places.keys.map { $0 >> 12 }).count)
+        let image = try HostFile(path, role: "image")
+        memory = try GuestMemory(byteCount: byteCount, image: image, at: 4096)
+        #expect(try memory.firstDifference(from: sums, threadCount: 2) == nil)
+        for (place, value) in places { #expect(try memory.load(UInt64.self, at: GuestPhysical(place)) == value) }
+        var wrong = sums
+        wrong[5] ^= 1
+        #expect(try memory.firstDifference(from: wrong, threadCount: 2) == 5)
+        wrong = sums
+        wrong[0x20] = 77  // a hole
+        #expect(try memory.firstDifference(from: wrong, threadCount: 1) == 0x20)
+      }
+    }
+  }
+
+  @Test("the checksum is CRC-32C") func checksum() {
+    // RFC 3720, B.4.
+    #expect(Checksum.crc32c([UInt8](repeating: 0, count: 32)) == 0x8A91_36AA)
+    #expect(Checksum.crc32c([UInt8](repeating: 0xFF, count: 32)) == 0x62A8_AB43)
+    #expect(Checksum.crc32c(Array(0..<32)) == 0x46DD_794E)
+    #expect(Checksum.crc32c(Array("123456789".utf8)) == 0xE306_9283)
+  }
+}
