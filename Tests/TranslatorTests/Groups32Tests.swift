@@ -48,11 +48,11 @@ private final class Flat32Guest {
         cpu.completeRead(address &* 0x9E37_79B9)
       case .mmioWrite: bus.append("\(exit)")
       // A program that overwrites itself ends somehow, and both must end the same way.
-      case .shutdown:
-        bus.append("\(exit)")
+      case .failed:
+        Issue.record("the engine says \(exit)")
         return
       default:
-        Issue.record("the engine says \(exit)")
+        bus.append("\(exit)")
         return
       }
     }
@@ -83,8 +83,8 @@ private final class Flat32Guest {
       case 5: code += [0x83, 0xC0 | base, UInt8(truncatingIfNeeded: below(32) &- 16)]
       case 6: code += [below(2) == 0 ? 0x46 : 0x4B]
       case 7: code += [0x8D, 0x40 | base << 3 | base, UInt8(truncatingIfNeeded: below(32) &- 16)]
-      case 8, 9: code += [0x50 | register]
-      case 10: code += [0x58 | register]
+      case 8, 9: code += (below(4) == 0 ? [0x66] : []) + [0x50 | register]
+      case 10: code += (below(3) == 0 ? [0x66] : []) + [0x58 | register]
       case 11: code += [below(2) == 0 ? 0xA1 : 0xA3] + long(UInt32(0x20000 + below(64)))
       case 12: code += [[0x8B, 0x89, 0x01][Int(below(3))], 0x05 | register << 3] + long(UInt32(0x20000 + below(64)))
       default: code += [0x66, 0x83, 0xC0 | base, UInt8(below(16))]

@@ -96,6 +96,7 @@ extension BlockBuilder {
     case 8: hot.load(target, memory)
     case 4: hot.load32(target, memory)
     default:
+      hot.note(target)
       hot.rex(w: false, reg: target, memory: memory)
       hot.byte(0x0F)
       hot.byte(0xB7)
