@@ -14,9 +14,6 @@ struct RunCommand: ParsableCommand {
       reaches the guest as Ctrl-D.
       """)
 
-  /// When the console borrows the terminal.
-  enum TTY: String, CaseIterable, ExpressibleByArgument { case auto, always, never }
-
   @Option(
     help: ArgumentHelp("A bzImage (vmlinuz), an ELF vmlinux or a multiboot kernel.", valueName: "file"),
     completion: .file())
@@ -48,20 +45,7 @@ struct RunCommand: ParsableCommand {
   @Option(help: "How the kernel starts the vCPUs but the first: by IPIs, or through ACPI's wakeup mailbox.")
   var processorStart = VirtualMachine.Configuration.ProcessorStart.ipi
 
-  @Option(help: ArgumentHelp("Host threads that run the vCPUs, at most.", visibility: .hidden))
-  var hostThreads: Int?
-
-  @Option(
-    help: ArgumentHelp(
-      "End the run after this long, with ms, s, m or h; 0 is no limit. (default: 0)", valueName: "time"),
-    transform: Limit.init)
-  var timeout = Limit(nil)
-
-  @Option(
-    help: ArgumentHelp(
-      "End the run if user space has not begun after this long; 0 is no limit. (default: 120s)", valueName: "time"),
-    transform: Limit.init)
-  var bootTimeout = Limit(.seconds(120))
+  @OptionGroup var console: ConsoleRunOptions
 
   @Option(help: "The machine; testdev is a pc with the devices that conformance suites talk to.")
   var machine = VirtualMachine.Configuration.MachineKind.pc
@@ -69,22 +53,8 @@ struct RunCommand: ParsableCommand {
   @Flag(help: "Let the guest end the run with status (code << 1) | 1 by writing code to port 0xf4.")
   var debugExit = false
 
-  @Flag(help: "Print counters to stderr at the end.")
-  var stats = false
-
-  @Option(
-    help: ArgumentHelp("Write how the run ended, as one JSON object, on every path.", valueName: "file"),
-    completion: .file())
-  var json: String?
-
-  @Flag(name: [.short, .long], help: "Say more on stderr.")
-  var verbose = false
-
   @Option(help: "How to enter the kernel; auto chooses by its content and unpacks it on the host where it can.")
   var entry = EntryPoint.auto
-
-  @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
-  var tty = TTY.auto
 
   @Option(
     help: ArgumentHelp(
@@ -135,17 +105,10 @@ struct RunCommand: ParsableCommand {
     help: ArgumentHelp(
       "Let pages that programs use go away now and then and take this long to come back, to see asynchronous page faults.",
       valueName: "time"),
-    transform: Limit.init)
-  var slowMemory = Limit(nil)
+    transform: ConsoleRunOptions.Limit.init)
+  var slowMemory = ConsoleRunOptions.Limit(nil)
 
   @OptionGroup(title: "Looking into the engine") var inspection: InspectionOptions
-
-  /// A time limit as an option value; nil inside is none.
-  struct Limit: Sendable {
-    let duration: Duration?
-    init(_ duration: Duration?) { self.duration = duration }
-    init(_ text: String) throws { duration = try TimeLimit.parse(text) }
-  }
 
   private static func checked(
     _ text: String, _ parse: (String) throws(ConfigurationError) -> UInt32
@@ -174,7 +137,7 @@ struct RunCommand: ParsableCommand {
     if append != nil && cmdline != nil {
       throw ValidationError("--append adds to the default command line and --cmdline replaces it: give one of them")
     }
-    for (name, value) in [("--kernel", kernel), ("--initrd", initrd), ("--json", json)] where value?.isEmpty == true {
+    for (name, value) in [("--kernel", kernel), ("--initrd", initrd)] where value?.isEmpty == true {
       throw ValidationError("\(name) needs a file name")
     }
   }
@@ -186,10 +149,6 @@ struct RunCommand: ParsableCommand {
     configuration.memorySize = memory
     configuration.cpuCount = cpus ?? VirtualMachine.Configuration.hostCPUCount
     configuration.processorStart = processorStart
-    configuration.hostThreadCount = hostThreads
-    configuration.bootTimeout = bootTimeout.duration
-    configuration.timeout = timeout.duration
-    configuration.start = processStart
     configuration.debugExit = debugExit
     configuration.machine = machine
     configuration.entry = entry
@@ -203,10 +162,8 @@ struct RunCommand: ParsableCommand {
     configuration.kvmHints = kvmHints
     configuration.slowMemory = slowMemory.duration
     configuration.inspection = inspection.value
-    configuration.collectStatistics = stats || json != nil
-    configuration.logger = StandardErrorLog.logger(verbose: verbose)
-    let options = RunSession.Options(json: json.map { FilePath($0) }, printsStatistics: stats, tty: tty)
-    RunSession(configuration, options).run()
+    console.apply(to: &configuration)
+    RunSession(configuration, console.session).run()
   }
 }
 

@@ -18,7 +18,7 @@ final class RunSession: Sendable {
   struct Options: Sendable {
     var json: FilePath?
     var printsStatistics = false
-    var tty = RunCommand.TTY.auto
+    var tty = ConsoleRunOptions.TTY.auto
   }
 
   /// After a request to stop, the machine has this long before the process ends without it.

@@ -18,8 +18,8 @@ struct StatCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp("Seconds between looks, with ms, s, m or h. (default: 1s)", valueName: "time"),
-    transform: RunCommand.Limit.init)
-  var interval = RunCommand.Limit(.seconds(1))
+    transform: ConsoleRunOptions.Limit.init)
+  var interval = ConsoleRunOptions.Limit(.seconds(1))
 
   @Option(help: ArgumentHelp("Look this often. (default: for ever on a terminal, else once)", valueName: "n"))
   var count: Int?
