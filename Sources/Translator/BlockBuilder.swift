@@ -92,12 +92,12 @@ struct FaultSite {
   /// The guest-physical number of the page.
   var pageNumber: UInt64 = 0
   var groups = InlineArray<8, AccessGroup>(repeating: AccessGroup())
-  /// The groups whose host address is in T0, and whose addend is in T1, as long as these are not written; -1: none.
-  var t0Group: Int8 = -1
-  var t1Group: Int8 = -1
   /// What RSP has moved by since its host register was last changed: a chain of PUSHes and POPs is one addition, made
   /// before RSP itself is read or the block can be left (Rules/StackPointer.swift).
   var pendingStack: Int32 = 0
+  var held = HeldRegisters()
+  /// The current instruction neither accesses memory nor can leave the block.
+  var worksOnRegisters = false
   /// The next access goes through a slot.
   var isSlotAccess = false
   /// Displacement of the slot of the current instruction's operand, if it has one of its own.
@@ -138,6 +138,7 @@ struct FaultSite {
   /// Call before emitting host code that destroys EFLAGS. Uses T1.
   mutating func clobberFlags() {
     if hostFlags && !pageFlags && flagsAreLive {
+      settleRegisters()
       hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
       pageFlags = true
     }
@@ -147,6 +148,7 @@ struct FaultSite {
   /// Makes EFLAGS current. Uses `scratch`.
   mutating func needHostFlags(scratch: HostRegister = RegisterMap.t2) {
     if !hostFlags && pageFlags {
+      settleRegisters()
       hot.restoreFlags(scratch: scratch, from: .env(Slot.flags))
     }
     hostFlags = true

@@ -383,9 +383,11 @@ enum DecodedBlock {
       if isHot { planSite(&builder, &hotCode) }
       if builder.movesStackLater() { continue }
       builder.prepareStackPointer()
+      builder.prepareRegisters()
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
         builder.settleStackPointer()
+        builder.settleRegisters()
         builder.exitInstruction()
         ended = true
       } else if index == count - 1 {
@@ -401,6 +403,7 @@ enum DecodedBlock {
   /// Ends a block after its last instruction.
   private func finish(_ b: inout BlockBuilder, rule: Rule, liveAtNext: UInt8, next: Int64) {
     b.settleStackPointer()
+    b.settleRegisters()
     switch rule {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break

@@ -37,8 +37,9 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   /// Executable address of `start`.
   let base: UInt64
   let capacity: Int
-  /// Host registers written since their bits were cleared.
-  var written: UInt16 = 0
+  /// What each host register is known to hold, in the words of whoever noted it, until it is written.
+  private var contents = InlineArray<16, UInt8>(repeating: CodeEmitter.unknown)
+  static let unknown: UInt8 = 0xFF
 
   init(writable: UnsafeMutableRawPointer, executable: UInt64, capacity: Int) {
     unsafe start = writable.assumingMemoryBound(to: UInt8.self)
@@ -128,7 +129,17 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
 
   /// Notes that a register is written.
   @inline(__always)
-  mutating func note(_ target: HostRegister) { written |= 1 << UInt16(target & 15) }
+  mutating func note(_ target: HostRegister) { contents[Int(target & 15)] = CodeEmitter.unknown }
+
+  /// Notes what a register holds from here on.
+  @inline(__always)
+  mutating func keep(_ contents: UInt8, in register: HostRegister) { self.contents[Int(register & 15)] = contents }
+
+  @inline(__always)
+  func holds(_ contents: UInt8, in register: HostRegister) -> Bool { self.contents[Int(register & 15)] == contents }
+
+  /// Nothing is known of any register.
+  mutating func forgetContents() { contents = InlineArray(repeating: CodeEmitter.unknown) }
 
   // MARK: Moves
 
@@ -393,13 +404,13 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func call(_ target: UInt64) {
-    written = .max
+    forgetContents()
     byte(0xE8)
     relative(to: target)
   }
 
   mutating func call(through memory: HostMemory) {
-    written = .max
+    forgetContents()
     rex(w: false, reg: 2, memory: memory)
     byte(0xFF)
     modRM(reg: 2, memory: memory)

@@ -254,26 +254,28 @@ extension BlockBuilder {
     let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
     if !group.isOpen { open(number, position: position, displacement: displacement) }
     if group.base.kind == .region {
-      if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
+      loadT1(number, found)
       return HostMemory(t1, Int32(truncatingIfNeeded: position))
     }
     let host = RegisterMap.host(base)
     if group.isPlain && !group.isMoving {
-      if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
+      loadT1(number, found)
       return HostMemory(host, index: t1, base == 4 ? displacement &+ pendingStack : displacement)
     }
-    if t0Group != number || hot.written >> UInt16(t0) & 1 != 0 {
+    let contents = BlockBuilder.contents(group: number)
+    if !hot.holds(contents, in: t0) {
       hot.load(t0, found)
-      hot.written &= ~(1 << UInt16(t0))
-      t0Group = number
+      hot.keep(contents, in: t0)
     }
     return HostMemory(t0, Int32(truncatingIfNeeded: position &- group.low))
   }
 
   private mutating func loadT1(_ number: Int8, _ found: HostMemory) {
-    hot.load(RegisterMap.t1, found)
-    hot.written &= ~(1 << UInt16(RegisterMap.t1))
-    t1Group = number
+    let t1 = RegisterMap.t1
+    let contents = BlockBuilder.contents(group: number)
+    if hot.holds(contents, in: t1) { return }
+    hot.load(t1, found)
+    hot.keep(contents, in: t1)
   }
 
   /// Emits the check of a group in front of its first access, and keeps what it finds for the others.
@@ -305,14 +307,12 @@ extension BlockBuilder {
       return keepT0(number, found)
     }
     hot.store(found, t1)
-    hot.written &= ~(1 << UInt16(t1))
-    t1Group = number
+    hot.keep(BlockBuilder.contents(group: number), in: t1)
   }
 
   private mutating func keepT0(_ number: Int8, _ found: HostMemory) {
     hot.store(found, RegisterMap.t0)
-    hot.written &= ~(1 << UInt16(RegisterMap.t0))
-    t0Group = number
+    hot.keep(BlockBuilder.contents(group: number), in: RegisterMap.t0)
   }
 
   /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
@@ -371,17 +371,11 @@ extension BlockBuilder {
       return
     }
     var base = i.base == 0xFF ? RegisterMap.inMemory : RegisterMap.host(i.base)
-    if i.base != 0xFF && base == RegisterMap.inMemory {
-      hot.load(t0, .env(RegisterMap.slot(i.base)))
-      base = t0
-    }
+    if i.base != 0xFF && base == RegisterMap.inMemory { base = held(i.base, or: t0) }
     var memory: HostMemory
     if i.index != 0xFF {
       var index = RegisterMap.host(i.index)
-      if index == RegisterMap.inMemory {
-        hot.load(t2, .env(RegisterMap.slot(i.index)))
-        index = t2
-      }
+      if index == RegisterMap.inMemory { index = held(i.index, or: base == t2 ? t0 : t2) }
       if i.base == 0xFF {
         scaledIndex(t0, index, i.scale, i.displacement, wide: i.addressSize == 8)
         if i.addressSize == 2 { hot.zeroExtend16(t0, t0) }
