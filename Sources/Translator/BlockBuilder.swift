@@ -223,10 +223,9 @@ struct FaultSite {
     let reason = afterCall ? Int(CHOST_EXIT_RETURN) : Int(CHOST_EXIT_LINK)
     cold.storeImmediate32(.env(Slot.exitInfo), info(reason, offset: target, flagsSaved: afterCall || !hostFlags))
     cold.jump(to: stubs.exit)
-    // The displacement is patched while other vCPUs may execute it: keep it inside an aligned word.
     var opcodeBytes: UInt64 = 1
     if case .branch = departure { opcodeBytes = 2 }
-    hot.pad(Int(4 &- (hot.address &+ opcodeBytes) & 3) & 3)
+    hot.padDisplacement(behind: opcodeBytes)
     switch departure {
     case .jump: hot.jump(to: stub)
     case .call: hot.call(stub)
@@ -246,7 +245,7 @@ struct FaultSite {
     let t0 = RegisterMap.t0
     cold.load(t0, .env(Slot.pageAddress))
     cold.lea(t0, HostMemory(t0, current.offset))
-    cold.pad(Int(4 &- (cold.address &+ 1) & 3) & 3)
+    cold.padDisplacement(behind: 1)
     let stub = cold.address &+ 5
     cold.jump(to: stub)
     cold.store(.env(Slot.linear), t0)

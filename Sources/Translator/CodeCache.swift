@@ -337,7 +337,7 @@ import X86
     unsafe word.pointee = word.pointee & ~0xFF_FFFF_FFFF | jump << 8 | 0xE9
   }
 
-  /// Stores a rel32, which lies inside an aligned word, at once.
+  /// Stores a rel32, which lies inside an aligned quadword, at once.
   private func patch(_ end: UInt32, to target: UInt64) {
     let value = Int32(truncatingIfNeeded: Int64(target) - Int64(end))
     unsafe (code.writable + Int(end) - 4).storeBytes(of: value, as: Int32.self)

@@ -114,7 +114,8 @@ extension BlockBuilder {
     }
     if !worksOnRegisters { settleRegisters() }
     switch row.rule {
-    case .copy, .lea, .nop, .push, .pop, .jcc, .sse, .avx, .mmx, .x87: break
+    case .copy, .lea, .nop, .push, .pop, .jcc, .jump, .jumpIndirect, .call, .callIndirect, .ret, .sse, .avx, .mmx, .x87:
+      break
     default: hot.forgetContents()
     }
   }

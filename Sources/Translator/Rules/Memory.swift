@@ -180,6 +180,7 @@ extension BlockBuilder {
   /// Checks `size` bytes at the linear address in T0; T1 = addend. T0 survives if told to, at the cost of T2.
   private mutating func check(keepsAddress: Bool, size: Int, write: Bool, slot: Int32?, group: Bool = false) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    hot.settle(t1)
     let offset = keepsAddress ? RegisterMap.t2 : t0
     let tag: HostMemory, addend: HostMemory
     if let slot {
@@ -211,6 +212,7 @@ extension BlockBuilder {
   /// Checks `range` of a region; T1 = the region's host address. T0 is destroyed.
   private mutating func checkRegion(_ region: Region, _ range: Range<Int64>, write: Bool, group: Int8?) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    hot.settle(t1)
     let start = region.number &* Int64(region.size)
     switch region.kind {
     case .page:
@@ -253,6 +255,8 @@ extension BlockBuilder {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
     if !group.isOpen { open(number, position: position, displacement: displacement) }
+    groups[Int(number)].count &-= 1
+    defer { closeAfterLast(number) }
     if group.base.kind == .region {
       loadT1(number, found)
       return HostMemory(t1, Int32(truncatingIfNeeded: position))
@@ -282,7 +286,6 @@ extension BlockBuilder {
   private mutating func open(_ number: Int8, position: Int64, displacement: Int32) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let group = groups[Int(number)]
-    let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
     settleStackPointer()
     groups[Int(number)].isOpen = true
     clobberFlags()
@@ -296,23 +299,40 @@ extension BlockBuilder {
       check(keepsAddress: false, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
       if group.isMoving {
         hot.lea(t0, HostMemory(base, index: t1, low))
-        return keepT0(number, found)
+        return keep(number, in: t0)
       }
     } else {
-      linearAddress(size: size, write: group.writes)
-      addressInT0(t0, Int32(truncatingIfNeeded: group.low &- position))
+      // In a flat segment the group's beginning is the operand moved: one addition, which wraps as the operand's does.
+      let below = Int32(truncatingIfNeeded: group.low &- position)
+      let (moved, overflow) = instruction.displacement.addingReportingOverflow(below)
+      if isFlat(instruction.segment, write: group.writes) && !overflow {
+        current.instruction.displacement = moved
+        effectiveAddress()
+        current.instruction.displacement = displacement
+      } else {
+        linearAddress(size: size, write: group.writes)
+        addressInT0(t0, below)
+      }
       let base = group.base.base == 4 ? RegisterMap.stackPointer : t0
       check(keepsAddress: true, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
       hot.lea(t0, HostMemory(t0, index: t1))
-      return keepT0(number, found)
+      return keep(number, in: t0)
     }
-    hot.store(found, t1)
-    hot.keep(BlockBuilder.contents(group: number), in: t1)
+    keep(number, in: t1)
   }
 
-  private mutating func keepT0(_ number: Int8, _ found: HostMemory) {
-    hot.store(found, RegisterMap.t0)
-    hot.keep(BlockBuilder.contents(group: number), in: RegisterMap.t0)
+  /// What the check of a group has found is in T0 or T1, and needed by its other accesses.
+  private mutating func keep(_ number: Int8, in register: HostRegister) {
+    hot.keep(BlockBuilder.contents(group: number), in: register)
+    hot.owe(register, to: Slot.groups &+ Int32(number) &* 8)
+  }
+
+  /// After the last access of a group nothing of it needs to be kept.
+  private mutating func closeAfterLast(_ number: Int8) {
+    guard groups[Int(number)].count <= 0 else { return }
+    let contents = BlockBuilder.contents(group: number)
+    if hot.holds(contents, in: RegisterMap.t0) { hot.owe(RegisterMap.t0, to: 0) }
+    if hot.holds(contents, in: RegisterMap.t1) { hot.owe(RegisterMap.t1, to: 0) }
   }
 
   /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
