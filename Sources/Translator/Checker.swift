@@ -337,6 +337,10 @@ struct BlockChecker {
       state[i.rm] = .shifted(id: id, offset: offset)
       state.flags = .nothing
       return true
+    case 0xC1 where !i.isMemory && i.modRM >> 3 & 7 == 5 && !wide && i.immediate == UInt64(CHOST_JUMP_SHIFT):
+      state[i.rm] = .bounded(UInt64(UInt32.max >> UInt32(CHOST_JUMP_SHIFT)))
+      state.flags = .nothing
+      return true
     case 0x81, 0x83:
       guard !i.isMemory else { return false }
       return immediate(i, before, &state, wide: wide)

@@ -348,6 +348,15 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     }
   }
 
+  /// The lower half of a product, zero-extended.
+  mutating func multiply32(_ target: HostRegister, _ source: HostRegister, by factor: Int32) {
+    note(target)
+    rex(w: false, reg: target, rm: source)
+    byte(0x69)
+    modRM(reg: target, rm: source)
+    long(factor)
+  }
+
   mutating func shiftRight32(_ target: HostRegister, _ count: UInt8) {
     note(target)
     rex(w: false, reg: 0, rm: target)
