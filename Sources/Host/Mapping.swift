@@ -118,13 +118,6 @@ public let hostPageSize = 4096
     return isComplete ? entries.map { $0 & (present | swapped) != 0 && $0 & ofFile == 0 } : nil
   }
 
-  /// Brings in the pages of a range at once that are about to be read. Advice: a kernel that does not know it takes them
-  /// one by one.
-  public static func prefault(_ start: UnsafeMutableRawPointer, byteCount: Int) {
-    let populateRead: Int32 = 22  // MADV_POPULATE_READ, linux/mman.h
-    unsafe _ = madvise(start, byteCount, populateRead)
-  }
-
   /// Changes what may be done to `[offset, offset + byteCount)`; both are multiples of the page size.
   public func protect(at offset: Int, byteCount: Int, _ access: Access) throws(HostError) {
     precondition(offset >= 0 && byteCount >= 0 && byteCount <= self.byteCount && offset <= self.byteCount - byteCount)

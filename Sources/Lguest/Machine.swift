@@ -44,7 +44,7 @@ final class Machine: Sendable {
     self.model = model
     var state = CPUState()
     if let saved = configuration.saved {
-      memory = try saved.makeMemory()
+      memory = try saved.makeMemory(configuration.logger)
     } else {
       do throws(HostError) { memory = try GuestMemory(byteCount: configuration.memorySize) } catch {
         throw ConfigurationError(error)

@@ -130,10 +130,11 @@ final class RunLoop: @unchecked Sendable {
 
   // MARK: Counting
 
-  /// What this vCPU counted, with the hypercalls that translated code answered. To be asked on its thread, or when it has
-  /// none.
+  /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked on
+  /// its thread, or when it has none.
   var totalStatistics: Statistics {
     var total = statistics
+    total.stealNanoseconds = waited
     for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
     return total
   }

@@ -169,6 +169,8 @@ extension VirtualMachine {
     var result = result(ending, detail: detail)
     result.vcpuStatistics = loops.map(\.totalStatistics)
     for loop in loops { result.statistics.add(loop.statistics) }
+    // Of the same moment: a vCPU that was ready at the end goes on waiting.
+    result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
       file.write(machine.translation.perfMap)

@@ -10,7 +10,9 @@ let arguments = Array(CommandLine.arguments.dropFirst())
 
 System.reserveStandardDescriptors()
 // Held back from here on, so that also a signal that comes while the command line is read ends the run cleanly.
-if arguments.first == RunCommand._commandName { System.block(RunSession.signals) }
+if [RunCommand._commandName, RestoreCommand._commandName].contains(arguments.first) {
+  System.block(RunSession.signals)
+}
 do {
   var command = try LguestCommand.parseAsRoot(arguments)
   try command.run()

@@ -117,10 +117,24 @@ public struct StateArchive: Sendable {
     for index in 0..<count { try transfer(&values[index]) }
   }
 
-  /// Many words, quickly.
+  /// Many words, quickly: a guest does not run before those of its file are read.
   public mutating func transfer(words: inout [UInt32], limit: Int) throws(SavedStateError) {
-    if !isRestoring { bytes.reserveCapacity(bytes.count + 4 + words.count * 4) }
-    try transfer(&words, limit: limit)
+    guard isRestoring else {
+      bytes.reserveCapacity(bytes.count + 4 + words.count * 4)
+      return try transfer(&words, limit: limit)
+    }
+    var count: UInt32 = 0
+    try transfer(&count)
+    try require(count <= limit, "length \(count)")
+    let (begin, end) = (position, position + Int(count) * 4)
+    guard end <= bytes.count else { throw .truncated }
+    words = [UInt32](repeating: 0, count: Int(count))
+    for index in words.indices {
+      let place = begin + index * 4
+      words[index] =
+        UInt32(bytes[place]) | UInt32(bytes[place + 1]) << 8 | UInt32(bytes[place + 2]) << 16 | UInt32(bytes[place + 3]) << 24
+    }
+    position = end
   }
 
   /// A text of at most `limit` bytes.

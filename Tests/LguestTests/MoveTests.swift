@@ -209,7 +209,7 @@ enum Moving {
       let file = try SaveFile(path)
       _ = try file.configuration
       _ = try file.clock
-      _ = try file.makeMemory()
+      _ = try file.makeMemory(nil)
       return nil
     } catch { return error.description }
   }

@@ -41,9 +41,11 @@ extension SystemTests {
       #expect(
         vcpus.count == 2
           && vcpus.allSatisfy { $0["exitsByReason"] is [String: Any] && $0["registers"] is [String: Any] })
+      #expect(vcpus.allSatisfy { $0["tlbFlushesSkipped"] as? Int == 0 && $0["stealNanoseconds"] is Int })
       // Asking kicks the vCPU that spins, so that there is an exit to be seen, and its cycles from then on.
       let table = try Guest.run(["stat", pid, "--count", "3", "--interval", "100ms"], expecting: 0).output
       #expect(table.contains("  kicked ") && table.contains("vCPU 1") && table.contains("cycles each"))
+      #expect(table.contains("TLB flushes skipped") && table.contains("steal time, us"))
       run.send(SIGTERM)
       #expect(run.finish(expecting: 143).status == 143)
       #expect(try self.status(of: pid) == nil)

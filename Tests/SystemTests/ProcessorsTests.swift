@@ -84,10 +84,17 @@ extension SystemTests {
       let lines = result.output.split(whereSeparator: \.isNewline)
       #expect(lines.filter { $0.hasPrefix("ok ") }.count == 2, "\(result.output.suffix(4000))")
       #expect(lines.contains("complaints 0") && lines.contains("end checks"))
-      let counters = try #require(Guest.json(json)["counters"] as? [String: Any])
-      for name in ["tlbFlushesSkipped", "kicks", "yields", "interruptsEndedInMemory"] {
+      let object = try Guest.json(json)
+      let counters = try #require(object["counters"] as? [String: Any])
+      for name in ["tlbFlushesSkipped", "kicks", "yields", "interruptsEndedInMemory", "stealNanoseconds"] {
         #expect(counters[name] as? Int ?? 0 > 0, "\(name)")
       }
+      let vcpus = try #require(object["vcpuCounters"] as? [[String: Any]])
+      for name in ["tlbFlushesSkipped", "stealNanoseconds"] {
+        #expect(vcpus.reduce(0) { $0 + ($1[name] as? Int ?? 0) } == counters[name] as? Int, "\(name)")
+      }
+      // Eight that all work, on two threads.
+      #expect(vcpus.count == 8 && vcpus.allSatisfy { ($0["stealNanoseconds"] as? Int ?? 0) > 10_000_000 })
     }
 
     @Test(
