@@ -165,7 +165,8 @@ extension SystemTests {
 
     @Test("what is typed reaches the guest, and its end too") func input() throws {
       let result = try Guest.run(
-        Guest.boot(Guest.kernel, "echo", "--timeout", "60s"), input: "hello\n", limit: 70, expecting: 0)
+        // The driver clears the port when it opens it, and with it what was typed before.
+        Guest.boot(Guest.kernel, "echo", "--timeout", "60s"), input: "this may be lost\nhello\n", limit: 70, expecting: 0)
       #expect(result.output.contains("hello"))
     }
 
