@@ -189,8 +189,9 @@ enum Moving {
         let machine = VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink))
         #expect(throws: MoveError.self) { try machine.pause() }
         let result = try Moving.run(machine, after: 0, sink) { machine in
-          while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
-          Thread.sleep(forTimeInterval: 0.05)
+          while machine.stopRequested == nil, machine.sampleStatistics()?.first?[.halt] ?? 0 == 0 {
+            Thread.sleep(forTimeInterval: 0.005)
+          }
           do { try machine.save(to: path) } catch { machine.requestStop(.internal) }
         }
         #expect(result.ending == .saved)
