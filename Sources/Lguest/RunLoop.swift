@@ -196,6 +196,7 @@ final class RunLoop: @unchecked Sendable {
       // The bootstrap processor restarts at the firmware's reset vector, and there is no firmware.
       if number == 0 { return .power(.reset(.systemControlPortA)) }
       registers.reset()
+      engine.everyLevelLeavesForPages = false
       engine.state = engine.state.initialized(signature: engine.signature)
       adoptTaskPriority()
     case .start(let vector):
@@ -307,6 +308,7 @@ final class RunLoop: @unchecked Sendable {
       return apic.writeMSR(index, value)
     }
     if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
+      defer { engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel }
       return registers.write(index, value, waited: waited)
     }
     if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
@@ -394,6 +396,7 @@ extension RunLoop: SavedState {
     timestampOffset = firstTimestampOffset &+ ahead
     engine.timestampOffset = timestampOffset
     try registers.transfer(&archive)
+    engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel
     try archive.transfer(&isHalted)
     try archive.transfer(&isInUserSpace)
     try doorbell.transfer(&archive)

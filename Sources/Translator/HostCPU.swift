@@ -77,7 +77,17 @@ extension TranslatedCPU {
     unsafe chost_flush_all(page.pointer)
   }
 
+  /// CR0.PG.
+  public var isPaging: Bool { page[\.cr0] & CR0.pg != 0 }
+
   /// Whether the local APIC exists for CPUID: IA32_APIC_BASE.EN, which the machine keeps.
+  /// Whether code of every level leaves with `VCPUExit.pageAbsent` where a page is absent, not only that of level 3; the
+  /// processor's own accesses to its tables wait all the same.
+  public var everyLevelLeavesForPages: Bool {
+    get { processor.state.everyLevelLeavesForPages }
+    set { processor.state.everyLevelLeavesForPages = newValue }
+  }
+
   public var isAPICEnabled: Bool {
     get { processor.state.isAPICEnabled }
     set { processor.state.isAPICEnabled = newValue }

@@ -49,9 +49,19 @@ enum Moving {
     return try body(FilePath(url.path))
   }
 
+  /// The guest's console. The guest writes a letter a round and waits while it is taken, so it can be slowed down.
   final class Sink: Sendable {
     private let bytes = Mutex<[UInt8]>([])
-    func put(_ byte: UInt8) { bytes.withLock { $0.append(byte) } }
+    /// From so many bytes on each takes 5 ms: the guest must not come to its end before what the test does to it is done,
+    /// however busy the host is.
+    let isSlowFrom = Atomic<Int>(.max)
+    func put(_ byte: UInt8) {
+      let count = bytes.withLock {
+        $0.append(byte)
+        return $0.count
+      }
+      if count >= isSlowFrom.load(ordering: .relaxed) { usleep(5000) }
+    }
     var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
     var count: Int { bytes.withLock { $0.count } }
   }
@@ -73,9 +83,11 @@ enum Moving {
     _ machine: VirtualMachine, after count: Int, _ sink: Sink, _ body: @escaping @Sendable (VirtualMachine) -> Void
   ) throws -> RunResult {
     let target = sink.count + count
+    sink.isSlowFrom.store(target, ordering: .relaxed)
     let beside = Thread {
       while sink.count < target, machine.stopRequested == nil { Thread.sleep(forTimeInterval: 0.001) }
       body(machine)
+      sink.isSlowFrom.store(.max, ordering: .relaxed)
     }
     beside.start()
     return try machine.run()
@@ -93,7 +105,7 @@ enum Moving {
   }
 }
 
-@Suite("Moves", .timeLimit(.minutes(5))) struct MoveTests {
+@Suite("Moves", .timeLimit(.minutes(10))) struct MoveTests {
   @Test("nothing is lost, no clock goes back, calls heal", arguments: [1, 4])
   func journey(cpus: Int) throws {
     let rounds = 3000
@@ -177,8 +189,9 @@ enum Moving {
         let machine = VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink))
         #expect(throws: MoveError.self) { try machine.pause() }
         let result = try Moving.run(machine, after: 0, sink) { machine in
-          while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
-          Thread.sleep(forTimeInterval: 0.05)
+          while machine.stopRequested == nil, machine.sampleStatistics()?.first?[.halt] ?? 0 == 0 {
+            Thread.sleep(forTimeInterval: 0.005)
+          }
           do { try machine.save(to: path) } catch { machine.requestStop(.internal) }
         }
         #expect(result.ending == .saved)
@@ -202,7 +215,7 @@ enum Moving {
   }
 }
 
-@Suite("Saved files", .timeLimit(.minutes(5))) struct SaveFileTests {
+@Suite("Saved files", .timeLimit(.minutes(10))) struct SaveFileTests {
   /// Whether opening the file and checking its RAM succeed; the line of the refusal otherwise.
   private static func refusal(_ path: FilePath) -> String? {
     do throws(ConfigurationError) {

@@ -56,6 +56,9 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
   /// Whether the guest takes part: it enabled the mechanism, and "ready" by interrupt, the only way there is.
   public var isActive: Bool { register & (Enable.on | Enable.byInterrupt) == Enable.on | Enable.byInterrupt }
 
+  /// Whether code of level 0 takes part too.
+  public var isForEveryLevel: Bool { isActive && register & Enable.sendAlways != 0 }
+
   private var address: UInt64 { register & ~Enable.all }
 
   // MARK: Registers
