@@ -118,7 +118,8 @@ import CHost
   /// The host address that an indirect jump finds in the jump cache.
   func jumpTarget(_ linear: UInt64, user: Bool = false) -> UInt64? {
     let tags = Int(CHOST_ENV) + Int(CHOST_JUMP_TAGS) + (user ? 16 : 0) * Int(CHOST_JUMP_ENTRIES)
-    let slot = tags + Int((linear ^ linear >> 12) & UInt64(CHOST_JUMP_ENTRIES - 1)) * 8
+    let product = UInt32(truncatingIfNeeded: linear) &* UInt32(bitPattern: Int32(CHOST_JUMP_FACTOR))
+    let slot = tags + Int(product >> UInt32(CHOST_JUMP_SHIFT)) * 8
     guard unsafe page.load(fromByteOffset: slot, as: UInt64.self) == linear else { return nil }
     return unsafe page.load(fromByteOffset: slot + 8 * Int(CHOST_JUMP_ENTRIES), as: UInt64.self)
   }
