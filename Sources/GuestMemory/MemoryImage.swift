@@ -8,8 +8,8 @@ import Synchronization
 extension GuestMemory {
   /// Bytes that are looked at, and written, together.
   private static let writeStride = 1 << 20
-  /// Bytes that a thread verifies before it takes more: two page tables, since threads that fill the same one in wait for
-  /// each other.
+  /// Bytes that a thread verifies before it takes more: two page tables, since threads that fill the same one in wait
+  /// for each other.
   private static let verifyStride = 4 << 20
 
   /// Host address of a byte of the image, in which the RAM from 4 GiB on follows that below.
@@ -41,7 +41,9 @@ extension GuestMemory {
     var isTouched: [Bool] = []
     for part in [0..<Int(lowEnd), Int(lowEnd)..<Int(byteCount)] where !part.isEmpty {
       let start = unsafe address(ofImageByte: part.lowerBound)
-      guard let own = unsafe Mapping.ownPages(start, count: part.count / hostPageSize) else { return [0..<Int(byteCount)] }
+      guard let own = unsafe Mapping.ownPages(start, count: part.count / hostPageSize) else {
+        return [0..<Int(byteCount)]
+      }
       isTouched += own
     }
     for extent in dataExtents {
@@ -90,8 +92,8 @@ extension GuestMemory {
 
   /// Compares RAM that was made from an image, and is unchanged, with the checksums of its pages, one for each.
   ///
-  /// - Returns: The first page that differs, by its number in the image, nil if none does; and how many bytes were read,
-  ///   since holes need not be.
+  /// - Returns: The first page that differs, by its number in the image, nil if none does; and how many bytes were
+  ///   read, since holes need not be.
   public func firstDifference(
     from sums: [UInt32], threadCount: Int
   ) throws(HostError) -> (page: Int?, byteCount: Int) {

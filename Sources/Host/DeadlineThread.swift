@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A thread that sleeps until there is something to do: until a moment it has named itself, or until somebody rings. A ring
-// is never lost, and costs its caller one compare and exchange while the thread has not slept since the last.
+// A thread that sleeps until there is something to do: until a moment it has named itself, or until somebody rings. A
+// ring is never lost, and costs its caller one compare and exchange while the thread has not slept since the last.
 
 import Synchronization
 
@@ -22,8 +22,8 @@ public final class DeadlineThread: Sendable {
   ///
   /// - Parameters:
   ///   - name: For ps and gdb; 15 bytes are kept.
-  ///   - round: Does what there is to do and returns when there will be more, as an instant of `HostClock.monotonic` in ns;
-  ///     `UInt64.max` is never. A ring from its beginning on is followed by another round.
+  ///   - round: Does what there is to do and returns when there will be more, as an instant of `HostClock.monotonic` in
+  ///     ns; `UInt64.max` is never. A ring from its beginning on is followed by another round.
   /// - Throws: `HostError`: the host gives no thread.
   public func start(name: String, _ round: @escaping @Sendable () -> UInt64) throws(HostError) {
     let started = try HostThread(name: name, stackBytes: 512 << 10) { [bell] in

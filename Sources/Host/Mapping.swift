@@ -59,7 +59,8 @@ public let hostPageSize = 4096
   public static func shared(
     _ file: borrowing MemoryFile, byteCount: Int, _ access: Access
   ) throws(HostError) -> Mapping {
-    try Mapping(byteCount: byteCount, access, flags: MAP_SHARED | MAP_NORESERVE, fd: file.descriptor.rawValue, offset: 0)
+    try Mapping(
+      byteCount: byteCount, access, flags: MAP_SHARED | MAP_NORESERVE, fd: file.descriptor.rawValue, offset: 0)
   }
 
   /// Replaces `[offset, offset + byteCount)` of this region with a shared mapping of a memory file from
@@ -94,10 +95,12 @@ public let hostPageSize = 4096
     guard unsafe result != MAP_FAILED else { throw HostError("map", file.description, errno: currentErrno) }
   }
 
-  /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does not
-  /// say (linux, Documentation/admin-guide/mm/pagemap.rst).
+  /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does
+  /// not say (linux, Documentation/admin-guide/mm/pagemap.rst).
   public static func ownPages(_ start: UnsafeMutableRawPointer, count: Int) -> [Bool]? {
-    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else { return nil }
+    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else {
+      return nil
+    }
     defer { try? file.close() }
     var entries = [UInt64](repeating: 0, count: count)
     let byteCount = count * 8

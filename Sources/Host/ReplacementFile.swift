@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A large file that appears whole or not at all: written without a name, forced to the disk, given its name. Whoever has
-// the old file open or mapped keeps the old file, and a process that dies in the middle leaves nothing, since what has no
-// name goes with its last descriptor (open(2), O_TMPFILE).
+// A large file that appears whole or not at all: written without a name, forced to the disk, given its name. Whoever
+// has the old file open or mapped keeps the old file, and a process that dies in the middle leaves nothing, since what
+// has no name goes with its last descriptor (open(2), O_TMPFILE).
 
 import Glibc
 public import SystemPackage
@@ -9,8 +9,8 @@ public import SystemPackage
 /// A file being written, readable by this user only.
 public final class ReplacementFile: Sendable {
   public let path: FilePath
-  /// A name beside `path`: all the time on a file system that has no nameless files, else for the moment between linking
-  /// and renaming, since a link cannot replace a file.
+  /// A name beside `path`: all the time on a file system that has no nameless files, else for the moment between
+  /// linking and renaming, since a link cannot replace a file.
   private let temporary: FilePath
   private let descriptor: FileDescriptor
   private let isNameless: Bool
@@ -47,8 +47,8 @@ public final class ReplacementFile: Sendable {
     return directory.isEmpty ? "." : directory
   }
 
-  /// A file without a name; nil where the file system has none, or where /proc, by which it would get one, is not there.
-  /// Any other reason is found again, and told, when a file with a name is opened.
+  /// A file without a name; nil where the file system has none, or where /proc, by which it would get one, is not
+  /// there. Any other reason is found again, and told, when a file with a name is opened.
   private static func nameless(in directory: FilePath) -> FileDescriptor? {
     let temporaryFile: Int32 = 0o20_000_000 | O_DIRECTORY  // O_TMPFILE, asm-generic/fcntl.h
     guard

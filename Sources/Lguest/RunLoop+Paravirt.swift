@@ -27,7 +27,8 @@ extension RunLoop {
 
   // MARK: Page events
 
-  /// Code of a level that takes part touched a page that is on its way: the guest puts that task to sleep, or the vCPU waits.
+  /// Code of a level that takes part touched a page that is on its way: the guest puts that task to sleep, or the vCPU
+  /// waits.
   func meet(absentPage address: UInt64) {
     guard let store = machine.slowMemory else { return }
     guard

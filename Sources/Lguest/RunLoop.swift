@@ -130,8 +130,8 @@ final class RunLoop: @unchecked Sendable {
 
   // MARK: Counting
 
-  /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked on
-  /// its thread, or when it has none.
+  /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked
+  /// on its thread, or when it has none.
   var totalStatistics: Statistics {
     var total = statistics
     total.stealNanoseconds = waited
@@ -286,7 +286,9 @@ final class RunLoop: @unchecked Sendable {
   }
 
   private func write(_ address: UInt64, _ size: UInt8, _ value: UInt64) {
-    guard let offset = apicOffset(address) else { return machine.platform.mmio.write(address, size: size, value: value) }
+    guard let offset = apicOffset(address) else {
+      return machine.platform.mmio.write(address, size: size, value: value)
+    }
     apic.write(offset: offset, size: size, value: value)
     if offset >> 4 == RunLoop.taskPriorityRegister { adoptTaskPriority() }
   }
@@ -340,8 +342,8 @@ final class RunLoop: @unchecked Sendable {
     engine.taskPriority = apic.taskPriority
   }
 
-  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class again
-  /// counts, since it clears the subclass (SDM volume 3, 11.8.6).
+  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class
+  /// again counts, since it clears the subclass (SDM volume 3, 11.8.6).
   private func noteTaskPriority() {
     if engine.takeTaskPriorityWrite() { apic.taskPriority = engine.taskPriority }
   }

@@ -180,7 +180,8 @@ extension VirtualMachine {
     }
     result.consoleTail = machine.console.tail.text
     switch ending {
-    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.stateText(first: end.cpu)
+    case .panic, .tripleFault, .internal, .bootTimeout, .timeout:
+      result.processorState = machine.stateText(first: end.cpu)
     default: break
     }
     return result
@@ -190,7 +191,8 @@ extension VirtualMachine {
 // MARK: For other threads
 
 extension VirtualMachine {
-  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at most.
+  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at
+  /// most.
   public func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// `lguest stat [PID]`: what the vCPUs of a run leave the guest for, while it runs: counts, rates and cycles per exit reason,
-// hypercall and model-specific register, in the spirit of kvm_stat.
+// `lguest stat [PID]`: what the vCPUs of a run leave the guest for, while it runs: counts, rates and cycles per exit
+// reason, hypercall and model-specific register, in the spirit of kvm_stat.
 
 import ArgumentParser
 import Lguest

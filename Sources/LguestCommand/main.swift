@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The command `lguest` from its first instruction: note the time, parse, run a subcommand, end with a documented status.
+// The command `lguest` from its first instruction: note the time, parse, run a subcommand, end with a documented
+// status.
 
 import ArgumentParser
 import Lguest

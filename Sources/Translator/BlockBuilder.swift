@@ -239,8 +239,8 @@ struct FaultSite {
     }
   }
 
-  /// In the cold half: goes on at the current instruction in a block that checks every access by itself. The flags are in
-  /// the page.
+  /// In the cold half: goes on at the current instruction in a block that checks every access by itself. The flags are
+  /// in the page.
   mutating func coldSplit() {
     let t0 = RegisterMap.t0
     cold.load(t0, .env(Slot.pageAddress))
@@ -277,8 +277,8 @@ struct FaultSite {
 
   // MARK: Entries
 
-  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. The first instruction has
-  /// room for the jump of `CodeCache.close`. Returns the
+  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. The first instruction
+  /// has room for the jump of `CodeCache.close`. Returns the
   /// offsets of the latter two from the first. `passesFlags`: the flags are wanted in the page.
   mutating func entries(offset: Int32, needsFlags: Bool, passesFlags: Bool = false) -> (poll: Int, plain: Int) {
     if passesFlags { return entriesToPage(offset: offset) }

@@ -136,12 +136,14 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     contents[Int(target & 15)] = CodeEmitter.unknown
   }
 
-  /// T0 or T1 is to be stored at this displacement from ENV before it is written, unless it is not wanted any more by then.
+  /// T0 or T1 is to be stored at this displacement from ENV before it is written, unless it is not wanted any more by
+  /// then.
   mutating func owe(_ register: HostRegister, to displacement: Int32) {
     if register == RegisterMap.t0 { owed.t0 = displacement } else { owed.t1 = displacement }
   }
 
-  /// Stores T0 or T1 if that is owed. Keeps EFLAGS. Called before a branch beyond which the register is lost on one way.
+  /// Stores T0 or T1 if that is owed. Keeps EFLAGS. Called before a branch beyond which the register is lost on one
+  /// way.
   mutating func settle(_ register: HostRegister) {
     let displacement = register == RegisterMap.t0 ? owed.t0 : owed.t1
     if displacement == 0 { return }
@@ -419,9 +421,9 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     }
   }
 
-  /// Makes sure that a 32-bit displacement behind so many bytes lies inside an aligned quadword: it is patched while other
-  /// vCPUs may execute it, and they must see it old or new (AMD64 Architecture Programmer's Manual volume 2, 7.6.1,
-  /// "Cross-Modifying Code").
+  /// Makes sure that a 32-bit displacement behind so many bytes lies inside an aligned quadword: it is patched while
+  /// other vCPUs may execute it, and they must see it old or new (AMD64 Architecture Programmer's Manual volume 2,
+  /// 7.6.1, "Cross-Modifying Code").
   mutating func padDisplacement(behind bytes: UInt64) {
     let place = Int((address &+ bytes) & 7)
     if place > 4 { pad(8 &- place) }

@@ -44,7 +44,11 @@ struct HostTests {
     let seen = Mutex<[Substring]>([])
     let thread = try HostThread(name: "lguest-test") {
       let status = HostFile.text("/proc/thread-self/status") ?? ""
-      seen.withLock { $0 = status.split(separator: "\n").filter { $0.hasPrefix("Name:") || $0.hasPrefix("SigBlk:") }.map { Substring(String($0)) } }
+      seen.withLock {
+        $0 = status.split(separator: "\n").filter { $0.hasPrefix("Name:") || $0.hasPrefix("SigBlk:") }.map {
+          Substring(String($0))
+        }
+      }
     }
     #expect(!thread.isCurrent)
     thread.join()

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A file that replaces another: it is there when it is complete and not before, and one that was given up leaves nothing.
+// A file that replaces another: it is there when it is complete and not before, and one that was given up leaves
+// nothing.
 
 import Foundation
 import SystemPackage
@@ -54,7 +55,9 @@ import Testing
     }
   }
 
-  @Test("one that cannot have its name leaves nothing", arguments: [true, false]) func refused(canBeNameless: Bool) throws {
+  @Test("one that cannot have its name leaves nothing", arguments: [true, false]) func refused(canBeNameless: Bool)
+    throws
+  {
     try withDirectory { directory in
       let path = directory.appending("directory")
       try FileManager.default.createDirectory(atPath: path.string, withIntermediateDirectories: false)
@@ -64,7 +67,9 @@ import Testing
         #expect(throws: HostError.self) { try file.commit() }
       }
       #expect(try names(in: directory) == ["directory"])
-      #expect(throws: HostError.self) { try ReplacementFile(directory.appending("none/file"), canBeNameless: canBeNameless) }
+      #expect(throws: HostError.self) {
+        try ReplacementFile(directory.appending("none/file"), canBeNameless: canBeNameless)
+      }
     }
   }
 

@@ -70,7 +70,9 @@ private final class Sink: Sendable {
     } meanwhile: { machine in
       while machine.stopRequested == nil {
         Thread.sleep(forTimeInterval: 0.005)
-        if machine.sampleStatistics()?.contains(where: { $0[.halt] > 0 }) == true { machine.requestStop(.interrupted(.hangUp)) }
+        if machine.sampleStatistics()?.contains(where: { $0[.halt] > 0 }) == true {
+          machine.requestStop(.interrupted(.hangUp))
+        }
       }
     }
     #expect(result.ending == .interrupted(.hangUp) && result.statistics.unknown["port 0xf4"] == 2)
@@ -79,12 +81,14 @@ private final class Sink: Sendable {
   @Test("a machine stops when asked, halted or spinning", arguments: [TinyGuest.halt, .spin])
   func stop(_ guest: TinyGuest) throws {
     let begin = ContinuousClock.now
-    let result = try run(guest, meanwhile: { machine in
-      while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
-      Thread.sleep(forTimeInterval: 0.02)
-      machine.requestStop(.interrupted(.terminate))
-      machine.requestStop(.timeout)
-    })
+    let result = try run(
+      guest,
+      meanwhile: { machine in
+        while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
+        Thread.sleep(forTimeInterval: 0.02)
+        machine.requestStop(.interrupted(.terminate))
+        machine.requestStop(.timeout)
+      })
     #expect(result.ending == .interrupted(.terminate))
     #expect(ContinuousClock.now - begin < .seconds(30))
   }
@@ -102,22 +106,26 @@ private final class Sink: Sendable {
   @Test("input reaches a guest that polls, in order and more than fits anywhere") func input() throws {
     let sink = Sink()
     let text = String((0..<1500).map { "\($0) " }.joined())
-    let result = try run(.echo, sink, meanwhile: { machine in
-      var rest = Array((text + "q").utf8)[...]
-      while !rest.isEmpty {
-        rest = rest.dropFirst(machine.consoleInput.put(rest))
-        Thread.sleep(forTimeInterval: 0.001)
-      }
-    })
+    let result = try run(
+      .echo, sink,
+      meanwhile: { machine in
+        var rest = Array((text + "q").utf8)[...]
+        while !rest.isEmpty {
+          rest = rest.dropFirst(machine.consoleInput.put(rest))
+          Thread.sleep(forTimeInterval: 0.001)
+        }
+      })
     #expect(result.ending == .poweroff && sink.text == text)
   }
 
   @Test("two machines in one process") func two() throws {
     let other = Mutex<Ending?>(nil)
-    let result = try run(.deadlines, meanwhile: { _ in
-      let ending = try? run(.deadlines).ending
-      other.withLock { $0 = ending }
-    })
+    let result = try run(
+      .deadlines,
+      meanwhile: { _ in
+        let ending = try? run(.deadlines).ending
+        other.withLock { $0 = ending }
+      })
     #expect(result.ending == .debugExit(0x42))
     while other.withLock({ $0 == nil }) { Thread.sleep(forTimeInterval: 0.01) }
     #expect(other.withLock { $0 } == .debugExit(0x42))
@@ -230,7 +238,8 @@ private final class Sink: Sendable {
     #expect(team.scheduler.ending?.cpu == 2)
   }
 
-  @Test("who waits is preferred on demand, asks for the end of the slice, and his time counts as stolen") func waiting() {
+  @Test("who waits is preferred on demand, asks for the end of the slice, and his time counts as stolen") func waiting()
+  {
     let counters = Counters()
     let team = Team(cpus: 3, threads: 1) { _ in counters.kicks.wrappingAdd(1, ordering: .relaxed) }
     let order = Mutex<[Int]>([])

@@ -52,8 +52,8 @@ enum Moving {
   /// The guest's console. The guest writes a letter a round and waits while it is taken, so it can be slowed down.
   final class Sink: Sendable {
     private let bytes = Mutex<[UInt8]>([])
-    /// From so many bytes on each takes 5 ms: the guest must not come to its end before what the test does to it is done,
-    /// however busy the host is.
+    /// From so many bytes on each takes 5 ms: the guest must not come to its end before what the test does to it is
+    /// done, however busy the host is.
     let isSlowFrom = Atomic<Int>(.max)
     func put(_ byte: UInt8) {
       let count = bytes.withLock {
@@ -151,7 +151,8 @@ enum Moving {
     try Moving.withPath { path in
       let stood = Mutex<[Int]>([])
       let result = try Moving.guest(cpus: UInt32(cpus), rounds: UInt32(rounds)).withFile { file in
-        try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: cpus, sink)), after: 5, sink) { machine in
+        try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: cpus, sink)), after: 5, sink) {
+          machine in
           do {
             for _ in 0..<3 {
               try machine.pause()
@@ -167,7 +168,8 @@ enum Moving {
         }
       }
       #expect(result.ending == .debugExit(0x2A) && stood.withLock { $0 } == [0, 0, 0])
-      #expect(sink.text.split(separator: "\n").last.map(String.init) == Moving.sum(cpus: UInt64(cpus), rounds: rounds) + " 3")
+      #expect(
+        sink.text.split(separator: "\n").last.map(String.init) == Moving.sum(cpus: UInt64(cpus), rounds: rounds) + " 3")
       // The same file twice, the second time with an other vendor.
       for vendor in [VirtualMachine.Configuration.CPUVendor.intel, .amd] {
         let again = Moving.Sink()
@@ -207,7 +209,8 @@ enum Moving {
     let sink = Moving.Sink()
     let failure = Mutex("")
     let result = try Moving.guest(cpus: 1, rounds: 2000).withFile { file in
-      try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink)), after: 2, sink) { machine in
+      try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink)), after: 2, sink) {
+        machine in
         do { try machine.save(to: "/nonexistent/file") } catch { failure.withLock { $0 = "\(error)" } }
       }
     }
@@ -235,7 +238,9 @@ enum Moving {
       let url = URL(filePath: path.string)
       let handle = try FileHandle(forUpdating: url)
       var lengths: Set<UInt64> = [0, 1, 8, 4095, 4096, header.memoryOffset + header.memoryByteCount]
-      for entry in header.entries { lengths.formUnion([entry.offset, entry.offset + 1, entry.offset + entry.byteCount - 1]) }
+      for entry in header.entries {
+        lengths.formUnion([entry.offset, entry.offset + 1, entry.offset + entry.byteCount - 1])
+      }
       // Nothing is put back: from the end to the beginning.
       for length in lengths.sorted().reversed() {
         try handle.truncate(atOffset: length)

@@ -78,7 +78,8 @@ import Testing
     header.memoryByteCount = 12345
     header.entries = (0..<SaveFileHeader.sectionLimit).map { number in
       SaveFileHeader.Entry(
-        name: "section number \(number % 10)", version: 1, checksum: UInt32(number), offset: UInt64(number), byteCount: 7)
+        name: "section number \(number % 10)", version: 1, checksum: UInt32(number), offset: UInt64(number),
+        byteCount: 7)
     }
     let page = header.encoded()
     #expect(page.count == SaveFileHeader.byteCount)
@@ -92,7 +93,9 @@ import Testing
     #expect(throws: SaveFileProblem.truncated) { try SaveFileHeader([]) }
   }
 
-  @Test("RAM comes back page by page, also the second time, and above 4 GiB", arguments: [16 << 20, (3 << 30) + (32 << 20)] as [UInt64])
+  @Test(
+    "RAM comes back page by page, also the second time, and above 4 GiB",
+    arguments: [16 << 20, (3 << 30) + (32 << 20)] as [UInt64])
   func memory(_ byteCount: UInt64) throws {
     try Moving.withPath { path in
       var memory = try GuestMemory(byteCount: byteCount)

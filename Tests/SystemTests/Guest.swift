@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drives the built executable as a person or a script would: arguments in, streams and status out, a limit on every run.
+// Drives the built executable as a person or a script would: arguments in, streams and status out, a limit on every
+// run.
 
 import Foundation
 import Testing
@@ -35,7 +36,9 @@ enum Guest {
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
   /// Debian's kernels for i386 by flavour, and the initramfs with a 32-bit busybox.
-  static func kernel386(_ flavour: String) -> String? { variable(flavour == "686" ? "LGUEST_TEST_KERNEL_686" : "LGUEST_TEST_KERNEL_686_PAE") }
+  static func kernel386(_ flavour: String) -> String? {
+    variable(flavour == "686" ? "LGUEST_TEST_KERNEL_686" : "LGUEST_TEST_KERNEL_686_PAE")
+  }
   static var initrd386: String? { variable("LGUEST_TEST_INITRD_I386") }
   /// Where scripts/build-guests put the small guests of Guests/.
   static var guests: String? { variable("LGUEST_TEST_GUESTS") }
@@ -48,7 +51,9 @@ enum Guest {
     // ROOT/boot/vmlinuz-RELEASE, ROOT/lib/modules/RELEASE.
     let file = URL(filePath: kernel).resolvingSymlinksInPath()
     let release = file.lastPathComponent.replacing("vmlinuz-", with: "")
-    let module = file.deletingLastPathComponent().deletingLastPathComponent().appending(path: "lib/modules/\(release)/kernel/\(path)").path
+    let module = file.deletingLastPathComponent().deletingLastPathComponent().appending(
+      path: "lib/modules/\(release)/kernel/\(path)"
+    ).path
     return FileManager.default.isReadableFile(atPath: module) ? module : nil
   }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
@@ -143,13 +148,15 @@ enum Guest {
     return try #require(object as? [String: Any])
   }
 
-  /// A cpio archive, as the kernel unpacks it (Linux Documentation/driver-api/early-userspace/buffer-format.rst), of executable
-  /// files from the host.
+  /// A cpio archive, as the kernel unpacks it (Linux Documentation/driver-api/early-userspace/buffer-format.rst), of
+  /// executable files from the host.
   static func archive(_ files: [String: String]) throws -> Data {
     func entry(_ name: String, _ mode: Int, _ content: Data) -> Data {
       func padded(_ data: Data) -> Data { data + Data(count: (4 - data.count % 4) % 4) }
       let fields = [0, mode, 0, 0, 1, 0, content.count, 0, 0, 0, 0, name.utf8.count + 1, 0]
-      let head = "070701" + fields.map { String(repeating: "0", count: 8 - String($0, radix: 16).count) + String($0, radix: 16) }.joined()
+      let head =
+        "070701"
+        + fields.map { String(repeating: "0", count: 8 - String($0, radix: 16).count) + String($0, radix: 16) }.joined()
       return padded(Data((head + name + "\0").utf8)) + padded(content)
     }
     return try files.sorted { $0.key < $1.key }.reduce(Data()) { archive, file in

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A real kernel with a shell that counts, moved between processes and vendors as a person would do it: no tick is lost, no
-// clock goes back, the kernel stays calm.
+// A real kernel with a shell that counts, moved between processes and vendors as a person would do it: no tick is lost,
+// no clock goes back, the kernel stays calm.
 
 import Foundation
 import Testing
@@ -61,7 +61,8 @@ extension SystemTests {
           output += result.output
           run = try Guest.Running(
             [
-              "restore", file, "--cpu-vendor", move % 2 == 1 ? "amd" : "intel", "--timeout", "120s", "--stats", "--tty", "never",
+              "restore", file, "--cpu-vendor", move % 2 == 1 ? "amd" : "intel", "--timeout", "120s", "--stats", "--tty",
+              "never",
             ], limit: 130, name: "journey")
         }
         let last = run.finish(expecting: 0)
@@ -181,7 +182,9 @@ extension SystemTests {
     @Test("refusals are one line and status 69") func refusals() throws {
       try withFile { file in
         try Data("no machine".utf8).write(to: URL(filePath: file))
-        for arguments in [["restore", file], ["restore", "/nonexistent"], ["save", "1", file], ["pause", "1"], ["resume", "1"]] {
+        for arguments in [
+          ["restore", file], ["restore", "/nonexistent"], ["save", "1", file], ["pause", "1"], ["resume", "1"],
+        ] {
           let result = try Guest.run(arguments, expecting: 69)
           #expect(result.errorLines.count == 1 && result.output.isEmpty, "\(arguments): \(result.errors)")
         }

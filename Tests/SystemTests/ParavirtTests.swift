@@ -11,7 +11,8 @@ extension SystemTests {
   struct ParavirtTests {
     /// Runs commands in the guest's shell; what they print is in the output.
     private func shell(
-      _ kernel: String?, _ script: String, _ more: [String] = [], initrd: String? = Guest.initrd, name: String = #function
+      _ kernel: String?, _ script: String, _ more: [String] = [], initrd: String? = Guest.initrd,
+      name: String = #function
     ) throws -> (Finished, counters: [String: Any]) {
       let json = Guest.temporaryPath()
       let arguments = try [
@@ -19,7 +20,8 @@ extension SystemTests {
         "--memory", "256M", "--timeout", "100s", "--json", json,
       ]
       let result = try Guest.run(
-        arguments + more, input: "\n: the first characters may be lost\n" + script + "\npoweroff -f\n", limit: 110, expecting: 0, name: name)
+        arguments + more, input: "\n: the first characters may be lost\n" + script + "\npoweroff -f\n", limit: 110,
+        expecting: 0, name: name)
       return (result, try #require(Guest.json(json)["counters"] as? [String: Any]))
     }
 
@@ -57,7 +59,8 @@ extension SystemTests {
           + Self.evidence + "\ngrep -E '^cpu[0-9]' /proc/stat",
         ["--cpu-vendor", vendor, "--cpus", "8", "--host-threads", "2"], name: "crowded-\(vendor)")
       for line in [
-        "kvm-guest: KVM setup pv remote TLB flush", "kvm-guest: setup PV sched yield", "kvm-guest: PV spinlocks enabled",
+        "kvm-guest: KVM setup pv remote TLB flush", "kvm-guest: setup PV sched yield",
+        "kvm-guest: PV spinlocks enabled",
         "kvm-guest: setup PV IPIs",
       ] {
         #expect(result.output.contains("said \(line)"), "\(line)")
@@ -73,7 +76,8 @@ extension SystemTests {
 
     @Test("CPUs of their own: no spinlocks, flushes or yields for crowded hosts") func realtime() throws {
       let (result, counters) = try shell(
-        Guest.kernel, Self.load + Self.evidence + "\necho fact idle $(cat /sys/devices/system/cpu/cpuidle/current_driver)",
+        Guest.kernel,
+        Self.load + Self.evidence + "\necho fact idle $(cat /sys/devices/system/cpu/cpuidle/current_driver)",
         ["--kvm-hints", "realtime", "--cpus", "2"], name: "realtime")
       #expect(result.output.contains("said kvm-guest: PV spinlocks disabled with KVM_HINTS_REALTIME hints"))
       #expect(!result.output.contains("PV sched yield") && result.output.contains("said kvm-guest: setup PV IPIs"))
@@ -84,7 +88,8 @@ extension SystemTests {
     @Test("i386 on several CPUs") func i386Crowded() throws {
       let kernel = try #require(Guest.kernel386("686-pae"))
       let (result, counters) = try shell(
-        kernel, Self.load + Self.evidence, ["--kvm-features", "no-msi-ext-dest-id", "--cpus", "4", "--host-threads", "2"],
+        kernel, Self.load + Self.evidence,
+        ["--kvm-features", "no-msi-ext-dest-id", "--cpus", "4", "--host-threads", "2"],
         initrd: Guest.initrd386, name: "i386Crowded")
       #expect(result.output.contains("said kvm-guest: PV spinlocks enabled"))
       #expect(result.fact("clock") == "kvm-clock" && result.fact("unchecked") == "0")
@@ -135,7 +140,9 @@ extension SystemTests {
 
     @Test(
       "a PTP clock made of the hypercall that pairs clocks",
-      .enabled(if: Guest.module("drivers/ptp/ptp_kvm.ko") != nil && Guest.guests != nil, "no module ptp_kvm beside the kernel"))
+      .enabled(
+        if: Guest.module("drivers/ptp/ptp_kvm.ko") != nil && Guest.guests != nil, "no module ptp_kvm beside the kernel")
+    )
     func clockPairing() throws {
       let module = try #require(Guest.module("drivers/ptp/ptp_kvm.ko"))
       let initrd = Guest.temporaryPath()
@@ -154,8 +161,8 @@ extension SystemTests {
       // The host's clock is between the moments before and after the run, and goes on from look to look.
       let (clock, between, precise) = (try time("clock"), try time("between"), try time("precise"))
       #expect(begin < Double(clock) && clock < between && between < precise && Double(precise) < end)
-      // The guest's own clock was set by the one on the board, which knows no parts of a second. How far away it is, is the
-      // same in both pairs, but for the time that reading took.
+      // The guest's own clock was set by the one on the board, which knows no parts of a second. How far away it is, is
+      // the same in both pairs, but for the time that reading took.
       let (own, before, after) = (try time("own"), try time("before"), try time("after"))
       #expect(abs(precise - own) < 1_000_000_000 && before <= after)
       let slack = 10_000_000

@@ -16,7 +16,8 @@ final class FlatGuest {
 
   // One for all tests, which run on one thread at a time; never freed.
   private static let signalStackBytes = 256 << 10
-  private nonisolated(unsafe) static let signalStack = UnsafeMutableRawPointer.allocate(byteCount: signalStackBytes, alignment: 4096)
+  private nonisolated(unsafe) static let signalStack = UnsafeMutableRawPointer.allocate(
+    byteCount: signalStackBytes, alignment: 4096)
 
   /// - Parameter singleInstruction: Every instruction is a block of its own.
   init(megabytes: UInt64 = 16, singleInstruction: Bool = false) throws {

@@ -36,7 +36,9 @@ private struct StraightLine {
   }
 
   /// A VEX-coded instruction of map 2 or 3.
-  mutating func vex(map: UInt8, prefix: UInt8, _ opcode: UInt8, _ reg: UInt8, _ vvvv: UInt8, _ rm: UInt8, immediate: [UInt8] = []) {
+  mutating func vex(
+    map: UInt8, prefix: UInt8, _ opcode: UInt8, _ reg: UInt8, _ vvvv: UInt8, _ rm: UInt8, immediate: [UInt8] = []
+  ) {
     let first = (reg >> 3 ^ 1) << 7 | 0x40 | (rm >> 3 ^ 1) << 5 | map
     code += [0xC4, first, 0x80 | (~vvvv & 15) << 3 | prefix, opcode, 0xC0 | (reg & 7) << 3 | rm & 7] + immediate
   }
@@ -80,7 +82,9 @@ private struct StraightLine {
     case 28:
       // AND b, 7Fh; MOV a, [RSI + b].
       code += [0x40 | b >> 3, 0x83, 0xE0 | b & 7, 0x7F]
-      code += [0x48 | (a >> 3) << 2 | (b >> 3) << 1, one(of: [0x8B, 0x89, 0x33]), 0x04 | (a & 7) << 3, (b & 7) << 3 | 6]
+      code += [
+        0x48 | (a >> 3) << 2 | (b >> 3) << 1, one(of: [0x8B, 0x89, 0x33]), 0x04 | (a & 7) << 3, (b & 7) << 3 | 6,
+      ]
     case 29:
       // LEA b, [RSI + 64]; MOV a, [b + 8].
       code += [0x48 | (b >> 3) << 2, 0x8D, 0x46 | (b & 7) << 3, 64]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two vCPUs at the same time: locked operations wherever their operand is, memory order, code that one changes while the
-// other executes it, and a code cache that both exhaust.
+// Two vCPUs at the same time: locked operations wherever their operand is, memory order, code that one changes while
+// the other executes it, and a code cache that both exhaust.
 
 import Foundation
 import GuestMemory
@@ -102,7 +102,9 @@ import X86
     } while rounds < 100 && HostClock.monotonic < end
   }
 
-  @Test("A function changed while the other executes it", arguments: [false, true]) func crossModifying(alias: Bool) throws {
+  @Test("A function changed while the other executes it", arguments: [false, true]) func crossModifying(alias: Bool)
+    throws
+  {
     let pair = try Pair()
     let function: UInt64 = 0x3_0003
     pair.guest.load("smp_caller")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A saved machine as a file: a header of one page that names the sections, the guest's RAM page by page, so that it can be
-// mapped, and behind it the sections. Every byte that is not a hole is covered by a checksum. docs/save-file.md has the
-// layout.
+// A saved machine as a file: a header of one page that names the sections, the guest's RAM page by page, so that it can
+// be mapped, and behind it the sections. Every byte that is not a hole is covered by a checksum. docs/save-file.md has
+// the layout.
 
 import GuestMemory
 import Host
@@ -47,7 +47,9 @@ struct SaveFileHeader: SavedState, Equatable {
     if archive.isRestoring { entries = [Entry](repeating: Entry(), count: Int(count)) }
     for index in entries.indices {
       var name = InlineArray<16, UInt8>(repeating: 0)
-      for (place, byte) in entries[index].name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() { name[place] = byte }
+      for (place, byte) in entries[index].name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() {
+        name[place] = byte
+      }
       try archive.transfer(&name)
       let letters = (0..<SaveFileHeader.nameByteCount).map { name[$0] }
       entries[index].name = String(decoding: letters.prefix { $0 != 0 }, as: UTF8.self)
@@ -149,7 +151,9 @@ public final class SaveFile: Sendable {
     else { throw .damaged("its header: impossible RAM") }
     var sections: [SavedSections.Section] = []
     for entry in header.entries {
-      guard entry.offset <= size, entry.byteCount <= size - entry.offset else { throw .damaged("section \(entry.name)") }
+      guard entry.offset <= size, entry.byteCount <= size - entry.offset else {
+        throw .damaged("section \(entry.name)")
+      }
       let bytes = try bytes(of: file, at: Int(entry.offset), count: Int(entry.byteCount))
       guard Checksum.crc32c(bytes) == entry.checksum else { throw .damaged("section \(entry.name)") }
       sections.append(SavedSections.Section(name: entry.name, version: entry.version, bytes: bytes))

@@ -100,7 +100,9 @@ extension BlockBuilder {
 
     if traits.reg.isGeneral && traits.reg.writes { writeBack(i.reg, fields.reg, isByte: traits.reg.isByte) }
     if direct && traits.rm.writes { forget(i.rm) }
-    if memory == nil && !direct && traits.rm.isGeneral && traits.rm.writes { writeBack(i.rm, fields.rm, isByte: traits.rm.isByte) }
+    if memory == nil && !direct && traits.rm.isGeneral && traits.rm.writes {
+      writeBack(i.rm, fields.rm, isByte: traits.rm.isByte)
+    }
     if traits.vvvv.isGeneral && traits.vvvv.writes { writeBack(i.vvvv, fields.vvvv, isByte: false) }
     if traits.plus.isGeneral && traits.plus.writes {
       writeBack(i.plusRegister, fields.plus, isByte: traits.plus.isByte)

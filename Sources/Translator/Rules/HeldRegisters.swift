@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Guest registers that live in the page, while a scratch register has their value. What one instruction writes the next
-// often reads, and would wait for the store: four cycles or five where a register takes none. So the emitter is told what
-// the scratch registers hold, and forgets it as they are written. Between instructions that work on registers alone,
-// nothing can see the page: there a value is stored only when its scratch register is wanted, or the run ends.
+// often reads, and would wait for the store: four cycles or five where a register takes none. So the emitter is told
+// what the scratch registers hold, and forgets it as they are written. Between instructions that work on registers
+// alone, nothing can see the page: there a value is stored only when its scratch register is wanted, or the run ends.
 
 import CHost
 import X86
@@ -103,8 +103,8 @@ extension BlockBuilder {
     for register in BlockBuilder.scratchRegisters { settle(register) }
   }
 
-  /// Looks at the next instruction: whether it works on registers alone and cannot leave the block. Before any other the
-  /// page is brought up to date; a rule that writes scratch registers without a note makes them unknown.
+  /// Looks at the next instruction: whether it works on registers alone and cannot leave the block. Before any other
+  /// the page is brought up to date; a rule that writes scratch registers without a note makes them unknown.
   mutating func prepareRegisters() {
     let i = instruction
     switch row.rule {
@@ -120,8 +120,8 @@ extension BlockBuilder {
     }
   }
 
-  /// The host register that stands for guest register `number` in the current instruction: its own, or a scratch register,
-  /// with its value if that `isRead`.
+  /// The host register that stands for guest register `number` in the current instruction: its own, or a scratch
+  /// register, with its value if that `isRead`.
   mutating func rename(_ number: UInt8, isRead: Bool, _ scratch: inout ScratchRegisters) -> HostRegister {
     let host = RegisterMap.host(number)
     if host != RegisterMap.inMemory { return host }
@@ -146,6 +146,7 @@ extension BlockBuilder {
   /// Whether `register` holds a guest register that the current instruction may name.
   private func holdsOperand(_ register: HostRegister) -> Bool {
     let i = instruction
-    return hot.holds(i.reg & 15, in: register) || hot.holds(i.rm & 15, in: register) || hot.holds(i.vvvv & 15, in: register)
+    return hot.holds(i.reg & 15, in: register) || hot.holds(i.rm & 15, in: register)
+      || hot.holds(i.vvvv & 15, in: register)
   }
 }

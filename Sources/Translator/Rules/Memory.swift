@@ -19,14 +19,14 @@ extension BlockBuilder {
   }
 
   /// Whether RSP, and a register plus a displacement, are linear addresses as they stand in 64-bit registers. Outside
-  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper half,
-  /// misses, and Swift computes what it means.
+  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper
+  /// half, misses, and Swift computes what it means.
   var hasPlainAddresses: Bool {
     isLong || !has(Int(CHOST_MODE_LMA)) && !has(Int(CHOST_MODE_SEGMENTED)) && has(Int(CHOST_MODE_STACK32))
   }
 
-  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that may
-  /// be addresses of tables in the upper half wrap as a rule, not by accident.
+  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that
+  /// may be addresses of tables in the upper half wrap as a rule, not by accident.
   private func isPlain(write: Bool) -> Bool {
     let i = instruction
     guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
@@ -47,14 +47,17 @@ extension BlockBuilder {
   private var hasRegions: Bool { isLong || hasPlainAddresses && has(Int(CHOST_MODE_CODE32)) }
 
   /// Whether accesses of this block may share checks.
-  var canGroup: Bool { hasRegions && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT)) }
+  var canGroup: Bool {
+    hasRegions && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT))
+  }
 
   /// Redirects the instruction's ModRM operand. Returns where it is on the host; T1 and perhaps T0 are in use.
   /// Destroys EFLAGS (saved if live) unless its group has been checked.
   mutating func access(size: Int, write: Bool) -> HostMemory {
     let i = instruction
     if current.operandGroup >= 0 {
-      return groupAccess(current.operandGroup, position: current.operandPosition, base: i.base, displacement: i.displacement)
+      return groupAccess(
+        current.operandGroup, position: current.operandPosition, base: i.base, displacement: i.displacement)
     }
     clobberFlags()
     if let (region, offset) = operandRegion(size: size, write: write) {
@@ -63,10 +66,14 @@ extension BlockBuilder {
     }
     if isPlain(write: write) {
       let base = RegisterMap.host(i.base)
-      if base != RegisterMap.inMemory { return access(base: base, displacement: i.displacement, size: size, write: write) }
+      if base != RegisterMap.inMemory {
+        return access(base: base, displacement: i.displacement, size: size, write: write)
+      }
     }
     linearAddress(size: size, write: write)
-    check(keepsAddress: true, size: size, write: write, slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
+    check(
+      keepsAddress: true, size: size, write: write,
+      slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
     return HostMemory(RegisterMap.t0, index: RegisterMap.t1)
   }
 
@@ -88,7 +95,9 @@ extension BlockBuilder {
 
   /// The region that the current instruction's operand lies in, and where, if its slot may serve it.
   private func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
-    guard hasRegions, !has(Int(CHOST_MODE_STEP)), isLong || isFlat(instruction.segment, write: write) else { return nil }
+    guard hasRegions, !has(Int(CHOST_MODE_STEP)), isLong || isFlat(instruction.segment, write: write) else {
+      return nil
+    }
     return current.region(size: size, isLong: isLong, isOffset: isOffset)
   }
 
@@ -244,7 +253,8 @@ extension BlockBuilder {
     }
     let index = Int32(truncatingIfNeeded: number & (UInt64(CHOST_REGIONS) &- 1))
     let first = 2 &* Int32(CHOST_SITES) &+ (write ? Int32(CHOST_REGIONS) : 0)
-    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index) &* Int32(CHOST_SLOT_SIZE)
+    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index)
+      &* Int32(CHOST_SLOT_SIZE)
   }
 
   // MARK: Groups

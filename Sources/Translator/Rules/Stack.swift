@@ -68,7 +68,11 @@ extension BlockBuilder {
 
   /// RSP += count, perhaps later.
   mutating func release(_ count: Int32) {
-    if current.stackGroup >= 0 { pendingStack &+= count } else { setStackPointer(RegisterMap.stackPointer, plus: count) }
+    if current.stackGroup >= 0 {
+      pendingStack &+= count
+    } else {
+      setStackPointer(RegisterMap.stackPointer, plus: count)
+    }
   }
 
   /// RSP = base + count, as wide as the stack pointer is.

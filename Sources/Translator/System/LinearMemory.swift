@@ -98,8 +98,8 @@ extension Processor {
     return physical
   }
 
-  /// An absent page: user code leaves for the machine, which may let another task run; so does other code of a guest that
-  /// takes part in this at every level. Everybody else waits here.
+  /// An absent page: user code leaves for the machine, which may let another task run; so does other code of a guest
+  /// that takes part in this at every level. Everybody else waits here.
   private func checkPresence(of physical: UInt64, _ access: UInt32) throws(Fault) {
     let address = UInt(page[\.page_flags] &+ physical >> 12)
     guard isRAM(physical), let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else { return }
