@@ -71,7 +71,9 @@ let package = Package(
     tests("CHostTests", ["CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices", "Saving"]),
-    .target(name: "CNative", path: "Tests/CNative", cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
+    .target(
+      name: "CNative", path: "Tests/CNative",
+      cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
     tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
     tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
   ]

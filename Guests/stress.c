@@ -86,7 +86,7 @@ static void sleeping(void) {
   for (int i = 0; i < 10; i++) pthread_join(all[i], 0);
   clock_gettime(CLOCK_MONOTONIC, &after);
   double seconds = (double)(after.tv_sec - before.tv_sec) + (double)(after.tv_nsec - before.tv_nsec) / 1e9;
-  if (seconds < 0.04 || seconds > 10) problem("20 sleeps of 2 ms took %f s", seconds);
+  if (seconds < 0.04 || seconds > 60) problem("20 sleeps of 2 ms took %f s", seconds);
 }
 
 // --- Processes
@@ -320,8 +320,10 @@ static void preemption(void) {
   pthread_t all[4];
   stop = 0;
   for (long i = 0; i < 4; i++) pthread_create(&all[i], 0, spin, (void *)i);
-  struct timespec t = {0, 300000000};
+  // For 0.3 s, and on a busy host until each has had its turn, a minute at most.
+  struct timespec t = {0, 300000000}, more = {0, 10000000};
   nanosleep(&t, 0);
+  for (int i = 0; i < 6000 && !(spun[0] && spun[1] && spun[2] && spun[3]); i++) nanosleep(&more, 0);
   stop = 1;
   for (int i = 0; i < 4; i++) pthread_join(all[i], 0);
   for (int i = 0; i < 4; i++) EXPECT(spun[i] > 0);

@@ -169,8 +169,10 @@ static uint64_t sha256(void) {
 static uint64_t chase(void ***ring, size_t bytes, uint64_t steps) {
   size_t count = bytes / 64;
   if (*ring == NULL) {
-    char *memory = need(aligned_alloc(1 << 21, (bytes + (1 << 21) - 1) >> 21 << 21));
-    madvise(memory, bytes, MADV_HUGEPAGE); // so that the row is about the caches, not about what pages there were
+    // Whole huge pages, so that the row is about the caches, not about what pages there were.
+    size_t whole = (bytes + (1 << 21) - 1) >> 21 << 21;
+    char *memory = need(aligned_alloc(1 << 21, whole));
+    madvise(memory, whole, MADV_HUGEPAGE);
     uint32_t *next = need(malloc(count * sizeof *next));
     for (size_t i = 0; i < count; i++) next[i] = (uint32_t)i;
     uint64_t seed = 4;

@@ -545,15 +545,17 @@ INLINE uint64_t *jump_tags(chost_cpu *cpu, unsigned privilege) {
   return (uint64_t *)(chost_env(cpu) + CHOST_JUMP_TAGS) + privilege * 2 * (uint64_t)CHOST_JUMP_ENTRIES;
 }
 
-// The tag differs from every address with this index in bit 0, and is not canonical.
+INLINE uint64_t jump_index(uint64_t linear) { return (uint32_t)linear * (uint32_t)CHOST_JUMP_FACTOR >> CHOST_JUMP_SHIFT; }
+
+// The tag is of another index, and not canonical.
 INLINE void jump_clear(uint64_t *tags, uint64_t index) {
-  tags[index] = (index ^ 1) | 1ull << 63;
+  tags[index] = 1ull << 63 | (jump_index(0) == index);
   tags[index + CHOST_JUMP_ENTRIES] = 0;
 }
 
 INLINE void jump_insert(chost_cpu *cpu, unsigned privilege, uint64_t linear, uint64_t target, bool global) {
   chost_private *p = private_of(cpu);
-  uint64_t index = (linear ^ linear >> 12) & (CHOST_JUMP_ENTRIES - 1), *tags = jump_tags(cpu, privilege);
+  uint64_t index = jump_index(linear), *tags = jump_tags(cpu, privilege);
   tags[index] = linear;
   tags[index + CHOST_JUMP_ENTRIES] = target;
   set_bit(p->jump_filled[privilege], index);

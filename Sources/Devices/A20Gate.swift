@@ -2,8 +2,9 @@
 // The gate that made the AT compatible with programs that rely on addresses wrapping at 1 MiB: while it is closed,
 // address bit 20 leaves the processor as 0. It is open at the start, as firmware leaves it.
 //
-// Two ports lead to it, the keyboard controller's output port and port 0x92. Some chipsets join them with an OR; here they
-// are one line: whichever was written last counts, and both show it, so that a program may use either for both ways.
+// Two ports lead to it, the keyboard controller's output port and port 0x92. Some chipsets join them with an OR; here
+// they are one line: whichever was written last counts, and both show it, so that a program may use either for both
+// ways.
 
 public import Saving
 import Synchronization

@@ -5,7 +5,8 @@
 public import Saving
 import Synchronization
 
-/// The output port of an 8042 (offset 0 is port 0x60, offset 4 is port 0x64). Nothing else ever fills its output buffer.
+/// The output port of an 8042 (offset 0 is port 0x60, offset 4 is port 0x64). Nothing else ever fills its output
+/// buffer.
 public final class KeyboardController: Device {
   /// Commands that do something here; the rest are accepted and forgotten.
   private enum Command: UInt8 {

@@ -142,7 +142,8 @@ public final class Platform: Sendable {
     var saved = [
       SavedDevice("8259", pic), SavedDevice("local APICs", interrupts), SavedDevice("IOAPIC", ioapic),
       SavedDevice("8254", pit), SavedDevice("serial", serial), SavedDevice("RTC", rtc),
-      SavedDevice("keyboard", keyboard), SavedDevice("port 92", portA), SavedDevice("A20", gate), SavedDevice("ACPI", powerManagement),
+      SavedDevice("keyboard", keyboard), SavedDevice("port 92", portA), SavedDevice("A20", gate),
+      SavedDevice("ACPI", powerManagement),
       SavedDevice("PCI", bridge),
     ]
     if configuration.hasTestDevices {

@@ -196,7 +196,8 @@ import Synchronization
   ) throws(HostError) {
     guard contains(address, count: count) else {
       throw HostError(
-        "load", file.description, reason: "\(MemoryError(address, byteCount: count))", remedy: "give the guest more memory")
+        "load", file.description, reason: "\(MemoryError(address, byteCount: count))",
+        remedy: "give the guest more memory")
     }
     // SAFETY: checked above.
     let target = unsafe UnsafeMutableRawBufferPointer(

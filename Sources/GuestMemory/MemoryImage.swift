@@ -6,8 +6,11 @@ public import Host
 import Synchronization
 
 extension GuestMemory {
-  /// Pages that are looked at, and written, together.
-  private static let stride = 256
+  /// Bytes that are looked at, and written, together.
+  private static let writeStride = 1 << 20
+  /// Bytes that a thread verifies before it takes more: two page tables, since threads that fill the same one in wait
+  /// for each other.
+  private static let verifyStride = 4 << 20
 
   /// Host address of a byte of the image, in which the RAM from 4 GiB on follows that below.
   private func address(ofImageByte offset: Int) -> UnsafeMutableRawPointer {
@@ -15,14 +18,14 @@ extension GuestMemory {
     return unsafe baseAddress + (offset < low ? offset : offset - low + Int(GuestMemory.highStart))
   }
 
-  /// Parts of at most `stride` pages, none across the gap below 4 GiB.
-  private func pieces(_ extents: [Range<Int>]) -> [Range<Int>] {
+  /// Parts of at most `size` bytes that end at its multiples, none across the gap below 4 GiB.
+  private func pieces(_ extents: [Range<Int>], of size: Int) -> [Range<Int>] {
     let low = Int(lowEnd)
     var pieces: [Range<Int>] = []
     for extent in extents {
       var start = extent.lowerBound
       while start < extent.upperBound {
-        var end = min(start + GuestMemory.stride * hostPageSize, extent.upperBound)
+        var end = min((start / size + 1) * size, extent.upperBound)
         if start < low { end = min(end, low) }
         pieces.append(start..<end)
         start = end
@@ -38,7 +41,9 @@ extension GuestMemory {
     var isTouched: [Bool] = []
     for part in [0..<Int(lowEnd), Int(lowEnd)..<Int(byteCount)] where !part.isEmpty {
       let start = unsafe address(ofImageByte: part.lowerBound)
-      guard let own = unsafe Mapping.ownPages(start, count: part.count / hostPageSize) else { return [0..<Int(byteCount)] }
+      guard let own = unsafe Mapping.ownPages(start, count: part.count / hostPageSize) else {
+        return [0..<Int(byteCount)]
+      }
       isTouched += own
     }
     for extent in dataExtents {
@@ -61,7 +66,7 @@ extension GuestMemory {
   public func writeImage(to file: ReplacementFile, at offset: Int) throws(HostError) -> [UInt32] {
     var sums = [UInt32](repeating: Checksum.zeroPage, count: Int(byteCount) / hostPageSize)
     try file.setSize(offset + Int(byteCount))
-    for piece in pieces(touchedExtents) {
+    for piece in pieces(touchedExtents, of: GuestMemory.writeStride) {
       let start = unsafe address(ofImageByte: piece.lowerBound)
       let count = piece.count / hostPageSize
       let found = unsafe Checksum.ofPages(start, count: count)
@@ -85,18 +90,21 @@ extension GuestMemory {
     return sums
   }
 
-  /// Compares RAM that was made from an image, and is unchanged, with the checksums of its pages.
+  /// Compares RAM that was made from an image, and is unchanged, with the checksums of its pages, one for each.
   ///
-  /// - Returns: The first page that differs, by its number in the image; nil if none does.
-  public func firstDifference(from sums: [UInt32], threadCount: Int) throws(HostError) -> Int? {
+  /// - Returns: The first page that differs, by its number in the image, nil if none does; and how many bytes were
+  ///   read, since holes need not be.
+  public func firstDifference(
+    from sums: [UInt32], threadCount: Int
+  ) throws(HostError) -> (page: Int?, byteCount: Int) {
     let extents = dataExtents
     var next = 0
     for extent in extents + [Int(byteCount)..<Int(byteCount)] {
       let end = extent.lowerBound / hostPageSize
-      if let page = (next..<end).first(where: { sums[$0] != Checksum.zeroPage }) { return page }
+      if let page = (next..<end).first(where: { sums[$0] != Checksum.zeroPage }) { return (page, 0) }
       next = extent.upperBound / hostPageSize
     }
-    let search = Search(pieces: pieces(extents), sums: sums)
+    let search = Search(pieces: pieces(extents, of: GuestMemory.verifyStride), sums: sums)
     var threads: [HostThread] = []
     for _ in 1..<max(threadCount, 1) where threads.count + 1 < search.pieces.count {
       threads.append(try HostThread(name: "lguest-verify", stackBytes: 512 << 10) { search.run(self) })
@@ -104,7 +112,7 @@ extension GuestMemory {
     search.run(self)
     for thread in threads { thread.join() }
     let first = search.first.load(ordering: .acquiring)
-    return first == .max ? nil : first
+    return (first == .max ? nil : first, extents.reduce(0) { $0 + $1.count })
   }
 
   /// A comparison that several threads share.
@@ -124,8 +132,9 @@ extension GuestMemory {
         let index = next.add(1, ordering: .relaxed).oldValue
         guard index < pieces.count else { return }
         let piece = pieces[index]
+        // The mapping's pages come in as they are read, 16 at a time: faster than asking for all of them
+        // (MADV_POPULATE_READ), which takes them one by one.
         let start = unsafe memory.address(ofImageByte: piece.lowerBound)
-        unsafe Mapping.prefault(start, byteCount: piece.count)
         let found = unsafe Checksum.ofPages(start, count: piece.count / hostPageSize)
         let page = piece.lowerBound / hostPageSize
         if let bad = found.indices.first(where: { found[$0] != sums[page + $0] }) {

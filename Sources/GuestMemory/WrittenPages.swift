@@ -36,7 +36,8 @@ extension GuestMemory {
   @inlinable @inline(__always)
   func flags(ofPage page: UInt64) -> UnsafeMutablePointer<Atomic<UInt8>> {
     // SAFETY: callers pass pages of RAM; an atomic byte has the layout of a byte.
-    unsafe UnsafeMutableRawPointer(pageFlags + Int(truncatingIfNeeded: page)).assumingMemoryBound(to: Atomic<UInt8>.self)
+    unsafe UnsafeMutableRawPointer(pageFlags + Int(truncatingIfNeeded: page)).assumingMemoryBound(
+      to: Atomic<UInt8>.self)
   }
 
   /// The flags of the page that holds an address; empty outside RAM.

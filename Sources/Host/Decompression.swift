@@ -41,10 +41,11 @@ public enum Decompression: String, Sendable, CaseIterable {
 
   /// lzma_stream_buffer_decode (liblzma, lzma/container.h).
   private static func xz(_ input: Input, _ count: Int, _ output: Output, _ room: Int) -> Int? {
-    typealias Decode = @convention(c) (
-      UnsafeMutablePointer<UInt64>, UInt32, UnsafeRawPointer?, Input, UnsafeMutablePointer<Int>, Int, Output,
-      UnsafeMutablePointer<Int>, Int
-    ) -> Int32
+    typealias Decode =
+      @convention(c) (
+        UnsafeMutablePointer<UInt64>, UInt32, UnsafeRawPointer?, Input, UnsafeMutablePointer<Int>, Int, Output,
+        UnsafeMutablePointer<Int>, Int
+      ) -> Int32
     guard let library = HostLibrary("liblzma.so.5"),
       let decode = unsafe library.function("lzma_stream_buffer_decode", as: Decode.self)
     else { return nil }

@@ -127,8 +127,10 @@ private final class Core: Sendable {
     epoll = try checked(chost_epoll(), "make", "an event queue")
     wake = try checked(chost_eventfd(), "make", "an event descriptor")
     timer = try checked(chost_timerfd(), "make", "a timer descriptor")
-    try checked(chost_epoll_set(epoll, wake, 1, Readiness.readable.rawValue, Core.wakeTag), "watch", "an event descriptor")
-    try checked(chost_epoll_set(epoll, timer, 1, Readiness.readable.rawValue, Core.timerTag), "watch", "a timer descriptor")
+    try checked(
+      chost_epoll_set(epoll, wake, 1, Readiness.readable.rawValue, Core.wakeTag), "watch", "an event descriptor")
+    try checked(
+      chost_epoll_set(epoll, timer, 1, Readiness.readable.rawValue, Core.timerTag), "watch", "a timer descriptor")
   }
 
   deinit {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a sparse file has data: reading only there is what makes saving and restoring a large, mostly empty guest quick.
+// Where a sparse file has data: reading only there is what makes saving and restoring a large, mostly empty guest
+// quick.
 
 import Glibc
 import SystemPackage
 
-/// The parts of `range` that are not holes, in ascending order; all of it where the file system does not say. Their ends
-/// are multiples of the page size if those of `range` are.
+/// The parts of `range` that are not holes, in ascending order; all of it where the file system does not say. Their
+/// ends are multiples of the page size if those of `range` are.
 func dataExtents(_ descriptor: Int32, _ range: Range<Int>) -> [Range<Int>] {
   let (seekData, seekHole): (Int32, Int32) = (3, 4)  // linux/fs.h
   let mask = hostPageSize - 1

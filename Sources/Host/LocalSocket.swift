@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Unix sockets that carry lines of text between processes of one user: the control socket of a run and those who ask it.
+// Unix sockets that carry lines of text between processes of one user: the control socket of a run and those who ask
+// it.
 
 import CHost
 import Glibc

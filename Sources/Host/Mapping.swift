@@ -59,7 +59,8 @@ public let hostPageSize = 4096
   public static func shared(
     _ file: borrowing MemoryFile, byteCount: Int, _ access: Access
   ) throws(HostError) -> Mapping {
-    try Mapping(byteCount: byteCount, access, flags: MAP_SHARED | MAP_NORESERVE, fd: file.descriptor.rawValue, offset: 0)
+    try Mapping(
+      byteCount: byteCount, access, flags: MAP_SHARED | MAP_NORESERVE, fd: file.descriptor.rawValue, offset: 0)
   }
 
   /// Replaces `[offset, offset + byteCount)` of this region with a shared mapping of a memory file from
@@ -94,10 +95,12 @@ public let hostPageSize = 4096
     guard unsafe result != MAP_FAILED else { throw HostError("map", file.description, errno: currentErrno) }
   }
 
-  /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does not
-  /// say (linux, Documentation/admin-guide/mm/pagemap.rst).
+  /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does
+  /// not say (linux, Documentation/admin-guide/mm/pagemap.rst).
   public static func ownPages(_ start: UnsafeMutableRawPointer, count: Int) -> [Bool]? {
-    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else { return nil }
+    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else {
+      return nil
+    }
     defer { try? file.close() }
     var entries = [UInt64](repeating: 0, count: count)
     let byteCount = count * 8
@@ -116,13 +119,6 @@ public let hostPageSize = 4096
     }
     let (present, swapped, ofFile): (UInt64, UInt64, UInt64) = (1 << 63, 1 << 62, 1 << 61)
     return isComplete ? entries.map { $0 & (present | swapped) != 0 && $0 & ofFile == 0 } : nil
-  }
-
-  /// Brings in the pages of a range at once that are about to be read. Advice: a kernel that does not know it takes them
-  /// one by one.
-  public static func prefault(_ start: UnsafeMutableRawPointer, byteCount: Int) {
-    let populateRead: Int32 = 22  // MADV_POPULATE_READ, linux/mman.h
-    unsafe _ = madvise(start, byteCount, populateRead)
   }
 
   /// Changes what may be done to `[offset, offset + byteCount)`; both are multiples of the page size.

@@ -1,24 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// A large file that appears whole or not at all: written beside its name, forced to the disk, renamed. Whoever has the
-// old file open or mapped keeps the old file.
+// A large file that appears whole or not at all: written without a name, forced to the disk, given its name. Whoever
+// has the old file open or mapped keeps the old file, and a process that dies in the middle leaves nothing, since what
+// has no name goes with its last descriptor (open(2), O_TMPFILE).
 
 import Glibc
-import Synchronization
 public import SystemPackage
 
 /// A file being written, readable by this user only.
 public final class ReplacementFile: Sendable {
   public let path: FilePath
+  /// A name beside `path`: all the time on a file system that has no nameless files, else for the moment between
+  /// linking and renaming, since a link cannot replace a file.
   private let temporary: FilePath
   private let descriptor: FileDescriptor
-  private let hasItsName = Atomic<Bool>(false)
+  private let isNameless: Bool
 
-  /// Creates an empty file beside `path`.
-  public init(_ path: FilePath) throws(HostError) {
+  /// Creates an empty file in the directory of `path`.
+  public convenience init(_ path: FilePath) throws(HostError) { try self.init(path, canBeNameless: true) }
+
+  /// - Parameter canBeNameless: False only in tests, for what happens on file systems without nameless files.
+  init(_ path: FilePath, canBeNameless: Bool) throws(HostError) {
     self.path = path
     temporary = FilePath("\(path.string).\(getpid()).tmp")
     // Left by an earlier process of this number.
     unsafe _ = unlink(temporary.string)
+    if canBeNameless, let file = ReplacementFile.nameless(in: ReplacementFile.directory(of: path)) {
+      (descriptor, isNameless) = (file, true)
+      return
+    }
+    isNameless = false
     do {
       descriptor = try FileDescriptor.open(
         temporary, .readWrite, options: [.create, .exclusiveCreate, .closeOnExec],
@@ -28,14 +38,38 @@ public final class ReplacementFile: Sendable {
 
   deinit {
     try? descriptor.close()
-    if !hasItsName.load(ordering: .acquiring) { unsafe _ = unlink(temporary.string) }
+    // Nothing is there once it was renamed.
+    unsafe _ = unlink(temporary.string)
   }
+
+  private static func directory(of path: FilePath) -> FilePath {
+    let directory = path.removingLastComponent()
+    return directory.isEmpty ? "." : directory
+  }
+
+  /// A file without a name; nil where the file system has none, or where /proc, by which it would get one, is not
+  /// there. Any other reason is found again, and told, when a file with a name is opened.
+  private static func nameless(in directory: FilePath) -> FileDescriptor? {
+    let temporaryFile: Int32 = 0o20_000_000 | O_DIRECTORY  // O_TMPFILE, asm-generic/fcntl.h
+    guard
+      let file = try? FileDescriptor.open(
+        directory, .readWrite, options: [FileDescriptor.OpenOptions(rawValue: temporaryFile), .closeOnExec],
+        permissions: FilePermissions(rawValue: 0o600))
+    else { return nil }
+    if unsafe access(ReplacementFile.link(to: file), F_OK) == 0 { return file }
+    try? file.close()
+    return nil
+  }
+
+  /// What stands for an open file in the file system.
+  private static func link(to file: FileDescriptor) -> String { "/proc/self/fd/\(file.rawValue)" }
+
+  /// What messages call the file.
+  private var subject: String { "\(isNameless ? path : temporary)" }
 
   /// Makes the file so long; what is not written reads as zeros and takes no room.
   public func setSize(_ byteCount: Int) throws(HostError) {
-    guard ftruncate(descriptor.rawValue, byteCount) == 0 else {
-      throw HostError("size", "\(temporary)", errno: currentErrno)
-    }
+    guard ftruncate(descriptor.rawValue, byteCount) == 0 else { throw HostError("size", subject, errno: currentErrno) }
   }
 
   /// Writes bytes at an offset.
@@ -55,22 +89,25 @@ public final class ReplacementFile: Sendable {
         done += unsafe try descriptor.write(
           toAbsoluteOffset: Int64(offset + done), UnsafeRawBufferPointer(rebasing: bytes[done...]))
       } catch {
-        throw HostError("write", "\(temporary)", errno: error as? Errno ?? .ioError)
+        throw HostError("write", subject, errno: error as? Errno ?? .ioError)
       }
     }
   }
 
   /// Forces everything to the disk and gives the file its name.
   public func commit() throws(HostError) {
-    guard fsync(descriptor.rawValue) == 0 else { throw HostError("write", "\(temporary)", errno: currentErrno) }
+    guard fsync(descriptor.rawValue) == 0 else { throw HostError("write", subject, errno: currentErrno) }
+    if isNameless {
+      let link = ReplacementFile.link(to: descriptor)
+      guard unsafe linkat(AT_FDCWD, link, AT_FDCWD, temporary.string, AT_SYMLINK_FOLLOW) == 0 else {
+        throw HostError("create", "\(temporary)", errno: currentErrno)
+      }
+    }
     guard unsafe Glibc.rename(temporary.string, path.string) == 0 else {
       throw HostError("rename", "\(temporary) to \(path)", errno: currentErrno)
     }
-    hasItsName.store(true, ordering: .releasing)
     // The name is the directory's, and some file systems cannot be asked for that.
-    var directory = path.removingLastComponent()
-    if directory.isEmpty { directory = "." }
-    if let opened = try? FileDescriptor.open(directory, .readOnly, options: .closeOnExec) {
+    if let opened = try? FileDescriptor.open(ReplacementFile.directory(of: path), .readOnly, options: .closeOnExec) {
       _ = fsync(opened.rawValue)
       try? opened.close()
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How long the host's scheduler has let a thread wait for a CPU: what a guest calls steal time, as far as the host is
-// its cause. The kernel counts it for every thread (Linux Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat).
+// its cause. The kernel counts it for every thread (Linux Documentation/scheduler/sched-stats.rst,
+// /proc/PID/schedstat).
 
 import Synchronization
 import SystemPackage
@@ -14,7 +15,8 @@ public final class RunQueueDelay: Sendable {
 
   /// Of the calling thread, to be asked from any; `nil` where the host does not count.
   public init?() {
-    guard let file = try? FileDescriptor.open(FilePath("/proc/thread-self/schedstat"), .readOnly, options: .closeOnExec) else {
+    guard let file = try? FileDescriptor.open(FilePath("/proc/thread-self/schedstat"), .readOnly, options: .closeOnExec)
+    else {
       return nil
     }
     self.file = file
@@ -23,8 +25,8 @@ public final class RunQueueDelay: Sendable {
 
   deinit { try? file.close() }
 
-  /// How much longer the thread has waited since the last answer; nil, at the price of reading the clock, if that was less
-  /// than `interval` ago. For one caller at a time. Both in nanoseconds.
+  /// How much longer the thread has waited since the last answer; nil, at the price of reading the clock, if that was
+  /// less than `interval` ago. For one caller at a time. Both in nanoseconds.
   public func growth(after interval: UInt64) -> UInt64? {
     let now = HostClock.monotonic
     guard now >= next.load(ordering: .relaxed) else { return nil }

@@ -25,7 +25,9 @@ public enum Terminal {
   public static func size(_ descriptor: FileDescriptor) -> (columns: UInt16, rows: UInt16)? {
     var columns: UInt16 = 0
     var rows: UInt16 = 0
-    guard unsafe chost_terminal_size(descriptor.rawValue, &columns, &rows) == 0, columns > 0, rows > 0 else { return nil }
+    guard unsafe chost_terminal_size(descriptor.rawValue, &columns, &rows) == 0, columns > 0, rows > 0 else {
+      return nil
+    }
     return (columns, rows)
   }
 }

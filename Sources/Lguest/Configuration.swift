@@ -101,8 +101,8 @@ extension VirtualMachine {
     public var processorStart = ProcessorStart.ipi
     /// Host threads to run the vCPUs on, at most; nil is as many as the process may use processors.
     public var hostThreadCount: Int?
-    /// How long a page of RAM takes to come back that a program used and that went away; nil: none goes away. What it shows
-    /// is asynchronous page faults; nothing is gained by it.
+    /// How long a page of RAM takes to come back that a program used and that went away; nil: none goes away. What it
+    /// shows is asynchronous page faults; nothing is gained by it.
     public var slowMemory: Duration?
     public var cpuVendor = CPUVendor.intel
     public var foreignHypercall = ForeignHypercall.native
@@ -147,8 +147,8 @@ extension VirtualMachine {
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
     public static let commandLineSize = 2048
     public static let cpuModels = ["x86-64-v2", "x86-64-v3"]
-    /// Features that are left out unless asked for: `smap` makes a kernel's accesses to user memory slower, `pcid` (with
-    /// INVPCID) gains nothing, since translations are not kept for each context.
+    /// Features that are left out unless asked for: `smap` makes a kernel's accesses to user memory slower, `pcid`
+    /// (with INVPCID) gains nothing, since translations are not kept for each context.
     public static let cpuFeatureNames = ["smap", "pcid"]
 
     /// As many vCPUs as this process may use processors, by affinity and control group, 1...64.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// How anybody reaches a vCPU: in the guest it is kicked, halted it is made ready to run, and anywhere else it is left alone, because
-// it looks for news itself before it goes on. The order is the whole point. A ringer changes a device first and then
-// looks where the vCPU is; the vCPU says where it goes first and then looks at the devices. One of them sees the other.
+// How anybody reaches a vCPU: in the guest it is kicked, halted it is made ready to run, and anywhere else it is left
+// alone, because it looks for news itself before it goes on. The order is the whole point. A ringer changes a device
+// first and then looks where the vCPU is; the vCPU says where it goes first and then looks at the devices. One of them
+// sees the other.
 
 import Host
 import Saving

@@ -2,8 +2,8 @@
 // Ways to look into the engine, for those who work on it or profile a guest. None is on by default; each costs what its
 // comment says.
 
-public import SystemPackage
 import Synchronization
+public import SystemPackage
 
 /// What to record about the execution of a guest.
 public struct EngineInspection: Sendable {
@@ -32,7 +32,8 @@ final class TraceFile: Sendable {
       file = try FileDescriptor.open(
         path, .writeOnly, options: [.create, .truncate, .closeOnExec], permissions: [.ownerReadWrite, .groupRead])
     } catch {
-      throw ConfigurationError("cannot write '\(path)': \(error)", remedy: "name a file in a directory you may write to")
+      throw ConfigurationError(
+        "cannot write '\(path)': \(error)", remedy: "name a file in a directory you may write to")
     }
   }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What exits cost: TSC cycles from a vCPU's return to the run loop until it is about to enter the guest again, by reason, by
-// hypercall and by model-specific register, in the spirit of kvm_stat. Kept only while somebody wants to know.
+// What exits cost: TSC cycles from a vCPU's return to the run loop until it is about to enter the guest again, by
+// reason, by hypercall and by model-specific register, in the spirit of kvm_stat. Kept only while somebody wants to
+// know.
 
 import X86
 
@@ -24,8 +25,8 @@ public struct ExitCosts: Sendable {
 
   /// Adds an exit.
   ///
-  /// - Parameter hypercall: The number of the call that was performed, if one was. Numbers and registers are the guest's
-  ///   choice, so that only so many kinds are kept apart.
+  /// - Parameter hypercall: The number of the call that was performed, if one was. Numbers and registers are the
+  ///   guest's choice, so that only so many kinds are kept apart.
   mutating func add(_ exit: VCPUExit, cycles: UInt64, hypercall: UInt64?) {
     reasons[Statistics.ExitReason(exit), default: 0] &+= cycles
     if let hypercall {

@@ -12,7 +12,8 @@ extension VirtualMachine.Configuration {
   public static var kvmFeatureNames: [String] { X86.KVMFeatures.names.map(\.name) }
   public static var kvmHintNames: [String] { X86.KVMHints.names.map(\.name) }
 
-  /// Reads a list of features: names, `no-` and a name, hexadecimal numbers, `default`, `all`, `none`, with commas between.
+  /// Reads a list of features: names, `no-` and a name, hexadecimal numbers, `default`, `all`, `none`, with commas
+  /// between.
   ///
   /// - Throws: `ConfigurationError` for what is no name, and for bits that cannot be offered.
   public static func features(_ list: String) throws(ConfigurationError) -> UInt32 {
@@ -31,7 +32,8 @@ extension VirtualMachine.Configuration {
       let names = Word.names.map(\.name).joined(separator: ", ")
       switch error {
       case .unknown(let name):
-        throw ConfigurationError("unknown KVM \(role) '\(name)'", remedy: "choose of default, all, none, \(names), or a number with 0x")
+        throw ConfigurationError(
+          "unknown KVM \(role) '\(name)'", remedy: "choose of default, all, none, \(names), or a number with 0x")
       case .notOffered(let bits):
         throw notOffered(bits, role, names)
       }

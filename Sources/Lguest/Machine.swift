@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One machine, put together: RAM with a kernel in it, CPUs, the first at the kernel's first instruction, and the least hardware
-// with which stock kernels are calm, wired as on a PC. Everything found here to be wrong is found before the guest runs.
+// One machine, put together: RAM with a kernel in it, CPUs, the first at the kernel's first instruction, and the least
+// hardware with which stock kernels are calm, wired as on a PC. Everything found here to be wrong is found before the
+// guest runs.
 
 import Devices
 import GuestMemory
@@ -44,7 +45,7 @@ final class Machine: Sendable {
     self.model = model
     var state = CPUState()
     if let saved = configuration.saved {
-      memory = try saved.makeMemory()
+      memory = try saved.makeMemory(configuration.logger)
     } else {
       do throws(HostError) { memory = try GuestMemory(byteCount: configuration.memorySize) } catch {
         throw ConfigurationError(error)
@@ -136,7 +137,8 @@ final class Machine: Sendable {
     console.connect(platform.serial)
     if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
-      try slowMemory?.start(wake: { doorbells[$0].ring() }, evicted: { [cpus] in for cpu in cpus { cpu.flushTLBSoon() } })
+      try slowMemory?.start(
+        wake: { doorbells[$0].ring() }, evicted: { [cpus] in for cpu in cpus { cpu.flushTLBSoon() } })
       try timers.start(sources)
     } catch {
       console.disconnect()

@@ -31,8 +31,8 @@ extension Machine {
     return order.map { "vCPU \($0)\n" + cpus[$0].state.text }.joined(separator: "\n")
   }
 
-  /// What `EngineInspection.histogram` writes: how much of what the guest executed was translated, and a line per block,
-  /// the heaviest first.
+  /// What `EngineInspection.histogram` writes: how much of what the guest executed was translated, and a line per
+  /// block, the heaviest first.
   func histogramText(helperInstructions: UInt64) -> String {
     let rows = translation.histogram.rows
     let translated = rows.reduce(0) { $0 &+ $1.weight }
@@ -43,7 +43,8 @@ extension Machine {
       return "\(hundredThousandths / 100_000)." + String(repeating: "0", count: 5 - digits.count) + digits
     }
     var text = "# \(translated) instructions in translated code, \(percent(translated)) %; "
-    text += "\(helperInstructions) by helpers in Swift\n# share in %, executions, instructions, guest-physical address, mode\n"
+    text +=
+      "\(helperInstructions) by helpers in Swift\n# share in %, executions, instructions, guest-physical address, mode\n"
     for row in rows {
       text += "\(percent(row.weight)) \(row.executions) \(row.instructions) 0x" + String(row.physical, radix: 16)
       text += " 0x" + String(row.mode, radix: 16) + "\n"
@@ -70,7 +71,9 @@ extension Statistics {
       fullExits &+= times
       if name == "memory" || name == "instruction" { helperInstructions &+= times }
     }
-    for (port, times) in machine.platform.ports.unclaimedByAddress { count(unknown: Machine.portName(port), times: times) }
+    for (port, times) in machine.platform.ports.unclaimedByAddress {
+      count(unknown: Machine.portName(port), times: times)
+    }
     for (address, times) in machine.platform.mmio.unclaimedByAddress {
       count(unknown: Machine.addressName(address), times: times)
     }

@@ -6,7 +6,9 @@ import X86
 extension CPUState {
   /// Lines of registers, without a line break at the end.
   var text: String {
-    let names = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15"]
+    let names = [
+      "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15",
+    ]
     let general = zip(names, registers).map { "\($0) \(CPUState.hex($1))" }
     var lines = ["RIP \(CPUState.hex(rip)) RFLAGS \(CPUState.hex(rflags, 8)) CPL \(cs.selector & 3)"]
     for row in stride(from: 0, to: general.count, by: 4) {
@@ -23,7 +25,8 @@ extension CPUState {
     for row in stride(from: 0, to: texts.count, by: 4) { lines.append(texts[row..<row + 4].joined(separator: " ")) }
     lines.append(
       "GDT \(CPUState.hex(gdtr.base)) \(CPUState.hex(UInt64(gdtr.limit), 4)) "
-        + "IDT \(CPUState.hex(idtr.base)) \(CPUState.hex(UInt64(idtr.limit), 4)) kernel GS \(CPUState.hex(kernelGSBase))")
+        + "IDT \(CPUState.hex(idtr.base)) \(CPUState.hex(UInt64(idtr.limit), 4)) kernel GS \(CPUState.hex(kernelGSBase))"
+    )
     return lines.joined(separator: "\n")
   }
 

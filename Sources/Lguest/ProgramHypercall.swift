@@ -10,8 +10,8 @@ extension VirtualMachine {
   public struct Hypercall: Sendable {
     /// What the guest had in RAX.
     public let number: UInt64
-    /// RBX, RCX, RDX and RSI, cut to 32 bits if the caller was not 64-bit code. In the interface of 2007: RDI, RSI, RDX,
-    /// RCX, R8 and R9, or EAX, ECX, EDX, ESI, EDI and EBP.
+    /// RBX, RCX, RDX and RSI, cut to 32 bits if the caller was not 64-bit code. In the interface of 2007: RDI, RSI,
+    /// RDX, RCX, R8 and R9, or EAX, ECX, EDX, ESI, EDI and EBP.
     public let arguments: [UInt64]
     /// Whether the caller ran 64-bit code.
     public let isLong: Bool

@@ -27,12 +27,13 @@ extension RunLoop {
 
   // MARK: Page events
 
-  /// User code touched a page that is on its way: the guest puts that task to sleep, or the vCPU waits.
+  /// Code of a level that takes part touched a page that is on its way: the guest puts that task to sleep, or the vCPU
+  /// waits.
   func meet(absentPage address: UInt64) {
     guard let store = machine.slowMemory else { return }
     guard
       registers.asyncPageFault.canBegin(
-        privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt),
+        privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt && engine.isPaging),
       let token = registers.asyncPageFault.begin()
     else { return store.wait(for: address) }
     store.fetch(address, for: number, token: token)

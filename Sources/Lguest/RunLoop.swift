@@ -130,10 +130,11 @@ final class RunLoop: @unchecked Sendable {
 
   // MARK: Counting
 
-  /// What this vCPU counted, with the hypercalls that translated code answered. To be asked on its thread, or when it has
-  /// none.
+  /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked
+  /// on its thread, or when it has none.
   var totalStatistics: Statistics {
     var total = statistics
+    total.stealNanoseconds = waited
     for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
     return total
   }
@@ -195,6 +196,7 @@ final class RunLoop: @unchecked Sendable {
       // The bootstrap processor restarts at the firmware's reset vector, and there is no firmware.
       if number == 0 { return .power(.reset(.systemControlPortA)) }
       registers.reset()
+      engine.everyLevelLeavesForPages = false
       engine.state = engine.state.initialized(signature: engine.signature)
       adoptTaskPriority()
     case .start(let vector):
@@ -284,7 +286,9 @@ final class RunLoop: @unchecked Sendable {
   }
 
   private func write(_ address: UInt64, _ size: UInt8, _ value: UInt64) {
-    guard let offset = apicOffset(address) else { return machine.platform.mmio.write(address, size: size, value: value) }
+    guard let offset = apicOffset(address) else {
+      return machine.platform.mmio.write(address, size: size, value: value)
+    }
     apic.write(offset: offset, size: size, value: value)
     if offset >> 4 == RunLoop.taskPriorityRegister { adoptTaskPriority() }
   }
@@ -306,6 +310,7 @@ final class RunLoop: @unchecked Sendable {
       return apic.writeMSR(index, value)
     }
     if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
+      defer { engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel }
       return registers.write(index, value, waited: waited)
     }
     if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
@@ -337,8 +342,8 @@ final class RunLoop: @unchecked Sendable {
     engine.taskPriority = apic.taskPriority
   }
 
-  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class again
-  /// counts, since it clears the subclass (SDM volume 3, 11.8.6).
+  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class
+  /// again counts, since it clears the subclass (SDM volume 3, 11.8.6).
   private func noteTaskPriority() {
     if engine.takeTaskPriorityWrite() { apic.taskPriority = engine.taskPriority }
   }
@@ -393,6 +398,7 @@ extension RunLoop: SavedState {
     timestampOffset = firstTimestampOffset &+ ahead
     engine.timestampOffset = timestampOffset
     try registers.transfer(&archive)
+    engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel
     try archive.transfer(&isHalted)
     try archive.transfer(&isInUserSpace)
     try doorbell.transfer(&archive)

@@ -24,8 +24,8 @@ public struct RunResult: Sendable {
   public var vcpuStatistics: [Statistics] = []
   /// The engine that ran the guest.
   public var engine: VirtualMachine.Configuration.Engine
-  /// Registers of every vCPU, as text; empty unless the ending calls for it (panic, triple fault, internal error, a time
-  /// limit).
+  /// Registers of every vCPU, as text; empty unless the ending calls for it (panic, triple fault, internal error, a
+  /// time limit).
   public var processorState = ""
   /// The last lines of the console, oldest first.
   public var consoleTail: [String] = []

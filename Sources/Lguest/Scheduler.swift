@@ -127,8 +127,8 @@ final class Scheduler: DeadlineSource {
 
   /// Stops all vCPUs at a boundary, and waits until they stand.
   ///
-  /// - Returns: false if one still ran at the deadline, an instant of the host's monotonic clock in ns. Either way `resume`
-  ///   must follow, or the end.
+  /// - Returns: false if one still ran at the deadline, an instant of the host's monotonic clock in ns. Either way
+  ///   `resume` must follow, or the end.
   func pause(until deadline: UInt64) -> Bool {
     let running = state.withLock { state in
       state.isPaused = true

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What lies behind the serial port: the host's reader with the last lines kept for a post-mortem, and the host's typist,
-// whose bytes wait here until the port has room.
+// What lies behind the serial port: the host's reader with the last lines kept for a post-mortem, and the host's
+// typist, whose bytes wait here until the port has room.
 
 import Devices
 import Synchronization

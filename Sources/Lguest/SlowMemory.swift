@@ -28,12 +28,8 @@ final class SlowMemory: Sendable {
     var finished: [[UInt32]]
     /// When a page that is being fetched will be there.
     var due: [UInt64: UInt64] = [:]
-  }
-
-  private enum Bell {
-    static let quiet: UInt32 = 0
-    static let look: UInt32 = 1
-    static let stop: UInt32 = 2
+    /// When pages next go away.
+    var nextEviction = UInt64.max
   }
 
   private let memory: GuestMemory
@@ -41,8 +37,7 @@ final class SlowMemory: Sendable {
   private let evictionInterval: UInt64
   private let state: Mutex<State>
   private let finishedCounts: [AtomicCount]
-  private let bell = Futex(Bell.quiet)
-  private let thread = Mutex<HostThread?>(nil)
+  private let thread = DeadlineThread()
 
   private final class AtomicCount: Sendable {
     let value = Atomic<Int>(0)
@@ -63,19 +58,12 @@ final class SlowMemory: Sendable {
   ///   - wake: Tells a vCPU that a page it waits for has come.
   ///   - evicted: Pages have gone: every vCPU has to forget how it reaches them.
   func start(wake: @escaping @Sendable (Int) -> Void, evicted: @escaping @Sendable () -> Void) throws(HostError) {
-    let started = try HostThread(name: "lguest-store", stackBytes: 512 << 10) { self.run(wake, evicted) }
-    thread.withLock { $0 = started }
+    state.withLock { $0.nextEviction = HostClock.after(nanoseconds: evictionInterval) }
+    try thread.start(name: "lguest-store") { self.work(wake, evicted) }
   }
 
   /// Ends the thread and waits for it.
-  func stop() {
-    bell.set(Bell.stop)
-    let started = thread.withLock { thread in
-      defer { thread = nil }
-      return thread
-    }
-    started?.join()
-  }
+  func stop() { thread.stop() }
 
   // MARK: vCPUs
 
@@ -88,10 +76,7 @@ final class SlowMemory: Sendable {
       state.due[page] = due
       state.fills.append(Fill(page: page, due: due, cpu: cpu, token: token))
     }
-    // Not over a stop.
-    let (isNew, _) = bell.word.compareExchange(
-      expected: Bell.quiet, desired: Bell.look, ordering: .sequentiallyConsistent)
-    if isNew { bell.wake() }
+    thread.ring()
   }
 
   /// Waits until a page is there.
@@ -116,21 +101,18 @@ final class SlowMemory: Sendable {
 
   // MARK: The thread
 
-  private func run(_ wake: @Sendable (Int) -> Void, _ evicted: @Sendable () -> Void) {
-    var nextEviction = HostClock.after(nanoseconds: evictionInterval)
-    while true {
-      // Quiet first, so that a ring from here on ends the wait.
-      _ = bell.word.compareExchange(expected: Bell.look, desired: Bell.quiet, ordering: .sequentiallyConsistent)
-      if bell.word.load(ordering: .sequentiallyConsistent) == Bell.stop { return }
-      let now = HostClock.monotonic
-      let (due, next) = takeDue(now)
-      for fill in due { wake(fill.cpu) }
-      if now >= nextEviction {
-        nextEviction = now &+ evictionInterval
-        if memory.evictUsedPages() > 0 { evicted() }
-      }
-      bell.wait(while: Bell.quiet, until: min(next, nextEviction))
+  /// Does what is due and says when there is more.
+  private func work(_ wake: @Sendable (Int) -> Void, _ evicted: @Sendable () -> Void) -> UInt64 {
+    let now = HostClock.monotonic
+    let (due, next) = takeDue(now)
+    for fill in due { wake(fill.cpu) }
+    let (isTime, nextEviction) = state.withLock { state in
+      let isTime = now >= state.nextEviction
+      if isTime { state.nextEviction = now &+ evictionInterval }
+      return (isTime, state.nextEviction)
     }
+    if isTime, memory.evictUsedPages() > 0 { evicted() }
+    return min(next, nextEviction)
   }
 
   /// Brings the pages that are due and says when the next one is.

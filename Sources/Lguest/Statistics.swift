@@ -22,6 +22,9 @@ public struct Statistics: Sendable {
   public var pagesReady: UInt64 = 0
   /// TLB flushes that another vCPU left for one that did not run, instead of interrupting it.
   public var tlbFlushesSkipped: UInt64 = 0
+  /// How long vCPUs could have run and waited: for a thread and, where the guest has registered steal time, for a host
+  /// processor.
+  public var stealNanoseconds: UInt64 = 0
   /// Hypercalls that end the HLT of another vCPU, and that let another vCPU go first.
   public var kicks: UInt64 = 0
   public var yields: UInt64 = 0
@@ -89,6 +92,7 @@ public struct Statistics: Sendable {
     ("pagesNotPresent", \.pagesNotPresent),
     ("pagesReady", \.pagesReady),
     ("tlbFlushesSkipped", \.tlbFlushesSkipped),
+    ("stealNanoseconds", \.stealNanoseconds),
     ("kicks", \.kicks),
     ("yields", \.yields),
     ("exceptions", \.exceptions),
@@ -119,18 +123,23 @@ public struct Statistics: Sendable {
 
   /// What is a vCPU's own, not the engine's or the machine's.
   var vcpuMembers: [(key: String, value: JSON)] {
-    let members: [(key: String, value: JSON)] = [
+    exitMembers + [
+      ("interrupts", .unsigned(interrupts)), ("tlbFlushesSkipped", .unsigned(tlbFlushesSkipped)),
+      ("stealNanoseconds", .unsigned(stealNanoseconds)),
+    ] + costs.members
+  }
+
+  private var exitMembers: [(key: String, value: JSON)] {
+    [
       ("exits", .unsigned(exitTotal)),
       ("exitsByReason", .object(ExitReason.allCases.map { ($0.rawValue, .unsigned(self[$0])) })),
       ("hypercalls", .unsigned(hypercallTotal)),
       ("hypercallsByNumber", .object(sortedHypercalls.map { ("\($0.key)", .unsigned($0.value)) })),
-      ("interrupts", .unsigned(interrupts)),
     ]
-    return members + costs.members
   }
 
   public var json: JSON {
-    var members = vcpuMembers.filter { $0.key != "interrupts" }
+    var members = exitMembers + costs.members
     members += Statistics.scalars.map { ($0.name, .unsigned(self[keyPath: $0.path])) }
     members.append(("unknown", .object(sortedUnknown.map { ($0.key, .unsigned($0.value)) })))
     return .object(members)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vCPU's counters for other threads, while it runs. Nobody reads what the vCPU writes: whoever wants the counters asks,
-// and the vCPU hands a copy over the next time it comes by, which costs it one load per exit while nobody asks.
+// A vCPU's counters for other threads, while it runs. Nobody reads what the vCPU writes: whoever wants the counters
+// asks, and the vCPU hands a copy over the next time it comes by, which costs it one load per exit while nobody asks.
 
 import Host
 import Synchronization

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How fast the host's time-stamp counter runs: what CPUID says if a measurement agrees, else the measurement. It goes on
-// while the kernel is loaded, so that it seldom costs time of its own.
+// How fast the host's time-stamp counter runs: what CPUID says if a measurement agrees, else the measurement. It goes
+// on while the kernel is loaded, so that it seldom costs time of its own.
 
 import Host
 import Paravirt

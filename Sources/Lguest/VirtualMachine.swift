@@ -169,6 +169,8 @@ extension VirtualMachine {
     var result = result(ending, detail: detail)
     result.vcpuStatistics = loops.map(\.totalStatistics)
     for loop in loops { result.statistics.add(loop.statistics) }
+    // Of the same moment: a vCPU that was ready at the end goes on waiting.
+    result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
     result.statistics.add(machine)
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
       file.write(machine.translation.perfMap)
@@ -178,7 +180,8 @@ extension VirtualMachine {
     }
     result.consoleTail = machine.console.tail.text
     switch ending {
-    case .panic, .tripleFault, .internal, .bootTimeout, .timeout: result.processorState = machine.stateText(first: end.cpu)
+    case .panic, .tripleFault, .internal, .bootTimeout, .timeout:
+      result.processorState = machine.stateText(first: end.cpu)
     default: break
     }
     return result
@@ -188,7 +191,8 @@ extension VirtualMachine {
 // MARK: For other threads
 
 extension VirtualMachine {
-  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at most.
+  /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at
+  /// most.
   public func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// `lguest bench hypercall`: what a hypercall costs by each technique, with a guest that the command carries within itself.
+// `lguest bench hypercall`: what a hypercall costs by each technique, with a guest that the command carries within
+// itself.
 
 import ArgumentParser
 import Lguest

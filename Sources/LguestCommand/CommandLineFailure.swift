@@ -20,7 +20,9 @@ enum CommandLineFailure {
     let subcommand = arguments.first { !$0.hasPrefix("-") && subcommands.contains($0) }
     let line = "\(ended); see 'lguest \(subcommand.map { $0 + " " } ?? "")--help'"
     Messages.say(line)
-    if subcommand == RunCommand._commandName || subcommand == RestoreCommand._commandName, let file = jsonFile(arguments) {
+    if subcommand == RunCommand._commandName || subcommand == RestoreCommand._commandName,
+      let file = jsonFile(arguments)
+    {
       var result = RunResult(ending: .usage, engine: .translator, detail: line)
       result.times.end = ContinuousClock.now - processStart
       OutputFile.write(result.json, to: file)

@@ -81,7 +81,8 @@ struct RunCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "KVM's hypercall interface: today's, or that of August 2007 (refactored) or February 2007 (2007).", valueName: "version"))
+      "KVM's hypercall interface: today's, or that of August 2007 (refactored) or February 2007 (2007).",
+      valueName: "version"))
   var kvmApi = VirtualMachine.Configuration.KVMAPI.modern
 
   @Option(

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// `lguest save PID FILE`: a run is written to a file, and ends unless it is to be kept; `lguest restore` goes on with it.
+// `lguest save PID FILE`: a run is written to a file, and ends unless it is to be kept; `lguest restore` goes on with
+// it.
 
 import ArgumentParser
 import Lguest

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// `lguest stat [PID]`: what the vCPUs of a run leave the guest for, while it runs: counts, rates and cycles per exit reason,
-// hypercall and model-specific register, in the spirit of kvm_stat.
+// `lguest stat [PID]`: what the vCPUs of a run leave the guest for, while it runs: counts, rates and cycles per exit
+// reason, hypercall and model-specific register, in the spirit of kvm_stat.
 
 import ArgumentParser
 import Lguest
@@ -11,7 +11,8 @@ struct StatCommand: ParsableCommand {
     commandName: "stat", abstract: "Show live what a run's vCPUs leave the guest for.",
     discussion: """
       Counts are since the run began. Cycles are those from the exit until the guest runs again; they are kept from \
-      the first stat on, or from the beginning under --stats or --json.
+      the first stat on, or from the beginning under --stats or --json. Steal time is how long a vCPU could have run \
+      and waited for the host.
       """)
 
   @Argument(help: ArgumentHelp("The run; may be left out if there is one.", valueName: "pid")) var process: Int32?
@@ -99,6 +100,8 @@ struct ExitTable {
       row("  number \($0)", ["hypercallsByNumber", $0], ["cyclesByHypercall", $0])
     }
     rows.append(row("interrupts", ["interrupts"], []))
+    rows.append(row("TLB flushes skipped", ["tlbFlushesSkipped"], []))
+    rows.append(row("steal time, us", ["stealNanoseconds"], [], unit: 1000))
     // The most frequent first; reads and writes of one register share their cycles.
     let registers = keys("registers").sorted { uses(of: $0) > uses(of: $1) }
     rows += registers.map { register in
@@ -126,14 +129,15 @@ struct ExitTable {
 
   private func sum(_ vcpus: [JSON], _ path: [String]) -> UInt64 { vcpus.reduce(0) { $0 &+ value($1, path) } }
 
-  private func row(_ name: String, _ path: [String], _ cycles: [String]) -> [String] {
+  /// - Parameter unit: What one in the table stands for.
+  private func row(_ name: String, _ path: [String], _ cycles: [String], unit: UInt64 = 1) -> [String] {
     let total = sum(vcpus, path)
     // Cycles are counted from a moment on; what changed between two looks is counted throughout.
     let change = before.isEmpty ? total : total &- sum(before, path)
     let spent = cycles.isEmpty ? 0 : sum(vcpus, cycles) &- (before.isEmpty ? 0 : sum(before, cycles))
     return [
-      name, "\(total)", seconds > 0 ? Table.number(Double(change) / seconds) : "-",
+      name, "\(total / unit)", seconds > 0 ? Table.number(Double(change) / Double(unit) / seconds) : "-",
       spent > 0 && change > 0 ? Table.number(Double(spent) / Double(change)) : "-",
-    ] + (vcpus.count > 1 ? vcpus.map { "\(value($0, path))" } : [])
+    ] + (vcpus.count > 1 ? vcpus.map { "\(value($0, path) / unit)" } : [])
   }
 }

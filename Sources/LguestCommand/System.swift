@@ -35,8 +35,8 @@ enum System {
 
   static func isTerminal(_ file: FileDescriptor) -> Bool { isatty(file.rawValue) == 1 }
 
-  /// Whether this process may change the terminal without being stopped for it: it is in the foreground, or the terminal
-  /// is not the one that controls it.
+  /// Whether this process may change the terminal without being stopped for it: it is in the foreground, or the
+  /// terminal is not the one that controls it.
   static func isForeground(_ file: FileDescriptor) -> Bool {
     let group = tcgetpgrp(file.rawValue)
     return group == -1 || group == getpgrp()

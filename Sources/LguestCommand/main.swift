@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The command `lguest` from its first instruction: note the time, parse, run a subcommand, end with a documented status.
+// The command `lguest` from its first instruction: note the time, parse, run a subcommand, end with a documented
+// status.
 
 import ArgumentParser
 import Lguest
@@ -10,7 +11,9 @@ let arguments = Array(CommandLine.arguments.dropFirst())
 
 System.reserveStandardDescriptors()
 // Held back from here on, so that also a signal that comes while the command line is read ends the run cleanly.
-if arguments.first == RunCommand._commandName { System.block(RunSession.signals) }
+if [RunCommand._commandName, RestoreCommand._commandName].contains(arguments.first) {
+  System.block(RunSession.signals)
+}
 do {
   var command = try LguestCommand.parseAsRoot(arguments)
   try command.run()

@@ -90,8 +90,8 @@ public struct HypercallRecord: Sendable, Equatable {
 /// A hypercall that the program around the machine answers.
 public struct HypercallRequest: Sendable {
   public let number: UInt64
-  /// RBX, RCX, RDX and RSI, cut to 32 bits if the caller was not 64-bit code; in the interface of 2007 the six registers
-  /// of that time.
+  /// RBX, RCX, RDX and RSI, cut to 32 bits if the caller was not 64-bit code; in the interface of 2007 the six
+  /// registers of that time.
   public let arguments: [UInt64]
   public let isLong: Bool
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// State as bytes, in both directions by one description: whoever has state names each field once, and the archive either
-// writes it down or replaces it. What comes out of a file is checked here for being there and being a value of its type;
-// whoever describes a field checks what else he relies on.
+// State as bytes, in both directions by one description: whoever has state names each field once, and the archive
+// either writes it down or replaces it. What comes out of a file is checked here for being there and being a value of
+// its type; whoever describes a field checks what else he relies on.
 
 /// Why bytes are not the state they should be.
 public enum SavedStateError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -73,7 +73,9 @@ public struct StateArchive: Sendable {
     }
     guard bytes.count - position >= count else { throw .truncated }
     var result: T = 0
-    for index in 0..<count { result |= T(truncatingIfNeeded: bytes[position + index]) << T(truncatingIfNeeded: index * 8) }
+    for index in 0..<count {
+      result |= T(truncatingIfNeeded: bytes[position + index]) << T(truncatingIfNeeded: index * 8)
+    }
     position += count
     value = result
   }
@@ -117,10 +119,25 @@ public struct StateArchive: Sendable {
     for index in 0..<count { try transfer(&values[index]) }
   }
 
-  /// Many words, quickly.
+  /// Many words, quickly: a guest does not run before those of its file are read.
   public mutating func transfer(words: inout [UInt32], limit: Int) throws(SavedStateError) {
-    if !isRestoring { bytes.reserveCapacity(bytes.count + 4 + words.count * 4) }
-    try transfer(&words, limit: limit)
+    guard isRestoring else {
+      bytes.reserveCapacity(bytes.count + 4 + words.count * 4)
+      return try transfer(&words, limit: limit)
+    }
+    var count: UInt32 = 0
+    try transfer(&count)
+    try require(count <= limit, "length \(count)")
+    let (begin, end) = (position, position + Int(count) * 4)
+    guard end <= bytes.count else { throw .truncated }
+    words = [UInt32](repeating: 0, count: Int(count))
+    for index in words.indices {
+      let place = begin + index * 4
+      words[index] =
+        UInt32(bytes[place]) | UInt32(bytes[place + 1]) << 8 | UInt32(bytes[place + 2]) << 16 | UInt32(bytes[place + 3])
+        << 24
+    }
+    position = end
   }
 
   /// A text of at most `limit` bytes.
@@ -130,8 +147,8 @@ public struct StateArchive: Sendable {
     text = String(decoding: bytes, as: UTF8.self)
   }
 
-  /// A moment of the monotonic clock, saved as its distance from now, since that clock means nothing elsewhere. What was
-  /// further in the past than the new host is old becomes its beginning.
+  /// A moment of the monotonic clock, saved as its distance from now, since that clock means nothing elsewhere. What
+  /// was further in the past than the new host is old becomes its beginning.
   public mutating func transfer(instant: inout UInt64) throws(SavedStateError) {
     var distance = Int64(bitPattern: instant &- now)
     try transfer(&distance)

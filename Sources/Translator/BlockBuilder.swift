@@ -92,12 +92,12 @@ struct FaultSite {
   /// The guest-physical number of the page.
   var pageNumber: UInt64 = 0
   var groups = InlineArray<8, AccessGroup>(repeating: AccessGroup())
-  /// The groups whose host address is in T0, and whose addend is in T1, as long as these are not written; -1: none.
-  var t0Group: Int8 = -1
-  var t1Group: Int8 = -1
   /// What RSP has moved by since its host register was last changed: a chain of PUSHes and POPs is one addition, made
   /// before RSP itself is read or the block can be left (Rules/StackPointer.swift).
   var pendingStack: Int32 = 0
+  var held = HeldRegisters()
+  /// The current instruction neither accesses memory nor can leave the block.
+  var worksOnRegisters = false
   /// The next access goes through a slot.
   var isSlotAccess = false
   /// Displacement of the slot of the current instruction's operand, if it has one of its own.
@@ -138,6 +138,7 @@ struct FaultSite {
   /// Call before emitting host code that destroys EFLAGS. Uses T1.
   mutating func clobberFlags() {
     if hostFlags && !pageFlags && flagsAreLive {
+      settleRegisters()
       hot.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags))
       pageFlags = true
     }
@@ -147,6 +148,7 @@ struct FaultSite {
   /// Makes EFLAGS current. Uses `scratch`.
   mutating func needHostFlags(scratch: HostRegister = RegisterMap.t2) {
     if !hostFlags && pageFlags {
+      settleRegisters()
       hot.restoreFlags(scratch: scratch, from: .env(Slot.flags))
     }
     hostFlags = true
@@ -221,10 +223,9 @@ struct FaultSite {
     let reason = afterCall ? Int(CHOST_EXIT_RETURN) : Int(CHOST_EXIT_LINK)
     cold.storeImmediate32(.env(Slot.exitInfo), info(reason, offset: target, flagsSaved: afterCall || !hostFlags))
     cold.jump(to: stubs.exit)
-    // The displacement is patched while other vCPUs may execute it: keep it inside an aligned word.
     var opcodeBytes: UInt64 = 1
     if case .branch = departure { opcodeBytes = 2 }
-    hot.pad(Int(4 &- (hot.address &+ opcodeBytes) & 3) & 3)
+    hot.padDisplacement(behind: opcodeBytes)
     switch departure {
     case .jump: hot.jump(to: stub)
     case .call: hot.call(stub)
@@ -238,13 +239,13 @@ struct FaultSite {
     }
   }
 
-  /// In the cold half: goes on at the current instruction in a block that checks every access by itself. The flags are in
-  /// the page.
+  /// In the cold half: goes on at the current instruction in a block that checks every access by itself. The flags are
+  /// in the page.
   mutating func coldSplit() {
     let t0 = RegisterMap.t0
     cold.load(t0, .env(Slot.pageAddress))
     cold.lea(t0, HostMemory(t0, current.offset))
-    cold.pad(Int(4 &- (cold.address &+ 1) & 3) & 3)
+    cold.padDisplacement(behind: 1)
     let stub = cold.address &+ 5
     cold.jump(to: stub)
     cold.store(.env(Slot.linear), t0)
@@ -276,8 +277,8 @@ struct FaultSite {
 
   // MARK: Entries
 
-  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. The first instruction has
-  /// room for the jump of `CodeCache.close`. Returns the
+  /// Emits the three entries: indirect (T0 = linear address, flags in the page), polling, plain. The first instruction
+  /// has room for the jump of `CodeCache.close`. Returns the
   /// offsets of the latter two from the first. `passesFlags`: the flags are wanted in the page.
   mutating func entries(offset: Int32, needsFlags: Bool, passesFlags: Bool = false) -> (poll: Int, plain: Int) {
     if passesFlags { return entriesToPage(offset: offset) }

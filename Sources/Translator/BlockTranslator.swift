@@ -62,7 +62,8 @@ enum DecodedBlock {
   var isHot = false
 
   init(
-    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false, exactFlags: Bool = false,
+    table: OpcodeTable = .shared, supports: (Feature) -> Bool, singleInstruction: Bool = false,
+    exactFlags: Bool = false,
     countsBlocks: Bool = false, countsPauses: Bool = false, acceptedHypercalls: [HypercallOpcode] = [.vmcall]
   ) {
     self.table = table
@@ -196,7 +197,8 @@ enum DecodedBlock {
     let write = group >= 0 ? b.groups[Int(group)].writes : b.traits.memoryWrites
     let size = group >= 0 ? Int(b.groups[Int(group)].high - b.groups[Int(group)].low) : b.traits.memoryBytes(i)
     guard size > 0, size <= 240 else { return }
-    b.site = hotCode.site(b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
+    b.site = hotCode.site(
+      b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
   }
 
   /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
@@ -350,7 +352,8 @@ enum DecodedBlock {
       if row.rule == .jcc && index < count - 1 && !exactFlags {
         let item = self[index]
         let after = Int64(item.offset) &+ Int64(item.instruction.length)
-        live |= liveFlags(bytes, at: after &+ Int64(bitPattern: item.instruction.immediate), mode: mode, peek: &targetPeek)
+        live |= liveFlags(
+          bytes, at: after &+ Int64(bitPattern: item.instruction.immediate), mode: mode, peek: &targetPeek)
       }
       unsafe buffer[index].liveAfter = live
       if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
@@ -383,9 +386,11 @@ enum DecodedBlock {
       if isHot { planSite(&builder, &hotCode) }
       if builder.movesStackLater() { continue }
       builder.prepareStackPointer()
+      builder.prepareRegisters()
       let done = translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
         builder.settleStackPointer()
+        builder.settleRegisters()
         builder.exitInstruction()
         ended = true
       } else if index == count - 1 {
@@ -401,6 +406,7 @@ enum DecodedBlock {
   /// Ends a block after its last instruction.
   private func finish(_ b: inout BlockBuilder, rule: Rule, liveAtNext: UInt8, next: Int64) {
     b.settleStackPointer()
+    b.settleRegisters()
     switch rule {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
     default: break

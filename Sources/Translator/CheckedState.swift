@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the checker (Checker.swift) knows at a place in emitted code: an abstract value per register, what the flags tell,
-// and of each row what its operands do not say.
+// What the checker (Checker.swift) knows at a place in emitted code: an abstract value per register, what the flags
+// tell, and of each row what its operands do not say.
 
 import X86
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The independent checker (rule 21): decodes an emitted block with the guest's own decoder and proves, by following every
-// path with an abstract value per register, that each memory access stays in the vCPU page or was checked
+// The independent checker (rule 21): decodes an emitted block with the guest's own decoder and proves, by following
+// every path with an abstract value per register, that each memory access stays in the vCPU page or was checked
 // against the software TLB, that nothing reaches the host's kernel, and that every branch ends where it may.
 // It knows the registers' roles and the shape of a check, and nothing of the rules that emit code.
 
@@ -47,7 +47,9 @@ struct BlockChecker {
       return
     }
     let before = known
-    for number in UInt8(0)..<CheckedState.count { known[number] = join(known[number], state[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80) }
+    for number in UInt8(0)..<CheckedState.count {
+      known[number] = join(known[number], state[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80)
+    }
     if known.flags != state.flags { known.flags = .nothing }
     if known != before {
       states[address] = known
@@ -84,7 +86,9 @@ struct BlockChecker {
   // MARK: Instructions
 
   private mutating func step(_ address: UInt64) {
-    guard let bytes = bytes(at: address), var state = states[address] else { return fail(address, "the end of the code") }
+    guard let bytes = bytes(at: address), var state = states[address] else {
+      return fail(address, "the end of the code")
+    }
     guard case .complete(let i) = decoder.decode(bytes.span, code: .code64), i.isValid else {
       return fail(address, "no instruction")
     }
@@ -127,7 +131,8 @@ struct BlockChecker {
       // The shadow stack; its guard pages stand below it.
       if i.isMemory { fail(address, "a push from memory") }
       return arrive(next, state)
-    case .copy, .nop, .pause, .lea, .x87, .mmx, .sse, .avx, .wait, .bitMemory, .cmpxchgWide, .rdtsc, .rdtscp, .saveState,
+    case .copy, .nop, .pause, .lea, .x87, .mmx, .sse, .avx, .wait, .bitMemory, .cmpxchgWide, .rdtsc, .rdtscp,
+      .saveState,
       .restoreState:
       break
     default: return fail(address, "\(row.name) must not be executed")
@@ -168,7 +173,9 @@ struct BlockChecker {
     if target == code.stubs.slotMiss || target == code.stubs.groupMiss {
       guard let state = slotMiss(before) else { return fail(address, "a miss of a slot with a wrong request") }
       // A group that is refused goes on behind the JMP that follows.
-      if target == code.stubs.groupMiss { arrive(next + 5, before.without(RegisterMap.t1, fresh(address, RegisterMap.t1))) }
+      if target == code.stubs.groupMiss {
+        arrive(next + 5, before.without(RegisterMap.t1, fresh(address, RegisterMap.t1)))
+      }
       return arrive(next, state)
     }
     let known = target == code.stubs.string || target == code.stubs.light || target == code.stubs.jumpMiss
@@ -179,9 +186,12 @@ struct BlockChecker {
     arrive(next, afterCall(address))
   }
 
-  /// What is known after a miss of a slot or a group: T0 = linear address, T1 = the request before, its answer afterwards.
+  /// What is known after a miss of a slot or a group: T0 = linear address, T1 = the request before, its answer
+  /// afterwards.
   private func slotMiss(_ before: CheckedState) -> CheckedState? {
-    guard let (id, offset) = before[RegisterMap.t0].linear, case .constant(let word) = before[RegisterMap.t1] else { return nil }
+    guard let (id, offset) = before[RegisterMap.t0].linear, case .constant(let word) = before[RegisterMap.t1] else {
+      return nil
+    }
     let size = max(Int(word >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255), 1)
     let write = word & UInt64(CHOST_INFO_WRITE) != 0
     let slot = Int64(word >> UInt64(CHOST_REQUEST_SLOT_SHIFT) & 0xFFFFF)
@@ -205,7 +215,9 @@ struct BlockChecker {
   private static func slot(_ displacement: Int64) -> (isRegion: Bool, writes: Bool, most: Int)? {
     if displacement == Int64(Slot.stack) || displacement == Int64(Slot.stack) + 16 { return (false, true, 0) }
     let position = displacement - Int64(CHOST_SLOTS)
-    guard position >= 0, position < 2 * Int64(CHOST_SLOT_BYTES), position % Int64(CHOST_SLOT_SIZE) == 0 else { return nil }
+    guard position >= 0, position < 2 * Int64(CHOST_SLOT_BYTES), position % Int64(CHOST_SLOT_SIZE) == 0 else {
+      return nil
+    }
     let number = position / Int64(CHOST_SLOT_SIZE) % Int64(CHOST_SLOTS_PER_PRIVILEGE)
     let sites = Int64(CHOST_SITES)
     if number < 2 * sites { return (false, number >= sites, HotCode.largest(Int(number % sites))) }
@@ -229,7 +241,9 @@ struct BlockChecker {
   private func isTransferThroughPage(_ i: Instruction, _ state: CheckedState) -> Bool {
     guard i.isMemory, i.base == RegisterMap.env else { return false }
     if i.index == 0xFF { return false }
-    guard case .bounded(let most) = state[i.index], most < UInt64(CHOST_JUMP_ENTRIES), i.scale == 3 else { return false }
+    guard case .bounded(let most) = state[i.index], most < UInt64(CHOST_JUMP_ENTRIES), i.scale == 3 else {
+      return false
+    }
     let start = Int32(CHOST_JUMP_TARGETS)
     return i.displacement == start || i.displacement == start &+ 2 &* 8 &* Int32(CHOST_JUMP_ENTRIES)
   }
@@ -244,20 +258,25 @@ struct BlockChecker {
         if write {
           let stack = Int64(Slot.stack)
           let isState = displacement >= -Int64(CHOST_ENV) && displacement + Int64(size) <= Int64(CHOST_TABLES)
-          return isState && (displacement + Int64(size) <= stack || displacement >= stack + 32) ? nil : "a store to the tables"
+          return isState && (displacement + Int64(size) <= stack || displacement >= stack + 32)
+            ? nil : "a store to the tables"
         }
-        return displacement >= -Int64(CHOST_ENV) && displacement + Int64(size) <= pageEnd ? nil : "outside the vCPU page"
+        return displacement >= -Int64(CHOST_ENV) && displacement + Int64(size) <= pageEnd
+          ? nil : "outside the vCPU page"
       }
       switch state[i.index] {
       case .entry where i.scale == 0:
         let tables = Int64(CHOST_TLB_READ)..<Int64(CHOST_JUMP_TAGS)
         return tables.contains(displacement) && !write ? nil : "not a TLB entry"
       case .bounded(let most) where i.scale == 3 && most < UInt64(CHOST_JUMP_ENTRIES):
-        return displacement >= Int64(CHOST_JUMP_TAGS) && displacement < Int64(CHOST_PRIVATE) && !write ? nil : "not the jump cache"
+        return displacement >= Int64(CHOST_JUMP_TAGS) && displacement < Int64(CHOST_PRIVATE) && !write
+          ? nil : "not the jump cache"
       default: return "an unknown index into the vCPU page"
       }
     }
-    if i.base == 4 && i.index == 0xFF { return displacement >= 0 && displacement <= 8 && !write ? nil : "the shadow stack" }
+    if i.base == 4 && i.index == 0xFF {
+      return displacement >= 0 && displacement <= 8 && !write ? nil : "the shadow stack"
+    }
     if i.index == 0xFF {
       guard case .host(let low, let high, let writable) = state[i.base] else { return "an unchecked address" }
       return displacement >= Int64(low) && displacement + Int64(size) <= Int64(high) && (writable || !write)
@@ -267,19 +286,25 @@ struct BlockChecker {
       case .addend(let checkedID, let start, let checked, let writable) = state[i.index]
     else { return "an unchecked address" }
     let from = offset + displacement - start
-    guard id == checkedID, from >= 0, from + Int64(size) <= Int64(checked) else { return "another address than was checked" }
+    guard id == checkedID, from >= 0, from + Int64(size) <= Int64(checked) else {
+      return "another address than was checked"
+    }
     return writable || !write ? nil : "a store through a read check"
   }
 
   // MARK: Effects
 
-  private func effect(_ address: UInt64, _ i: Instruction, _ row: Opcode, _ traits: RowTraits, _ state: inout CheckedState) {
+  private func effect(
+    _ address: UInt64, _ i: Instruction, _ row: Opcode, _ traits: RowTraits, _ state: inout CheckedState
+  ) {
     let before = state
     if i.isMemory && traits.memoryWrites && i.base == RegisterMap.env {
       // Whatever is stored where groups keep things, no longer is what they kept.
       for number in 0..<Int32(CHOST_GROUPS) {
         let from = Slot.groups &+ number &* 8
-        if i.displacement < from &+ 8 && i.displacement &+ 64 > from { state[UInt8(16 + number)] = fresh(address, UInt8(16 + number)) }
+        if i.displacement < from &+ 8 && i.displacement &+ 64 > from {
+          state[UInt8(16 + number)] = fresh(address, UInt8(16 + number))
+        }
       }
     }
     if row.map == .one && pattern(i, before, &state) { return }
@@ -337,6 +362,10 @@ struct BlockChecker {
       state[i.rm] = .shifted(id: id, offset: offset)
       state.flags = .nothing
       return true
+    case 0xC1 where !i.isMemory && i.modRM >> 3 & 7 == 5 && !wide && i.immediate == UInt64(CHOST_JUMP_SHIFT):
+      state[i.rm] = .bounded(UInt64(UInt32.max >> UInt32(CHOST_JUMP_SHIFT)))
+      state.flags = .nothing
+      return true
     case 0x81, 0x83:
       guard !i.isMemory else { return false }
       return immediate(i, before, &state, wide: wide)
@@ -347,7 +376,9 @@ struct BlockChecker {
       state.flags = .nothing
       return true
     case 0x03 where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:
-      guard case .distance(let id, let offset, let table) = before[i.reg], table == Int64(i.displacement) else { return false }
+      guard case .distance(let id, let offset, let table) = before[i.reg], table == Int64(i.displacement) else {
+        return false
+      }
       state[i.reg] = .sum(id: id, offset: offset)
       state.flags = .nothing
       return true
@@ -361,7 +392,9 @@ struct BlockChecker {
       }
       guard let slot = BlockChecker.slot(Int64(i.displacement)), slot.isRegion else { return true }
       var size = 64
-      if let (id, offset) = before[i.reg].linear, id == BlockChecker.pageAddress || id == Int.min, offset & 4095 == 0 { size = 4096 }
+      if let (id, offset) = before[i.reg].linear, id == BlockChecker.pageAddress || id == Int.min, offset & 4095 == 0 {
+        size = 4096
+      }
       state.flags = .region(slot: Int64(i.displacement), size: size, passed: false)
       return true
     case 0x8B where wide && i.isMemory && i.base == RegisterMap.env && i.index == 0xFF:
@@ -393,7 +426,8 @@ struct BlockChecker {
       state.flags = .nothing
       return true
     case 0x03 where wide && i.isMemory && i.base == RegisterMap.env:  // ADD undoes it
-      guard i.index != 0xFF, case .distance(let id, let offset, let table) = before[i.reg], table == Int64(i.displacement),
+      guard i.index != 0xFF, case .distance(let id, let offset, let table) = before[i.reg],
+        table == Int64(i.displacement),
         before[i.index] == .entry(id: id, offset: offset)
       else { return false }
       state[i.reg] = .sum(id: id, offset: offset)
@@ -475,6 +509,9 @@ extension CodeCache {
         hot: range(block.hot, block.hotCount), cold: range(block.cold, block.coldCount),
         hotBytes: codeBytes(block.hot, block.hotCount), coldBytes: codeBytes(block.cold, block.coldCount), exits: exits,
         stubs: stubs,
-        entries: [codeStart + UInt64(block.hot) + UInt64(block.pollOffset), codeStart + UInt64(block.hot) + UInt64(block.plainOffset)]))
+        entries: [
+          codeStart + UInt64(block.hot) + UInt64(block.pollOffset),
+          codeStart + UInt64(block.hot) + UInt64(block.plainOffset),
+        ]))
   }
 }

@@ -186,8 +186,8 @@ import X86
     memory.setFlag(.code, isCode, at: GuestPhysical(physical))
   }
 
-  /// Finds or translates the block at guest-physical `physical`, which continues at the start of `secondPage` if its first
-  /// instruction does.
+  /// Finds or translates the block at guest-physical `physical`, which continues at the start of `secondPage` if its
+  /// first instruction does.
   func make(_ physical: UInt64, secondPage: UInt64, mode: UInt32) -> Made {
     if let found = find(physical, mode: mode, secondPage: secondPage) {
       // Another may have its place in the table of those that straddle.
@@ -210,7 +210,8 @@ import X86
     var span = joined.mutableSpan
     return unsafe span.withUnsafeMutableBufferPointer {
       guard let start = $0.baseAddress else { return .tooLong }
-      return unsafe translate(GuestCode(page: base, straddling: UnsafePointer(start)), offset, physical, secondPage, mode)
+      return unsafe translate(
+        GuestCode(page: base, straddling: UnsafePointer(start)), offset, physical, secondPage, mode)
     }
   }
 
@@ -311,7 +312,8 @@ import X86
     let edge = self.edge(index)
     guard edge.block >= 0, edge.target < 0, self[edge.block].isLive else { return true }
     let source = self[edge.block]
-    guard let target = find(source.page | UInt64(edge.targetOffset), mode: CodeCache.targetMode(edge, of: source)) else {
+    guard let target = find(source.page | UInt64(edge.targetOffset), mode: CodeCache.targetMode(edge, of: source))
+    else {
       return false
     }
     let block = self[target]
@@ -332,12 +334,13 @@ import X86
   /// Sends whoever comes to a dead block by a jump cache, of whatever vCPU, to look for the code again. Its first
   /// instruction is longer than the jump (`BlockBuilder.entries`), so that none is ever half executed.
   private func close(_ block: Block) {
-    let jump = UInt64(UInt32(bitPattern: Int32(truncatingIfNeeded: stubs.jumpMiss &- (codeStart &+ UInt64(block.hot) &+ 5))))
+    let jump = UInt64(
+      UInt32(bitPattern: Int32(truncatingIfNeeded: stubs.jumpMiss &- (codeStart &+ UInt64(block.hot) &+ 5))))
     let word = unsafe (code.writable + Int(block.hot)).assumingMemoryBound(to: UInt64.self)
     unsafe word.pointee = word.pointee & ~0xFF_FFFF_FFFF | jump << 8 | 0xE9
   }
 
-  /// Stores a rel32, which lies inside an aligned word, at once.
+  /// Stores a rel32, which lies inside an aligned quadword, at once.
   private func patch(_ end: UInt32, to target: UInt64) {
     let value = Int32(truncatingIfNeeded: Int64(target) - Int64(end))
     unsafe (code.writable + Int(end) - 4).storeBytes(of: value, as: Int32.self)
@@ -424,7 +427,9 @@ import X86
     while index >= 0 {
       let block = self[index]
       let offset = Int(physical & 4095)
-      if Int(block.offset) <= offset && offset < Int(block.offset) + Int(block.length) && !block.straddles { found.append(index) }
+      if Int(block.offset) <= offset && offset < Int(block.offset) + Int(block.length) && !block.straddles {
+        found.append(index)
+      }
       index = block.nextInPage
     }
     return found

@@ -37,8 +37,11 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   /// Executable address of `start`.
   let base: UInt64
   let capacity: Int
-  /// Host registers written since their bits were cleared.
-  var written: UInt16 = 0
+  /// What each host register is known to hold, in the words of whoever noted it, until it is written.
+  private var contents = InlineArray<16, UInt8>(repeating: CodeEmitter.unknown)
+  static let unknown: UInt8 = 0xFF
+  /// Where in the page T0 and T1 are to be stored before they are written; 0: nowhere.
+  private var owed: (t0: Int32, t1: Int32) = (0, 0)
 
   init(writable: UnsafeMutableRawPointer, executable: UInt64, capacity: Int) {
     unsafe start = writable.assumingMemoryBound(to: UInt8.self)
@@ -128,7 +131,39 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
 
   /// Notes that a register is written.
   @inline(__always)
-  mutating func note(_ target: HostRegister) { written |= 1 << UInt16(target & 15) }
+  mutating func note(_ target: HostRegister) {
+    if target >= RegisterMap.t1 { settle(target) }
+    contents[Int(target & 15)] = CodeEmitter.unknown
+  }
+
+  /// T0 or T1 is to be stored at this displacement from ENV before it is written, unless it is not wanted any more by
+  /// then.
+  mutating func owe(_ register: HostRegister, to displacement: Int32) {
+    if register == RegisterMap.t0 { owed.t0 = displacement } else { owed.t1 = displacement }
+  }
+
+  /// Stores T0 or T1 if that is owed. Keeps EFLAGS. Called before a branch beyond which the register is lost on one
+  /// way.
+  mutating func settle(_ register: HostRegister) {
+    let displacement = register == RegisterMap.t0 ? owed.t0 : owed.t1
+    if displacement == 0 { return }
+    owe(register, to: 0)
+    store(.env(displacement), register)
+  }
+
+  /// Notes what a register holds from here on.
+  @inline(__always)
+  mutating func keep(_ contents: UInt8, in register: HostRegister) { self.contents[Int(register & 15)] = contents }
+
+  @inline(__always)
+  func holds(_ contents: UInt8, in register: HostRegister) -> Bool { self.contents[Int(register & 15)] == contents }
+
+  /// Nothing is known of any register from here on.
+  mutating func forgetContents() {
+    settle(RegisterMap.t0)
+    settle(RegisterMap.t1)
+    contents = InlineArray(repeating: CodeEmitter.unknown)
+  }
 
   // MARK: Moves
 
@@ -315,6 +350,15 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     }
   }
 
+  /// The lower half of a product, zero-extended.
+  mutating func multiply32(_ target: HostRegister, _ source: HostRegister, by factor: Int32) {
+    note(target)
+    rex(w: false, reg: target, rm: source)
+    byte(0x69)
+    modRM(reg: target, rm: source)
+    long(factor)
+  }
+
   mutating func shiftRight32(_ target: HostRegister, _ count: UInt8) {
     note(target)
     rex(w: false, reg: 0, rm: target)
@@ -377,6 +421,14 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
     }
   }
 
+  /// Makes sure that a 32-bit displacement behind so many bytes lies inside an aligned quadword: it is patched while
+  /// other vCPUs may execute it, and they must see it old or new (AMD64 Architecture Programmer's Manual volume 2,
+  /// 7.6.1, "Cross-Modifying Code").
+  mutating func padDisplacement(behind bytes: UInt64) {
+    let place = Int((address &+ bytes) & 7)
+    if place > 4 { pad(8 &- place) }
+  }
+
   // MARK: Control
 
   /// JMP rel32 to a known address.
@@ -393,13 +445,13 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   }
 
   mutating func call(_ target: UInt64) {
-    written = .max
+    forgetContents()
     byte(0xE8)
     relative(to: target)
   }
 
   mutating func call(through memory: HostMemory) {
-    written = .max
+    forgetContents()
     rex(w: false, reg: 2, memory: memory)
     byte(0xFF)
     modRM(reg: 2, memory: memory)

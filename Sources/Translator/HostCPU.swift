@@ -63,8 +63,8 @@ extension TranslatedCPU {
     return processor.state.taskPriorityWritten
   }
 
-  /// Closes the A20 gate, so that address bit 20 is 0 on its way out of the processor (SDM volume 3, 8.7.13.4), or opens
-  /// it, before this vCPU's next instruction. Callable from any thread.
+  /// Closes the A20 gate, so that address bit 20 is 0 on its way out of the processor (SDM volume 3, 8.7.13.4), or
+  /// opens it, before this vCPU's next instruction. Callable from any thread.
   public func setA20(isOpen: Bool) {
     isA20Open.store(isOpen, ordering: .sequentiallyConsistent)
     unsafe chost_set_attention(page.pointer)
@@ -77,7 +77,17 @@ extension TranslatedCPU {
     unsafe chost_flush_all(page.pointer)
   }
 
+  /// CR0.PG.
+  public var isPaging: Bool { page[\.cr0] & CR0.pg != 0 }
+
   /// Whether the local APIC exists for CPUID: IA32_APIC_BASE.EN, which the machine keeps.
+  /// Whether code of every level leaves with `VCPUExit.pageAbsent` where a page is absent, not only that of level 3;
+  /// the processor's own accesses to its tables wait all the same.
+  public var everyLevelLeavesForPages: Bool {
+    get { processor.state.everyLevelLeavesForPages }
+    set { processor.state.everyLevelLeavesForPages = newValue }
+  }
+
   public var isAPICEnabled: Bool {
     get { processor.state.isAPICEnabled }
     set { processor.state.isAPICEnabled = newValue }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second translation of code that is executed often. A vCPU that leaves at a poll, as it does at each of the guest's
-// timer interrupts, is likely to be in such code: the block there and those it is linked with are forgotten and, when they
-// are next executed, translated with a slot for each access, so that an access waits for a load where it waited for an
-// index, a tag and a load. A slot holds a run of pages that lie together in the host's memory too: a site that keeps
-// changing between others is found by its misses and goes back to the table. Which code this is, is remembered by guest-physical address.
+// The second translation of code that is executed often. A vCPU that leaves at a poll, as it does at each of the
+// guest's timer interrupts, is likely to be in such code: the block there and those it is linked with are forgotten
+// and, when they are next executed, translated with a slot for each access, so that an access waits for a load where it
+// waited for an index, a tag and a load. A slot holds a run of pages that lie together in the host's memory too: a site
+// that keeps changing between others is found by its misses and goes back to the table. Which code this is, is
+// remembered by guest-physical address.
 
 import CHost
 import Synchronization
@@ -32,8 +33,8 @@ struct HotCode {
   static let mostAtOnce = 32
   /// Misses between two looks, 4 ms apart with Debian's kernels, that make a site restless: each costs 15 ns.
   static let mostMisses: UInt16 = 500
-  /// A page is hot when it is met twice within so many looks. What a large program executes all over its code is not: its
-  /// sites would be more than there are slots.
+  /// A page is hot when it is met twice within so many looks. What a large program executes all over its code is not:
+  /// its sites would be more than there are slots.
   static let samplesKept = 16
   /// TSC ticks between two looks, at least: a millisecond or less.
   static let pause: UInt64 = 1 << 21

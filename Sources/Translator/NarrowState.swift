@@ -8,8 +8,8 @@ extension TranslatedCPU {
   /// XMM8 to XMM15 in an image, and the upper halves of YMM8 to YMM15.
   private static let upper = [288..<416, 704..<832]
 
-  /// Runs `body`, which saves or restores sixteen registers, and undoes what it did to the upper eight: in the image that
-  /// a save wrote, or in the vCPU's own after a restore.
+  /// Runs `body`, which saves or restores sixteen registers, and undoes what it did to the upper eight: in the image
+  /// that a save wrote, or in the vCPU's own after a restore.
   func keepingUpperVectors(
     inBounceBuffer image: UnsafeMutableRawPointer, save: Bool, extended: Bool, _ body: () -> Void
   ) {

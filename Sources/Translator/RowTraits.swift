@@ -36,7 +36,9 @@ struct RowTraits {
 
   init(_ row: Opcode) {
     let operands = (row.operand1, row.operand2, row.operand3, row.operand4)
-    add(operands.0, reads: row.access == .read || row.access == .readWrite, writes: row.access == .write || row.access == .readWrite)
+    add(
+      operands.0, reads: row.access == .read || row.access == .readWrite,
+      writes: row.access == .write || row.access == .readWrite)
     let second = row.attribute == .exchange || row.attribute == .secondWritten
     add(operands.1, reads: row.attribute != .secondWritten, writes: second)
     add(operands.2, reads: true, writes: false)

@@ -15,8 +15,8 @@ extension TranslatedCPU {
 }
 
 extension TranslatedCPU: SavedState {
-  /// To be called at a boundary, by whoever has the vCPU. The TSC's distance from the host's is saved as it is; it means
-  /// nothing to another host.
+  /// To be called at a boundary, by whoever has the vCPU. The TSC's distance from the host's is saved as it is; it
+  /// means nothing to another host.
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     var state = state
     try state.transfer(&archive)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The shadow stacks: while translated code runs, the host's RSP is in one of them, so that a guest's CALL and RET can be
-// the host's own and the return predictor works. A frame is 16 bytes: the host address behind the call, and above
+// The shadow stacks: while translated code runs, the host's RSP is in one of them, so that a guest's CALL and RET can
+// be the host's own and the return predictor works. A frame is 16 bytes: the host address behind the call, and above
 // it the guest's return address; RET compares the latter with what it popped from the guest's stack and takes
 // the former only if they agree. Supervisor and user code have a stack each; both lie between guard pages.
 //

@@ -95,8 +95,8 @@ extension TranslatedCPU {
 
   private var isStepping: Bool { page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0 }
 
-  /// The single-step trap of an instruction that Swift executed: by TF before it, but SYSCALL and SYSRET obey the TF that
-  /// they load, and software interrupts, which clear TF, do not trap. `held`: traps that MOV SS delayed.
+  /// The single-step trap of an instruction that Swift executed: by TF before it, but SYSCALL and SYSRET obey the TF
+  /// that they load, and software interrupts, which clear TF, do not trap. `held`: traps that MOV SS delayed.
   private func finishStep(_ instruction: Instruction, _ row: Opcode, wasStepping: Bool, held: UInt64) {
     let traps: Bool
     switch row.rule {
@@ -332,7 +332,9 @@ extension TranslatedCPU {
     }
     page[\.linear] = 0
     if !page.isLongMode && (isXSAVE || traits.memorySize == .fxsave) {
-      unsafe keepingUpperVectors(inBounceBuffer: bounceBuffer, save: row.rule == .saveState, extended: isXSAVE) { enter(entry) }
+      unsafe keepingUpperVectors(inBounceBuffer: bounceBuffer, save: row.rule == .saveState, extended: isXSAVE) {
+        enter(entry)
+      }
     } else {
       enter(entry)
     }

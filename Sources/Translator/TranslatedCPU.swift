@@ -42,7 +42,9 @@ public import X86
 
   /// Full exits by CHOST_EXIT reason.
   var exitCounts = InlineArray<16, UInt64>(repeating: 0)
-  static let exitNames = ["none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return", "repeat"]
+  static let exitNames = [
+    "none", "memory", "lookup", "link", "attention", "instruction", "fault", "step", "return", "repeat",
+  ]
 
   init(translation: Translation, number: Int, cpuid: CPUIDTable) throws(HostError) {
     self.translation = translation
@@ -321,7 +323,6 @@ public import X86
 
   func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }
 
-
   // MARK: Exits
 
   private func handleExit() -> VCPUExit? {
@@ -358,7 +359,8 @@ public import X86
   private func link(_ index: UInt32) {
     let cache = translation.cache
     // Edges are given new meanings when everything is forgotten.
-    let missing = translation.lock.withLock { _ in cache.link(index) ? nil : (cache.edge(index).kind, cache.generation) }
+    let missing = translation.lock.withLock { _ in cache.link(index) ? nil : (cache.edge(index).kind, cache.generation)
+    }
     guard let (kind, generation) = missing, findEntry(step: false, split: kind == .split) != nil else { return }
     translation.lock.withLock { _ in if cache.generation == generation { _ = cache.link(index) } }
   }

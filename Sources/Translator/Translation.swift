@@ -119,8 +119,8 @@ public final class Translation: Sendable {
     options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
   }
 
-  /// Whether another vCPU may be storing to a page of code, in a chunk that held none when it looked. To be asked after a
-  /// block was added.
+  /// Whether another vCPU may be storing to a page of code, in a chunk that held none when it looked. To be asked after
+  /// a block was added.
   func isStored(beside physical: UInt64, by reader: TranslatedCPU) -> Bool {
     guard options.cpuid.count > 1, physical != Block.noPage else { return false }
     atomicMemoryFence(ordering: .sequentiallyConsistent)
@@ -137,8 +137,8 @@ public final class Translation: Sendable {
     }
   }
 
-  /// What is translated now, as lines of a perf map file (tools/perf/Documentation/jit-interface.txt): host address, size
-  /// and name, which is the guest-physical address of the block.
+  /// What is translated now, as lines of a perf map file (tools/perf/Documentation/jit-interface.txt): host address,
+  /// size and name, which is the guest-physical address of the block.
   public var perfMap: String {
     lock.withLock { _ in
       var text = ""

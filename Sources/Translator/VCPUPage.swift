@@ -104,7 +104,9 @@ enum RFLAGS {
   var constantHypercalls: [(number: UInt64, count: UInt64)] {
     let counts = self[\.count_hypercall]
     return unsafe withUnsafeBytes(of: counts) { bytes in
-      unsafe bytes.bindMemory(to: UInt64.self).enumerated().filter { $0.element > 0 }.map { (UInt64($0.offset), $0.element) }
+      unsafe bytes.bindMemory(to: UInt64.self).enumerated().filter { $0.element > 0 }.map {
+        (UInt64($0.offset), $0.element)
+      }
     }
   }
 

@@ -112,7 +112,9 @@ extension TranslatedCPU {
     let count = (instruction.vexL ? 32 : 16) / size
     let isStore = row.byte & 2 != 0
     let operand = processor.effectiveAddress(instruction)
-    func selected(_ number: Int) -> Bool { vectors.element(instruction.vvvv, number, size: size) >> UInt64(size * 8 - 1) & 1 != 0 }
+    func selected(_ number: Int) -> Bool {
+      vectors.element(instruction.vvvv, number, size: size) >> UInt64(size * 8 - 1) & 1 != 0
+    }
     var spans = InlineArray<8, LinearSpan?>(repeating: nil)
     for number in 0..<count where selected(number) {
       // Past the end of the address size, stores go on at its beginning and loads do not, as the host's do.
@@ -165,7 +167,8 @@ extension TranslatedCPU {
     }
     for index in 0..<count {
       guard let span = spans[index] else { continue }
-      let value = isMMX ? UInt64(vectors.mmxByte(instruction.reg, index)) : vectors.element(instruction.reg, index, size: 1)
+      let value =
+        isMMX ? UInt64(vectors.mmxByte(instruction.reg, index)) : vectors.element(instruction.reg, index, size: 1)
       processor.store(value, span, size: 1)
     }
     if isMMX { vectors.enterMMX() }
@@ -191,7 +194,8 @@ extension TranslatedCPU {
     for number in 0..<count where vectors.element(i.vvvv, number, size: size) != 0 {
       let raw = vectors.element(i.index, number, size: indexSize)
       let index = indexSize == 4 ? UInt64(bitPattern: Int64(Int32(truncatingIfNeeded: raw))) : raw
-      let span = try element(segment, (base &+ index << UInt64(i.scale)) & Processor.mask(i.addressSize), size, write: false)
+      let span = try element(
+        segment, (base &+ index << UInt64(i.scale)) & Processor.mask(i.addressSize), size, write: false)
       vectors.set(i.reg, number, size: size, processor.load(span, size: UInt8(size)))
       vectors.set(i.vvvv, number, size: size, 0)
     }

@@ -18,11 +18,12 @@ public enum VCPUExit: Sendable, Equatable {
   case msrWrite(index: UInt32, value: UInt64)
   /// VMCALL or VMMCALL, to be performed. RIP is already past it; the caller stores the result in RAX.
   case hypercall
-  /// The other vendor's hypercall instruction raised #UD to the machine (`HypercallPolicy` `emulate` or `patch`). RIP is
-  /// at it. The machine may perform the call and `skipHypercall()`, `replaceHypercall`, or `refuseHypercall`.
+  /// The other vendor's hypercall instruction raised #UD to the machine (`HypercallPolicy` `emulate` or `patch`). RIP
+  /// is at it. The machine may perform the call and `skipHypercall()`, `replaceHypercall`, or `refuseHypercall`.
   case foreignHypercall
-  /// Code of level 3 touched a page of RAM that is still on its way (`address`, guest-physical). The instruction has had no
-  /// effect and runs again. Owes nothing, but until the page is there or `inject(pageFault:)` is called it gets no further.
+  /// Code of level 3 touched a page of RAM that is still on its way (`address`, guest-physical). The instruction has
+  /// had no effect and runs again. Owes nothing, but until the page is there or `inject(pageFault:)` is called it gets
+  /// no further.
   case pageAbsent(address: UInt64)
   /// HLT: nothing to do until an interrupt. RIP is past it.
   case halt

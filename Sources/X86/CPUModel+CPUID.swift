@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPUID table of a model, leaf by leaf in ascending order. Instruction features come from the model's
 // set; the other bits are what the engine and the machine do for every guest. Left out on purpose:
-// MONITOR/MWAIT (with it Linux does not use paravirtual TLB flushes), PCID and SMAP unless they are asked for, XSAVEOPT (its
-// "modified" optimization compares with an XRSTOR that may have been the host's own), invariant TSC (it
+// MONITOR/MWAIT (with it Linux does not use paravirtual TLB flushes), PCID and SMAP unless they are asked for, XSAVEOPT
+// (its "modified" optimization compares with an XRSTOR that may have been the host's own), invariant TSC (it
 // would rank "tsc" above kvm-clock), and everything speculative.
 
 /// One vCPU's place in the machine, and what the machine promises it.

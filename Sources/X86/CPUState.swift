@@ -65,8 +65,8 @@ public struct CPUState: Sendable, Equatable {
 
   public init() {}
 
-  /// The state after INIT: as after RESET, but for the caches' mode, model-specific registers and the floating-point and
-  /// vector state (Intel SDM volume 3, table 10-1).
+  /// The state after INIT: as after RESET, but for the caches' mode, model-specific registers and the floating-point
+  /// and vector state (Intel SDM volume 3, table 10-1).
   ///
   /// - Parameter signature: CPUID.1:EAX, which EDX holds.
   public func initialized(signature: UInt32) -> CPUState {

@@ -178,8 +178,8 @@ public struct Decoder: Sendable {
     i.row = row
   }
 
-  /// VEX-encoded instructions whose W is the width of a general register, and means nothing outside 64-bit mode: VCVTSI2SS
-  /// and its like, VMOVD, VPCMPESTRM, VPCMPESTRI, BMI.
+  /// VEX-encoded instructions whose W is the width of a general register, and means nothing outside 64-bit mode:
+  /// VCVTSI2SS and its like, VMOVD, VPCMPESTRM, VPCMPESTRI, BMI.
   private static func widensGeneral(map: Int, _ byte: UInt8) -> Bool {
     switch (map, byte) {
     case (1, 0x2A), (1, 0x2C), (1, 0x2D), (1, 0x6E), (1, 0x7E): true

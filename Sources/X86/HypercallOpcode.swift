@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two instructions that ask a hypervisor for something, one for each vendor, and what can be done about the one
-// that the CPU's vendor does not have (Anthony Liguori, "KVM: Refactor hypercall infrastructure (v3)", kvm-devel, 2007).
+// that the CPU's vendor does not have (Anthony Liguori, "KVM: Refactor hypercall infrastructure (v3)", kvm-devel,
+// 2007).
 
 /// A vendor's hypercall instruction; the raw value is its third byte, behind 0F 01.
 public enum HypercallOpcode: UInt8, Sendable, CaseIterable {

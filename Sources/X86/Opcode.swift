@@ -198,20 +198,20 @@ public enum Rule: UInt8, Sendable, CaseIterable {
   // Strings.
   case movs, stos, lods, scas, cmps, ins, outs
   // Special encodings of ordinary instructions.
-  case incDec32       // 40-4F outside 64-bit mode
-  case moffs          // A0-A3
-  case bitMemory      // BT/BTS/BTR/BTC with a register offset: the operand may lie outside [EA]
+  case incDec32  // 40-4F outside 64-bit mode
+  case moffs  // A0-A3
+  case bitMemory  // BT/BTS/BTR/BTC with a register offset: the operand may lie outside [EA]
   case gather, maskMove
   case xlat
-  case cmpxchgWide    // CMPXCHG8B/16B
+  case cmpxchgWide  // CMPXCHG8B/16B
   case saveState, restoreState  // FXSAVE, XSAVE*, FNSAVE, FNSTENV; FXRSTOR, XRSTOR, FRSTOR, FLDENV, LDMXCSR
-  case movSegment     // MOV Ew,Sw (reads a selector)
-  case decimal        // DAA DAS AAA AAS AAM AAD SALC: no 64-bit encoding; executed by Swift
+  case movSegment  // MOV Ew,Sw (reads a selector)
+  case decimal  // DAA DAS AAA AAS AAM AAD SALC: no 64-bit encoding; executed by Swift
   case bound, arpl
   // System instructions with code in line.
   case cpuid, rdtsc, rdtscp, syscall, sysret, swapgs, cli, sti, cld, std, pause
   case rdfsbase, wrfsbase, stac, clac
-  case hypercall      // VMCALL, VMMCALL
+  case hypercall  // VMCALL, VMMCALL
   /// Everything else privileged or rare: executed by Swift, one instruction at a time.
   case system
 }

@@ -14,7 +14,8 @@ import X86
 private let kernels = ["KERNEL", "GENERIC_KERNEL", "KERNEL_686_PAE", "KERNEL_686"]
   .compactMap { ProcessInfo.processInfo.environment["LGUEST_TEST_\($0)"] }.filter { !$0.isEmpty }
 
-@Suite("Debian's kernels", .enabled(if: !kernels.isEmpty, "no kernel in the cache; run scripts/test once without --offline"))
+@Suite(
+  "Debian's kernels", .enabled(if: !kernels.isEmpty, "no kernel in the cache; run scripts/test once without --offline"))
 struct DebianKernelTests {
   /// `vmlinuz-RELEASE`
   private static func release(_ path: String) -> String {

@@ -100,7 +100,8 @@ import CHost
   /// What a miss in translated code does. The host address, as an offset into RAM, or nil.
   @discardableResult
   func fill(_ linear: UInt64, size: UInt32 = 1, write: Bool = false, user: Bool = false) -> UInt64? {
-    let information = size << UInt32(CHOST_INFO_SIZE_SHIFT) | (write ? UInt32(CHOST_INFO_WRITE) : 0)
+    let information =
+      size << UInt32(CHOST_INFO_SIZE_SHIFT) | (write ? UInt32(CHOST_INFO_WRITE) : 0)
       | (user ? UInt32(CHOST_INFO_USER) : 0)
     let result = unsafe chost_tlb_fill(cpu, linear, information)
     return result.failed == 0 ? linear &+ result.addend &- self[\.ram] : nil
@@ -108,7 +109,8 @@ import CHost
 
   /// The check that translated code makes.
   func hits(_ linear: UInt64, size: UInt64 = 1, write: Bool = false, user: Bool = false) -> Bool {
-    let table = Int(CHOST_ENV) + Int(CHOST_TLB_READ) + (user ? 2 : 0) * Int(CHOST_TLB_BYTES)
+    let table =
+      Int(CHOST_ENV) + Int(CHOST_TLB_READ) + (user ? 2 : 0) * Int(CHOST_TLB_BYTES)
       + (write ? Int(CHOST_TLB_BYTES) : 0)
     let index = Int(linear >> 12 & UInt64(CHOST_TLB_ENTRIES - 1))
     let tag = unsafe page.load(fromByteOffset: table + index * 16, as: UInt64.self)
@@ -118,7 +120,8 @@ import CHost
   /// The host address that an indirect jump finds in the jump cache.
   func jumpTarget(_ linear: UInt64, user: Bool = false) -> UInt64? {
     let tags = Int(CHOST_ENV) + Int(CHOST_JUMP_TAGS) + (user ? 16 : 0) * Int(CHOST_JUMP_ENTRIES)
-    let slot = tags + Int((linear ^ linear >> 12) & UInt64(CHOST_JUMP_ENTRIES - 1)) * 8
+    let product = UInt32(truncatingIfNeeded: linear) &* UInt32(bitPattern: Int32(CHOST_JUMP_FACTOR))
+    let slot = tags + Int(product >> UInt32(CHOST_JUMP_SHIFT)) * 8
     guard unsafe page.load(fromByteOffset: slot, as: UInt64.self) == linear else { return nil }
     return unsafe page.load(fromByteOffset: slot + 8 * Int(CHOST_JUMP_ENTRIES), as: UInt64.self)
   }

@@ -47,7 +47,8 @@ struct SlotTests {
   func fill(
     _ vcpu: BareVCPU, _ kind: Kind, _ address: UInt64, size: UInt32 = 8, write: Bool = false, user: Bool = true
   ) -> UInt64? {
-    let information = size << UInt32(CHOST_INFO_SIZE_SHIFT) | (write ? UInt32(CHOST_INFO_WRITE) : 0)
+    let information =
+      size << UInt32(CHOST_INFO_SIZE_SHIFT) | (write ? UInt32(CHOST_INFO_WRITE) : 0)
       | (user ? UInt32(CHOST_INFO_USER) : 0)
     var request = UInt64(information)
     request |= UInt64(displacement(kind, write: write, user: user)) << UInt64(CHOST_REQUEST_SLOT_SHIFT)

@@ -89,7 +89,9 @@ struct SoftwareTLBTests {
     vcpu.map(base + 2 << 20, 0x10_0007)
     vcpu.fill(base + 2 << 20)
     vcpu.invalidate(base + 77 << 12)
-    for page: UInt64 in [0, 1, 511] { #expect(!vcpu.hits(base + page << 12) && !vcpu.hits(base + page << 12, write: true)) }
+    for page: UInt64 in [0, 1, 511] {
+      #expect(!vcpu.hits(base + page << 12) && !vcpu.hits(base + page << 12, write: true))
+    }
     #expect(vcpu.hits(base + 2 << 20))
     vcpu.store(0x187 as UInt64, at: 0x2000 + 16)  // 1 GiB
     let giant = base & ~0x3FFF_FFFF + 2 << 30

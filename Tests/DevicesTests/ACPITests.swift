@@ -60,9 +60,11 @@ import Testing
     #expect(reader.value(madt + 4, 4) == UInt64(44 + 8 * cpuCount + 12 + 20 + 6))
   }
 
-  @Test("AML lengths at each size of PkgLength", arguments: [
-    (0, [0x01]), (62, [0x3F]), (63, [0x41, 0x04]), (4093, [0x4F, 0xFF]), (4094, [0x81, 0x00, 0x01]),
-  ] as [(Int, [UInt8])])
+  @Test(
+    "AML lengths at each size of PkgLength",
+    arguments: [
+      (0, [0x01]), (62, [0x3F]), (63, [0x41, 0x04]), (4093, [0x4F, 0xFF]), (4094, [0x81, 0x00, 0x01]),
+    ] as [(Int, [UInt8])])
   func packageLength(count: Int, expected: [UInt8]) {
     #expect(Array(AML.packaged([UInt8](repeating: 0, count: count)).prefix(expected.count)) == expected)
     #expect(AML.eisaID("PNP0501") == [0x0C, 0x41, 0xD0, 0x05, 0x01])
@@ -72,7 +74,8 @@ import Testing
 
   @Test(
     "iasl takes the tables apart and back together without a complaint",
-    .enabled(if: FileManager.default.isExecutableFile(atPath: iasl), "iasl (acpica-tools) is not installed"), arguments: [1, 64])
+    .enabled(if: FileManager.default.isExecutableFile(atPath: iasl), "iasl (acpica-tools) is not installed"),
+    arguments: [1, 64])
   func compiler(cpuCount: Int) throws {
     let folder = FileManager.default.temporaryDirectory.appending(path: "lguest-acpi-\(UUID().uuidString)")
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)

@@ -6,10 +6,12 @@ import Testing
 @testable import Devices
 
 @Suite struct LocalAPICTests {
-  @Test("reset values as the SDM lists them", arguments: [
-    (0x20, 0), (0x30, 0x50014), (0x80, 0), (0xA0, 0), (0xD0, 0), (0xE0, 0xFFFF_FFFF), (0xF0, 0xFF),
-    (0x320, 0x10000), (0x350, 0x10000), (0x370, 0x10000), (0x380, 0), (0x390, 0), (0x3E0, 0),
-  ] as [(UInt64, UInt64)])
+  @Test(
+    "reset values as the SDM lists them",
+    arguments: [
+      (0x20, 0), (0x30, 0x50014), (0x80, 0), (0xA0, 0), (0xD0, 0), (0xE0, 0xFFFF_FFFF), (0xF0, 0xFF),
+      (0x320, 0x10000), (0x350, 0x10000), (0x370, 0x10000), (0x380, 0), (0x390, 0), (0x3E0, 0),
+    ] as [(UInt64, UInt64)])
   func resetValues(offset: UInt64, value: UInt64) {
     let machine = Fixture(cpuCount: 2)
     #expect(machine.apic(1).read(offset: offset, size: 4) == (offset == 0x20 ? 1 << 24 : value))
@@ -46,11 +48,13 @@ import Testing
     #expect(apic.acknowledge() == 0x31)
   }
 
-  @Test("APIC_BASE: every transition of the SDM's figure", arguments: [
-    (from: 0x800, to: 0xC00, works: true), (0x800, 0x000, true), (0x800, 0x400, false), (0x800, 0x800, true),
-    (0xC00, 0x800, false), (0xC00, 0x000, true), (0xC00, 0xC00, true), (0xC00, 0x400, false),
-    (0x000, 0x800, true), (0x000, 0xC00, false), (0x000, 0x400, false), (0x000, 0x000, true),
-  ] as [(from: UInt64, to: UInt64, works: Bool)])
+  @Test(
+    "APIC_BASE: every transition of the SDM's figure",
+    arguments: [
+      (from: 0x800, to: 0xC00, works: true), (0x800, 0x000, true), (0x800, 0x400, false), (0x800, 0x800, true),
+      (0xC00, 0x800, false), (0xC00, 0x000, true), (0xC00, 0xC00, true), (0xC00, 0x400, false),
+      (0x000, 0x800, true), (0x000, 0xC00, false), (0x000, 0x400, false), (0x000, 0x000, true),
+    ] as [(from: UInt64, to: UInt64, works: Bool)])
   func transitions(from: UInt64, to: UInt64, works: Bool) {
     let apic = Fixture().apic
     if from != 0x800 { #expect(apic.writeMSR(0x1B, 0xFEE0_0100 | from)) }
@@ -61,16 +65,18 @@ import Testing
     #expect(!apic.writeMSR(0x1B, 1 << 60), "reserved bits")
   }
 
-  @Test("x2APIC registers that must fault", arguments: [
-    (0x802, 1, false, true), (0x803, 0, false, true), (0x808, 0x100, false, true), (0x808, 0xFF, true, true),
-    (0x809, 0, false, false), (0x80A, 0, false, true), (0x80B, 1, false, false), (0x80B, 0, true, false),
-    (0x80D, 0, false, true), (0x80E, 0, false, false), (0x80F, 0x1FF, true, true), (0x80F, 1 << 13, false, true),
-    (0x810, 0, false, true), (0x820, 0, false, true), (0x828, 0, true, true), (0x828, 1, false, true),
-    (0x82F, 0, false, false), (0x830, 1 << 13, false, true), (0x831, 0, false, false),
-    (0x832, 0x400EC, true, true), (0x832, 0x100, false, true), (0x835, 0x10700, true, true),
-    (0x838, 1 << 32, false, true), (0x839, 0, false, true), (0x83E, 0xB, true, true), (0x83E, 4, false, true),
-    (0x83F, 0x100, false, false), (0x840, 0, false, false), (0x8FF, 0, false, false), (0x800, 0, false, false),
-  ] as [(UInt32, UInt64, Bool, Bool)])
+  @Test(
+    "x2APIC registers that must fault",
+    arguments: [
+      (0x802, 1, false, true), (0x803, 0, false, true), (0x808, 0x100, false, true), (0x808, 0xFF, true, true),
+      (0x809, 0, false, false), (0x80A, 0, false, true), (0x80B, 1, false, false), (0x80B, 0, true, false),
+      (0x80D, 0, false, true), (0x80E, 0, false, false), (0x80F, 0x1FF, true, true), (0x80F, 1 << 13, false, true),
+      (0x810, 0, false, true), (0x820, 0, false, true), (0x828, 0, true, true), (0x828, 1, false, true),
+      (0x82F, 0, false, false), (0x830, 1 << 13, false, true), (0x831, 0, false, false),
+      (0x832, 0x400EC, true, true), (0x832, 0x100, false, true), (0x835, 0x10700, true, true),
+      (0x838, 1 << 32, false, true), (0x839, 0, false, true), (0x83E, 0xB, true, true), (0x83E, 4, false, true),
+      (0x83F, 0x100, false, false), (0x840, 0, false, false), (0x8FF, 0, false, false), (0x800, 0, false, false),
+    ] as [(UInt32, UInt64, Bool, Bool)])
   func faults(index: UInt32, value: UInt64, writes: Bool, reads: Bool) {
     let machine = Fixture()
     #expect(machine.apic.readMSR(index) == nil, "xAPIC mode")
@@ -88,9 +94,11 @@ import Testing
     #expect(machine.apic(id).readMSR(0x80D) == UInt64(id >> 4) << 16 | 1 << UInt64(id & 15))
   }
 
-  @Test("one-shot and periodic counts", arguments: [
-    (0b1011, 1), (0b0000, 2), (0b0011, 16), (0b1010, 128),
-  ] as [(UInt64, UInt64)])
+  @Test(
+    "one-shot and periodic counts",
+    arguments: [
+      (0b1011, 1), (0b0000, 2), (0b0011, 16), (0b1010, 128),
+    ] as [(UInt64, UInt64)])
   func counts(divide: UInt64, factor: UInt64) {
     let machine = Fixture()
     let apic = machine.apic
@@ -153,12 +161,14 @@ import Testing
     #expect(apic.writeMSR(0x832, 0xEC) && apic.readMSR(0x6E0) == 0)
   }
 
-  @Test("IPIs reach exactly whom they are meant for", arguments: [
-    // x2APIC ICR value, receivers
-    (0x2_0000_0041, [2]), (0x4_0041, [1]), (0x8_0041, [0, 1, 2, 3]), (0xC_0041, [0, 2, 3]),
-    (0xFFFF_FFFF_0000_0041, [0, 1, 2, 3]), (0x0000_0005_0000_0841, [0, 2]), (0x9_0000_0041, []),
-    (0x0001_0001_0000_0841, []),
-  ] as [(UInt64, [Int])])
+  @Test(
+    "IPIs reach exactly whom they are meant for",
+    arguments: [
+      // x2APIC ICR value, receivers
+      (0x2_0000_0041, [2]), (0x4_0041, [1]), (0x8_0041, [0, 1, 2, 3]), (0xC_0041, [0, 2, 3]),
+      (0xFFFF_FFFF_0000_0041, [0, 1, 2, 3]), (0x0000_0005_0000_0841, [0, 2]), (0x9_0000_0041, []),
+      (0x0001_0001_0000_0841, []),
+    ] as [(UInt64, [Int])])
   func x2APICInterrupts(command: UInt64, receivers: [Int]) {
     let machine = Fixture(cpuCount: 4)
     for id in 0..<4 { machine.enableX2APIC(id) }
@@ -167,12 +177,14 @@ import Testing
     #expect(machine.wakes.all.map(Int.init) == receivers)
   }
 
-  @Test("xAPIC destinations: physical, flat, cluster", arguments: [
-    (0x0200_0000, 0x0041, 0xFFFF_FFFF, [2]), (0xFF00_0000, 0x0041, 0xFFFF_FFFF, [0, 1, 2, 3]),
-    (0x0600_0000, 0x0841, 0xFFFF_FFFF, [1, 2]), (0xFF00_0000, 0x0841, 0xFFFF_FFFF, [0, 1, 2, 3]),
-    (0x0100_0000, 0x0841, 0x0FFF_FFFF, [0]), (0xF300_0000, 0x0841, 0x0FFF_FFFF, [0, 1]),
-    (0x0600_0000, 0x0941, 0xFFFF_FFFF, [1]),
-  ] as [(UInt64, UInt64, UInt64, [Int])])
+  @Test(
+    "xAPIC destinations: physical, flat, cluster",
+    arguments: [
+      (0x0200_0000, 0x0041, 0xFFFF_FFFF, [2]), (0xFF00_0000, 0x0041, 0xFFFF_FFFF, [0, 1, 2, 3]),
+      (0x0600_0000, 0x0841, 0xFFFF_FFFF, [1, 2]), (0xFF00_0000, 0x0841, 0xFFFF_FFFF, [0, 1, 2, 3]),
+      (0x0100_0000, 0x0841, 0x0FFF_FFFF, [0]), (0xF300_0000, 0x0841, 0x0FFF_FFFF, [0, 1]),
+      (0x0600_0000, 0x0941, 0xFFFF_FFFF, [1]),
+    ] as [(UInt64, UInt64, UInt64, [Int])])
   func xAPICInterrupts(high: UInt64, low: UInt64, format: UInt64, receivers: [Int]) {
     let machine = Fixture(cpuCount: 4)
     for id in 0..<4 {

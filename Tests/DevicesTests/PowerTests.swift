@@ -6,14 +6,16 @@ import Testing
 @testable import Devices
 
 @Suite struct PowerTests {
-  @Test("each way to reset or power off, and what does not", arguments: [
-    ([(0xCF9, 0x06)], .reset(.resetControl)), ([(0xCF9, 0x02), (0xCF9, 0x0E)], .reset(.resetControl)),
-    ([(0xCF9, 0x02)], nil), ([(0x64, 0xFE)], .reset(.keyboardController)), ([(0x64, 0xAA), (0x60, 0xFE)], nil),
-    ([(0x64, 0xD1), (0x60, 0xDE)], .reset(.keyboardController)), ([(0x64, 0xD1), (0x60, 0xDF)], nil),
-    ([(0x64, 0xFF)], nil), ([(0x92, 0x01)], .reset(.systemControlPortA)), ([(0x92, 0x02)], nil),
-    ([(0x605, 0x34)], .powerOff), ([(0x605, 0x14)], nil), ([(0x605, 0x20)], nil), ([(0x605, 0x30)], nil),
-    ([(0xF4, 0x2A)], .debugExit(0x2A)),
-  ] as [([(UInt64, UInt8)], PowerEvent?)])
+  @Test(
+    "each way to reset or power off, and what does not",
+    arguments: [
+      ([(0xCF9, 0x06)], .reset(.resetControl)), ([(0xCF9, 0x02), (0xCF9, 0x0E)], .reset(.resetControl)),
+      ([(0xCF9, 0x02)], nil), ([(0x64, 0xFE)], .reset(.keyboardController)), ([(0x64, 0xAA), (0x60, 0xFE)], nil),
+      ([(0x64, 0xD1), (0x60, 0xDE)], .reset(.keyboardController)), ([(0x64, 0xD1), (0x60, 0xDF)], nil),
+      ([(0x64, 0xFF)], nil), ([(0x92, 0x01)], .reset(.systemControlPortA)), ([(0x92, 0x02)], nil),
+      ([(0x605, 0x34)], .powerOff), ([(0x605, 0x14)], nil), ([(0x605, 0x20)], nil), ([(0x605, 0x30)], nil),
+      ([(0xF4, 0x2A)], .debugExit(0x2A)),
+    ] as [([(UInt64, UInt8)], PowerEvent?)])
   func events(writes: [(UInt64, UInt8)], event: PowerEvent?) {
     let machine = Fixture()
     for (port, value) in writes { machine.outb(port, value) }
@@ -30,7 +32,9 @@ import Testing
     #expect(machine.inb(0x92) == 2 && output() == 3)
     machine.outb(0x92, 0)
     #expect(machine.inb(0x92) == 0 && output() == 1)
-    for (port, value) in [(0x64, 0xD1), (0x60, 0xDF), (0x64, 0xDD), (0x64, 0xDF), (0x92, 2), (0x60, 0)] as [(UInt64, UInt8)] {
+    for (port, value) in [(0x64, 0xD1), (0x60, 0xDF), (0x64, 0xDD), (0x64, 0xDF), (0x92, 2), (0x60, 0)]
+      as [(UInt64, UInt8)]
+    {
       machine.outb(port, value)
     }
     #expect(machine.a20.all == [false, true, false, true], "only changes are told")

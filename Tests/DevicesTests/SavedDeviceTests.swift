@@ -10,7 +10,10 @@ import Testing
 
 @Suite("Saved devices") struct SavedDeviceTests {
   private static let ports: [UInt64] =
-    [0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x60, 0x64, 0x70, 0x71, 0x92, 0x600, 0x602, 0x604]
+    [
+      0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x60, 0x64, 0x70, 0x71, 0x92, 0x600, 0x602,
+      0x604,
+    ]
     + Array(0x3F8...0x3FF) + Array(0xE0...0xE3) + Array(0x2000...0x2017)
 
   /// Accesses of any kind, reads among them.
@@ -82,7 +85,9 @@ import Testing
     return answers
   }
 
-  @Test("restored, every device answers as the one that was saved", arguments: 0..<40) func roundTrip(_ round: Int) throws {
+  @Test("restored, every device answers as the one that was saved", arguments: 0..<40) func roundTrip(_ round: Int)
+    throws
+  {
     var random = SystemRandomNumberGenerator()
     let (old, new) = (SavedDeviceTests.fixture(), SavedDeviceTests.fixture())
     SavedDeviceTests.disturb(old, &random)

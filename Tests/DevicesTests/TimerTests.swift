@@ -27,9 +27,11 @@ import Testing
   @Test("idle until programmed")
   func idle() { #expect(Fixture().platform.pit.nextDeadline == nil) }
 
-  @Test("modes 0 and 4 fire once, 2 and 3 go on", arguments: [
-    (0x30, false), (0x38, false), (0x34, true), (0x36, true), (0x3C, true), (0x3E, true),
-  ] as [(UInt8, Bool)])
+  @Test(
+    "modes 0 and 4 fire once, 2 and 3 go on",
+    arguments: [
+      (0x30, false), (0x38, false), (0x34, true), (0x36, true), (0x3C, true), (0x3E, true),
+    ] as [(UInt8, Bool)])
   func modes(control: UInt8, isPeriodic: Bool) {
     let machine = machine()
     machine.outb(0x43, control)
@@ -140,10 +142,12 @@ import Testing
     machine.outb(0x71, value)
   }
 
-  @Test("the time in each number format", arguments: [
-    (0x02, [0x56, 0x34, 0x12, 0x05, 0x29, 0x02, 0x24, 0x20]), (0x06, [56, 34, 12, 5, 29, 2, 24, 20]),
-    (0x00, [0x56, 0x34, 0x92, 0x05, 0x29, 0x02, 0x24, 0x20]), (0x04, [56, 34, 0x8C, 5, 29, 2, 24, 20]),
-  ] as [(UInt8, [UInt8])])
+  @Test(
+    "the time in each number format",
+    arguments: [
+      (0x02, [0x56, 0x34, 0x12, 0x05, 0x29, 0x02, 0x24, 0x20]), (0x06, [56, 34, 12, 5, 29, 2, 24, 20]),
+      (0x00, [0x56, 0x34, 0x92, 0x05, 0x29, 0x02, 0x24, 0x20]), (0x04, [56, 34, 0x8C, 5, 29, 2, 24, 20]),
+    ] as [(UInt8, [UInt8])])
   func formats(statusB: UInt8, expected: [UInt8]) {
     let machine = Fixture()
     write(machine, 0x0B, statusB)
@@ -167,7 +171,9 @@ import Testing
   func setting() {
     let machine = Fixture()
     write(machine, 0x0B, 0x82)
-    let newYearsEve: [(UInt8, UInt8)] = [(0, 0x59), (2, 0x59), (4, 0x23), (7, 0x31), (8, 0x12), (9, 0x99), (0x32, 0x19)]
+    let newYearsEve: [(UInt8, UInt8)] = [
+      (0, 0x59), (2, 0x59), (4, 0x23), (7, 0x31), (8, 0x12), (9, 0x99), (0x32, 0x19),
+    ]
     for (register, value) in newYearsEve {
       write(machine, register, value)
     }
@@ -240,10 +246,12 @@ import Testing
     }
   }
 
-  @Test("the calendar goes both ways", arguments: [
-    (0, 1970, 1, 1, 5), (951_782_400, 2000, 2, 29, 3), (-1, 1969, 12, 31, 4), (4_107_542_400, 2100, 3, 1, 2),
-    (1_709_210_096, 2024, 2, 29, 5),
-  ] as [(Int64, Int64, Int64, Int64, Int64)])
+  @Test(
+    "the calendar goes both ways",
+    arguments: [
+      (0, 1970, 1, 1, 5), (951_782_400, 2000, 2, 29, 3), (-1, 1969, 12, 31, 4), (4_107_542_400, 2100, 3, 1, 2),
+      (1_709_210_096, 2024, 2, 29, 5),
+    ] as [(Int64, Int64, Int64, Int64, Int64)])
   func calendar(seconds: Int64, year: Int64, month: Int64, day: Int64, weekday: Int64) {
     let time = CivilTime(secondsSince1970: seconds)
     #expect([time.year, time.month, time.day, time.weekday] == [year, month, day, weekday])

@@ -97,13 +97,16 @@ import X86
     }
     for vector in UInt64(0)..<32 {
       let handler = Bench.handlers + vector * 16
-      try store(handler & 0xFFFF | 0x10 << 16 | 1 << 32 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48, Arena.system + vector * 16)
+      try store(
+        handler & 0xFFFF | 0x10 << 16 | 1 << 32 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48,
+        Arena.system + vector * 16)
       try store(handler >> 32, Arena.system + vector * 16 + 8)
       try store(0xF4F4_F4F4, handler)
     }
     // Null, -, code 0, data 0, 32-bit code 3, data 3, code 3: as Linux's.
     let descriptors: [UInt64] = [
-      0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0,
+      0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF,
+      0x00AF_FB00_0000_FFFF, 0,
     ]
     for (index, value) in descriptors.enumerated() { try store(value, Arena.system + 0x1000 + UInt64(index) * 8) }
     // RSP0 and IST1.
@@ -264,8 +267,11 @@ import X86
     let cache = translation.cache
     let block = cache[index]
     func text(_ start: UInt32, _ count: UInt32) -> String {
-      let bytes = (0..<Int(count)).map { unsafe cache.code.executable.load(fromByteOffset: Int(start) + $0, as: UInt8.self) }
-      return "\n    \(hex(cache.codeStart + UInt64(start))): " + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+      let bytes = (0..<Int(count)).map {
+        unsafe cache.code.executable.load(fromByteOffset: Int(start) + $0, as: UInt8.self)
+      }
+      return "\n    \(hex(cache.codeStart + UInt64(start))): "
+        + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
     }
     return text(block.hot, block.hotCount) + text(block.cold, block.coldCount)
   }

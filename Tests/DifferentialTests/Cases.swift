@@ -11,7 +11,8 @@ extension Generator {
   /// Whether a row's instructions can run on both sides.
   static func isComparable(_ row: Opcode) -> Bool {
     switch row.rule {
-    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins, .outs,
+    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins,
+      .outs,
       .pushSegment, .popSegment, .movSegment:
       false
     // 0F 0D with a register is #UD on AMD and NOP on Intel.
@@ -136,14 +137,17 @@ extension Generator {
       if c.row.rule == .call { placeStack(&c, pops: 0, pushes: 8) }
       if c.row.rule == .loop && random.chance(80) { bench[1] = UInt64(random.below(4)) }
       if encoding.immediate.count == 1 {
-        let target = c.code &+ UInt64(encoding.length) &+ UInt64(bitPattern: Int64(Int8(bitPattern: encoding.immediate[0])))
+        let target =
+          c.code &+ UInt64(encoding.length) &+ UInt64(bitPattern: Int64(Int8(bitPattern: encoding.immediate[0])))
         return target < c.code || target >= c.code + UInt64(encoding.length)
       }
       let displacement = landing(c, encoding.length) &- c.code &- UInt64(encoding.length)
       encoding.immediate = (0..<4).map { UInt8(truncatingIfNeeded: displacement >> UInt64($0 * 8)) }
     case .jumpIndirect, .callIndirect:
       let target = landing(c, encoding.length)
-      if c.row.rule == .callIndirect && !(i.isMemory && (i.base == 4 || i.index == 4)) { placeStack(&c, pops: 0, pushes: 8) }
+      if c.row.rule == .callIndirect && !(i.isMemory && (i.base == 4 || i.index == 4)) {
+        placeStack(&c, pops: 0, pushes: 8)
+      }
       if i.isMemory {
         guard isWritable(c.target!, 8) else { return false }
         store(target, at: c.target!)
@@ -239,7 +243,11 @@ extension Generator {
     if i.segment >= 4 {
       let base = source &- random.next() >> 36
       if base < 1 << 47 {
-        if i.segment == 4 { unsafe bench.input.pointee.fs_base = base } else { unsafe bench.input.pointee.gs_base = base }
+        if i.segment == 4 {
+          unsafe bench.input.pointee.fs_base = base
+        } else {
+          unsafe bench.input.pointee.gs_base = base
+        }
         source = source &- base
       }
     }
@@ -304,7 +312,9 @@ extension Generator {
     }
     for number in 0..<8 {
       let place = (number < 4 ? 160 + number * 4 : 576 + number * 4 - 16) + Int(i.vvvv) * 16
-      if i.vvvv != i.index { bench.setImage(place, random.chance(75) ? UInt32.max : UInt32(truncatingIfNeeded: random.next() >> 40)) }
+      if i.vvvv != i.index {
+        bench.setImage(place, random.chance(75) ? UInt32.max : UInt32(truncatingIfNeeded: random.next() >> 40))
+      }
     }
     return true
   }
@@ -314,7 +324,9 @@ extension Generator {
     if RowTraits(c.row).memorySize == .xsave {
       bench[0] = UInt64(random.below(8))
       bench[2] = random.value()
-      if c.instruction.base == 0 || c.instruction.base == 2 || c.instruction.index == 0 || c.instruction.index == 2 { return false }
+      if c.instruction.base == 0 || c.instruction.base == 2 || c.instruction.index == 0 || c.instruction.index == 2 {
+        return false
+      }
       // XSAVEC and XSAVEOPT depend on what the processor tracks; standard XSAVE does not.
       if c.row.feature == .xsavec || c.row.feature == .xsaveopt || c.row.feature == .xsaves { return false }
     }

@@ -102,7 +102,11 @@ import X86
     var code = CheckerTests.emit { code in
       code.lea(RegisterMap.t0, HostMemory(3, 16))
       code.alu(.sub, RegisterMap.t0, .env(slot))
-      if bound { code.alu(.cmp, RegisterMap.t0, .env(slot + 16)) } else { code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8) }
+      if bound {
+        code.alu(.cmp, RegisterMap.t0, .env(slot + 16))
+      } else {
+        code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
+      }
     }
     let distance = UInt32(truncatingIfNeeded: 0x1000 &- (0x10000 + code.count + 6))
     code += [0x0F, bound ? 0x83 : 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }

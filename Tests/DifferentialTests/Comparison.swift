@@ -36,7 +36,8 @@ extension Bench {
     let host = unsafe native.pointee
     var guest = unsafe translated.pointee
     let faults: [UInt64] = [12, 13, 14]
-    if tolerance.eitherOperand && host.rip == guest.rip && faults.contains(host.vector) && faults.contains(guest.vector) {
+    if tolerance.eitherOperand && host.rip == guest.rip && faults.contains(host.vector) && faults.contains(guest.vector)
+    {
       guest.vector = host.vector
       guest.cr2 = host.cr2
       guest.error_code = host.error_code & ~4 | (privilege == 3 ? 4 : 0)
@@ -62,7 +63,9 @@ extension Bench {
         return "#PF error code: native \(hex(host.error_code)) translated \(hex(guest.error_code))"
       }
       // Of a large operand the processor may touch the last byte first.
-      if host.cr2 != guest.cr2 && host.cr2 &- guest.cr2 >= tolerance.operandBytes { return "CR2: native \(hex(host.cr2)) translated \(hex(guest.cr2))" }
+      if host.cr2 != guest.cr2 && host.cr2 &- guest.cr2 >= tolerance.operandBytes {
+        return "CR2: native \(hex(host.cr2)) translated \(hex(guest.cr2))"
+      }
     }
     if host.fs_base != guest.fs_base { return "FS base: native \(hex(host.fs_base)) translated \(hex(guest.fs_base))" }
     if host.gs_base != guest.gs_base { return "GS base: native \(hex(host.gs_base)) translated \(hex(guest.gs_base))" }
@@ -70,7 +73,9 @@ extension Bench {
   }
 
   private func flags(_ value: UInt64) -> String {
-    let letters: [(UInt64, String)] = [(1, "C"), (4, "P"), (16, "A"), (64, "Z"), (128, "S"), (0x400, "D"), (0x800, "O")]
+    let letters: [(UInt64, String)] = [
+      (1, "C"), (4, "P"), (16, "A"), (64, "Z"), (128, "S"), (0x400, "D"), (0x800, "O"),
+    ]
     return letters.map { value & $0.0 != 0 ? $0.1 : "-" }.joined()
   }
 

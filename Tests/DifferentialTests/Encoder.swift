@@ -110,13 +110,17 @@ extension Random {
       switch row.prefix {
       case .any:
         // 66 on branches means different things to Intel and AMD.
-        if chance(25), !branches, row.rule != .ret, row.rule != .jumpIndirect, row.rule != .callIndirect { operandSize16 = true }
+        if chance(25), !branches, row.rule != .ret, row.rule != .jumpIndirect, row.rule != .callIndirect {
+          operandSize16 = true
+        }
       case .none: break
       case .p66: operandSize16 = true
       case .pF3, .pF2: if chance(15), row.map != .one || row.byte != 0x90 { operandSize16 = true }
       }
       if operandSize16 { e.prefixes.append(0x66) }
-      if isMemory || row.rule == .moffs || row.rule == .xlat || isString(row.rule), chance(15) { e.prefixes.append(0x67) }
+      if isMemory || row.rule == .moffs || row.rule == .xlat || isString(row.rule), chance(15) {
+        e.prefixes.append(0x67)
+      }
       if isString(row.rule) && chance(60) { e.prefixes.append(chance(50) ? 0xF3 : 0xF2) }
       if row.prefix == .pF3 { e.prefixes.append(0xF3) }
       if row.prefix == .pF2 { e.prefixes.append(0xF2) }

@@ -67,7 +67,8 @@ struct Placement {
     bench.setImage(24, UInt64(mxcsr))
     for number in 0..<8 {
       let exponent: UInt16 =
-        random.chance(80) ? 0x3FC0 + UInt16(random.below(128)) : random.pick([0, 1, 0x7FFF, 0x7FFE, 0x3FFF, 0x401D, 0x403E])
+        random.chance(80)
+        ? 0x3FC0 + UInt16(random.below(128)) : random.pick([0, 1, 0x7FFF, 0x7FFE, 0x3FFF, 0x401D, 0x403E])
       var mantissa = random.lane()
       if exponent != 0 && random.chance(95) { mantissa |= 1 << 63 }
       bench.setImage(32 + number * 16, mantissa)
@@ -108,7 +109,9 @@ struct Placement {
       return page(12) + UInt64(random.below(4096 - Int(size))) & ~align & ~7
     case 18:
       // Unaligned on a device, or across 4 GiB.
-      if size > 1 && random.chance(50) && alignment == 1 { return 0x1_0000_0000 - 1 - UInt64(random.below(Int(size - 1))) }
+      if size > 1 && random.chance(50) && alignment == 1 {
+        return 0x1_0000_0000 - 1 - UInt64(random.below(Int(size - 1)))
+      }
       return page(device ? 12 : 1) + UInt64(random.below(4096 - Int(size))) & ~align
     default:
       // Not canonical, or misaligned.

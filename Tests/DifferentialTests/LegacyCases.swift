@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cases of one instruction in 16- and 32-bit code. Where a segment has a base, the base is chosen so that the operand lies
-// where the test wants it, whatever the registers hold: offsets wrap at 2^16 and 2^32 and limits are met by themselves.
+// Cases of one instruction in 16- and 32-bit code. Where a segment has a base, the base is chosen so that the operand
+// lies where the test wants it, whatever the registers hold: offsets wrap at 2^16 and 2^32 and limits are met by
+// themselves.
 
 import CNative
 import X86
@@ -35,7 +36,8 @@ import X86
   static func isComparable(_ row: Opcode) -> Bool {
     if loadsSegment(row) { return true }
     return switch row.rule {
-    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins, .outs,
+    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .swapgs, .rdtsc, .rdtscp, .stac, .clac, .ins,
+      .outs,
       .popSegment, .rdfsbase, .wrfsbase:
       false
     case .nop: !(row.byte == 0x0D && row.form == .register)
@@ -59,7 +61,8 @@ import X86
     var encoding = generator.random.encodeLegacy(row, is16: mode.is16)
     let code = generator.codeAddress(encoding.length)
     guard let i = decode(encoding), i.row == number else { return nil }
-    generator.randomizeState(unmasked: (row.rule == .x87 || row.rule == .sse || row.rule == .avx) && generator.random.chance(15))
+    generator.randomizeState(
+      unmasked: (row.rule == .x87 || row.rule == .sse || row.rule == .avx) && generator.random.chance(15))
     chooseSegments()
     var result = Case(bytes: [], code: code, instruction: i, row: row, privilege: generator.random.chance(65) ? 3 : 0)
     if !tuneBefore(&encoding, &result) { return nil }
@@ -93,7 +96,9 @@ import X86
       segments.registers[1].limit = 0xFFFF
       segments.registers[1].pages = false
     }
-    for number in [0, 2, 3, 4, 5] { segments.registers[number].base = UInt32(truncatingIfNeeded: generator.random.next()) }
+    for number in [0, 2, 3, 4, 5] {
+      segments.registers[number].base = UInt32(truncatingIfNeeded: generator.random.next())
+    }
     segments.registers[2].is32 = generator.random.chance(mode.is16 ? 30 : 70)
   }
 
@@ -159,7 +164,9 @@ import X86
     // What crosses 4 GiB wraps to a page that neither side has, in parts that are the processor's choice.
     if target + UInt64(size) > 0x1_0000_0000 { return false }
     if segments.isFlat(Int(i.segment)) && i.addressSize == 4 {
-      guard generator.aim(&encoding, i, at: target, code: c.code, avoiding: rule == .bitMemory ? [i.reg] : []) else { return false }
+      guard generator.aim(&encoding, i, at: target, code: c.code, avoiding: rule == .bitMemory ? [i.reg] : []) else {
+        return false
+      }
       c.target = target
     } else {
       let offset = offset(i)
@@ -174,9 +181,11 @@ import X86
         c.target = nil
       } else {
         if i.segment == 1 { return false }
-        // How much of an XSAVE image must be inside the limit depends on what is in it, and of a masked operand on the mask.
+        // How much of an XSAVE image must be inside the limit depends on what is in it, and of a masked operand on the
+        // mask.
         let limits = traits.memorySize != .xsave && rule != .maskMove
-        guard place(Int(i.segment), offset: offset, count: size, at: target, write: traits.memoryWrites, limits: limits) else {
+        guard place(Int(i.segment), offset: offset, count: size, at: target, write: traits.memoryWrites, limits: limits)
+        else {
           return false
         }
         c.target = target
@@ -193,7 +202,9 @@ import X86
   /// Indices of a gather around a place in RAM, in a segment without a limit.
   private mutating func aimGather(_ encoding: Encoding, _ c: inout Case) -> Bool {
     let i = c.instruction
-    guard i.addressSize == 4, i.segment != 1 || segments.isFlat(1), generator.tuneGather(encoding, &c) else { return false }
+    guard i.addressSize == 4, i.segment != 1 || segments.isFlat(1), generator.tuneGather(encoding, &c) else {
+      return false
+    }
     if segments.isFlat(Int(i.segment)) { return true }
     chosen.insert(Int(i.segment))
     let base = UInt32(truncatingIfNeeded: generator.random.next())
@@ -209,7 +220,8 @@ import X86
     case 1: generator.random.pick([0x2B, 0x2A, 0x28, 0x23, 0x33, 0x10, 0x1B, 0x43])
     case 2: UInt16(generator.random.pick([30, 100, 8191])) << 3 | 7
     case 3, 4: UInt16(6 + generator.random.below(LegacySegments.others.count)) << 3 | 7
-    default: UInt16(generator.random.below(6)) << 3 | (generator.random.chance(80) ? 7 : 4 | UInt16(generator.random.below(4)))
+    default:
+      UInt16(generator.random.below(6)) << 3 | (generator.random.chance(80) ? 7 : 4 | UInt16(generator.random.below(4)))
     }
   }
 
@@ -270,7 +282,8 @@ import X86
       guard i.isMemory else { break }
       if i.reg == i.base || i.reg == i.index { return false }
       let bits: UInt64 = i.operandSize == 2 ? 0xFFFF : 0xFFFF_FFFF
-      bench[Int(i.reg)] = UInt64(bitPattern: Int64(generator.random.below(6000) - 3000)) & bits | generator.random.next() & ~bits
+      bench[Int(i.reg)] =
+        UInt64(bitPattern: Int64(generator.random.below(6000) - 3000)) & bits | generator.random.next() & ~bits
     case .pushSegment, .movSegment, .popFlags, .cli, .sti, .arpl: c.privilege = 3
     default: break
     }
@@ -342,7 +355,9 @@ import X86
       bench[5] = bench[4]
     case .enter:
       let levels = generator.random.chance(60) ? 0 : generator.random.below(4)
-      encoding.immediate = [UInt8(truncatingIfNeeded: generator.random.next()), UInt8(generator.random.below(2)), UInt8(levels)]
+      encoding.immediate = [
+        UInt8(truncatingIfNeeded: generator.random.next()), UInt8(generator.random.below(2)), UInt8(levels),
+      ]
       // A display at another place than the frame would have to be in the same segment.
       if levels > 1 { return false }
       return placeStack(&c, pops: 0, pushes: (levels + 1) * size)
@@ -378,14 +393,21 @@ import X86
     let usesSource = c.row.rule == .movs || c.row.rule == .lods || c.row.rule == .cmps
     let usesTarget = c.row.rule != .lods
     let source = generator.place(bytes, alignment: 1, low: true)
-    let target = generator.random.chance(20) ? source &+ UInt64(generator.random.below(32)) : generator.place(bytes, alignment: 1, low: true)
+    let target =
+      generator.random.chance(20)
+      ? source &+ UInt64(generator.random.below(32)) : generator.place(bytes, alignment: 1, low: true)
     if source + UInt64(bytes) > 0x1_0000_0000 || target + UInt64(bytes) > 0x1_0000_0000 { return false }
     c.touched += [source, target, source &+ UInt64(bytes), target &+ UInt64(bytes)]
-    if c.row.rule == .cmps, generator.random.chance(60), generator.isWritable(source, bytes), generator.isReadable(target, bytes) {
+    if c.row.rule == .cmps, generator.random.chance(60), generator.isWritable(source, bytes),
+      generator.isReadable(target, bytes)
+    {
       let same = generator.random.below(bytes + 1)
-      try? bench.arena.store((0..<same).map { unsafe bench.arena.native(target + UInt64($0)).load(as: UInt8.self) }, at: source)
+      try? bench.arena.store(
+        (0..<same).map { unsafe bench.arena.native(target + UInt64($0)).load(as: UInt8.self) }, at: source)
     }
-    if usesSource && !point(6, segment: sourceSegment, at: source, bytes: bytes, start: start, mask: mask) { return false }
+    if usesSource && !point(6, segment: sourceSegment, at: source, bytes: bytes, start: start, mask: mask) {
+      return false
+    }
     if usesTarget && !point(7, segment: 0, at: target, bytes: bytes, start: start, mask: mask) { return false }
     return true
   }

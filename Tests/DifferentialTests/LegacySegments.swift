@@ -59,7 +59,8 @@ struct LegacySegment: Equatable {
       case .code: 11
       }
     let attributes = 0x90 | type | UInt32(privilege) << 5 | (is32 ? 0x4000 : 0) | (pages ? 0x8000 : 0)
-    return chost_segment(base: UInt64(base), limit: lastOffset, attributes: attributes, selector: selector, pad: (0, 0, 0))
+    return chost_segment(
+      base: UInt64(base), limit: lastOffset, attributes: attributes, selector: selector, pad: (0, 0, 0))
   }
 }
 
@@ -126,7 +127,9 @@ extension Bench {
       // SS is the handler's now, and in its frame what it was.
       let guest = unsafe number == 2 ? translated.pointee.segments.2 : UInt32(cpu.page[register].selector)
       // The kernel's IRET to the signal handler cleared null selectors' level (SDM volume 2, IRET).
-      if host != guest && (host != 0 || guest > 3) { return "\(names[number]): native \(hex(host)) translated \(hex(guest))" }
+      if host != guest && (host != 0 || guest > 3) {
+        return "\(names[number]): native \(hex(host)) translated \(hex(guest))"
+      }
     }
     return nil
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every row of the opcode table in 16- and 32-bit code, alone: the host CPU runs the same bytes in a code segment of the
-// same size.
+// Every row of the opcode table in 16- and 32-bit code, alone: the host CPU runs the same bytes in a code segment of
+// the same size.
 
 import CHost
 import CNative
@@ -33,7 +33,8 @@ extension Bench {
     let rule = c.row.rule
     // Operands that the processor moves in parts, or checks for alignment and limit in either order.
     tolerance.eitherOperand =
-      [.cmps, .movs, .enter, .pushAll, .bound, .gather, .maskMove].contains(rule) || c.row.feature == .sha || c.size >= 10
+      [.cmps, .movs, .enter, .pushAll, .bound, .gather, .maskMove].contains(rule) || c.row.feature == .sha
+      || c.size >= 10
       || loadsSegment
     tolerance.vectors = faulted && rule == .gather
     if loadsSegment {
@@ -65,7 +66,8 @@ extension Bench {
   private func segmentDifference() -> String? {
     let vector = unsafe native.pointee.vector
     if [10, 11, 12, 13].contains(vector), unsafe native.pointee.error_code != translated.pointee.error_code {
-      return unsafe "error code: native \(hex(native.pointee.error_code)) translated \(hex(translated.pointee.error_code))"
+      return
+        unsafe "error code: native \(hex(native.pointee.error_code)) translated \(hex(translated.pointee.error_code))"
     }
     if let found = selectorDifference() { return found }
     for (register, host) in unsafe [(SegmentRegister.fs, native.pointee.fs_base), (.gs, native.pointee.gs_base)]

@@ -19,8 +19,8 @@ struct Program {
   var undefined: UInt8 = 0
 }
 
-/// Writes programs. Registers with a purpose are never written: RBX and R14 point at data, RSP at a stack, R10 counts. In
-/// 32-bit code EBP does R14's work, and a word in memory R10's.
+/// Writes programs. Registers with a purpose are never written: RBX and R14 point at data, RSP at a stack, R10 counts.
+/// In 32-bit code EBP does R14's work, and a word in memory R10's.
 @safe struct ProgramWriter {
   private var random: Random
   private let table = OpcodeTable.shared
@@ -115,7 +115,9 @@ struct Program {
       guard i.index == 0xFF, i.base == 3 || i.base == (is32 ? 5 : 14) else { return nil }
       if encoding.displacementBytes == 4 { encoding.displacement = Int32(random.below(0x100)) & ~31 }
       if encoding.displacementBytes == 1 { encoding.displacement &= ~31 }
-      if !row.isVEX && row.attribute != .aligned && encoding.displacementBytes > 0 { encoding.displacement += Int32(random.below(8)) }
+      if !row.isVEX && row.attribute != .aligned && encoding.displacementBytes > 0 {
+        encoding.displacement += Int32(random.below(8))
+      }
       if traits.memoryBytes(i) > 64 { return nil }
     }
     func writes(_ use: FieldUse, _ register: UInt8) -> Bool {
@@ -142,7 +144,8 @@ struct Program {
 
   private func decode(_ bytes: [UInt8]) -> Instruction? {
     let padded = bytes + [UInt8](repeating: 0xF4, count: 16)
-    guard bytes.count <= 15, case .complete(let i) = decoder.decode(padded.span, code: is32 ? .code32 : .code64), Int(i.length) == bytes.count
+    guard bytes.count <= 15, case .complete(let i) = decoder.decode(padded.span, code: is32 ? .code32 : .code64),
+      Int(i.length) == bytes.count
     else { return nil }
     return i
   }
@@ -170,7 +173,9 @@ struct Program {
   /// Jcc over a few instructions; a condition whose flags are defined.
   private mutating func conditional() {
     var condition = UInt8(random.below(16))
-    for _ in 0..<16 where ArithmeticFlags.read(byCondition: condition) & undefined != 0 { condition = (condition + 1) & 15 }
+    for _ in 0..<16 where ArithmeticFlags.read(byCondition: condition) & undefined != 0 {
+      condition = (condition + 1) & 15
+    }
     guard ArithmeticFlags.read(byCondition: condition) & undefined == 0 else { return }
     let before = undefined
     // Two bytes if the skipped part stays short: written first, patched after.
@@ -271,7 +276,9 @@ struct Program {
     case 3: append([0x0F, 0x29, 0x43, 0x01])  // MOVAPS [RBX+1]
     case 4: append([0xB9, 0, 0, 0, 0, 0xF7, 0xF1])  // DIV by zero
     case _ where is32: append([0xFF, 0x35, 0, 0, 0, 0])  // PUSH [0]
-    default: append([0x68, 1, 0, 0, 0, 0x48, 0x89, 0xE1, 0x48, 0xC1, 0xE1, 0x20, 0x48, 0xC1, 0xE1, 0x0F, 0xFF, 0x31])  // not canonical
+    default:
+      // Not canonical.
+      append([0x68, 1, 0, 0, 0, 0x48, 0x89, 0xE1, 0x48, 0xC1, 0xE1, 0x20, 0x48, 0xC1, 0xE1, 0x0F, 0xFF, 0x31])
     }
     line(1)
   }

@@ -11,7 +11,9 @@ import X86
 @testable import Translator
 
 /// All differential tests: one after the other, for they share linear addresses and a signal handler.
-@Suite(.serialized, .enabled(if: cnative_can_run() != 0, "the host's kernel forbids WRFSBASE, so nothing can run natively")) struct DifferentialTests {}
+@Suite(
+  .serialized, .enabled(if: cnative_can_run() != 0, "the host's kernel forbids WRFSBASE, so nothing can run natively"))
+struct DifferentialTests {}
 
 /// Collects failures: the first few of each kind are shown.
 struct Failures {
@@ -53,7 +55,8 @@ extension Bench {
     if c.size >= 14 { tolerance.operandBytes = UInt64(c.size) }
     let rule = c.row.rule
     // AMD translates SHA's operand before it minds the alignment; ENTER's order of stores is the processor's.
-    tolerance.eitherOperand = rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove || c.row.feature == .sha
+    tolerance.eitherOperand =
+      rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove || c.row.feature == .sha
       // A bad header, or the page behind the one it is in.
       || rule == .restoreState
     let faulted = unsafe native.pointee.rip == c.code
@@ -83,7 +86,8 @@ extension Bench {
     }
     let mask = c.size == 8 ? UInt64.max : (1 << UInt64(c.size * 8)) - 1
     let value = unsafe arena.native(target & ~7).load(as: UInt64.self) >> ((target & 7) * 8) & mask
-    return deviceAccesses == [.mmioWrite(address: physical, size: size, value: value)] ? nil : "devices saw \(deviceAccesses)"
+    return deviceAccesses == [.mmioWrite(address: physical, size: size, value: value)]
+      ? nil : "devices saw \(deviceAccesses)"
   }
 
   /// The processor stores its x87 instruction and operand pointers, or leaves memory alone; the engine stores zeroes.
@@ -160,7 +164,9 @@ extension DifferentialTests {
       cases += done
       if done > 0 { rowsTested += 1 } else { print("row \(number) \(row.name): no case could be made") }
     }
-    print("rows: \(rowsTested) of \(comparable) comparable (\(table.count - 1) in all), \(cases) cases, \(bench.blocksChecked) blocks checked, \(failures.total) failures")
+    print(
+      "rows: \(rowsTested) of \(comparable) comparable (\(table.count - 1) in all), \(cases) cases, \(bench.blocksChecked) blocks checked, \(failures.total) failures"
+    )
     #expect(failures.total == 0, "seed \(Effort.seed): \(failures.summary())")
   }
 }
@@ -181,7 +187,8 @@ extension DifferentialTests {
   private func undefinedRows(_ bench: Bench) throws {
     let table = OpcodeTable.shared
     var rows = 0
-    for number in 1..<UInt16(table.count) where table[number].rule == .undefined && table[number].attribute != .notIn64 {
+    for number in 1..<UInt16(table.count) where table[number].rule == .undefined && table[number].attribute != .notIn64
+    {
       var generator = Generator(bench, seed: Effort.seed &+ UInt64(number))
       var done = 0
       for _ in 0..<100 where done < 5 {

@@ -56,7 +56,8 @@ extension Bench {
   /// The program as text for a disassembler.
   func text(_ program: Program) -> String {
     program.pieces.sorted { $0.address < $1.address }.map { piece in
-      "\n    \(hex(piece.address)): " + piece.bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+      "\n    \(hex(piece.address)): "
+        + piece.bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
     }.joined()
   }
 }

@@ -18,7 +18,8 @@ private let badSizes: [UInt64] = [0, 1, 4097, UInt64.max, (16 << 40) + 4096]
 
 @Suite("Guest memory")
 struct GuestMemoryTests {
-  @Test("RAM above 3 GiB continues at 4 GiB", arguments: [mib, 512 * mib, 3 * gib, 3 * gib + 4096, 8 * gib, 1024 * gib])
+  @Test(
+    "RAM above 3 GiB continues at 4 GiB", arguments: [mib, 512 * mib, 3 * gib, 3 * gib + 4096, 8 * gib, 1024 * gib])
   func layout(size: UInt64) throws {
     let memory = try GuestMemory(byteCount: size)
     #expect(memory.lowEnd == min(size, 3 * gib))
@@ -121,7 +122,9 @@ struct GuestMemoryTests {
     let file = try HostFile("/proc/self/exe", role: "test program")
     try memory.read(from: file, at: 1, count: 3, to: GuestPhysical(0x3000))
     #expect(try memory.bytes(at: GuestPhysical(0x3000), count: 4) == [0x45, 0x4C, 0x46, 0])
-    #expect(throws: HostError.self) { try memory.read(from: file, at: file.byteCount - 1, count: 2, to: GuestPhysical(0)) }
+    #expect(throws: HostError.self) {
+      try memory.read(from: file, at: file.byteCount - 1, count: 2, to: GuestPhysical(0))
+    }
     #expect(throws: HostError.self) { try memory.read(from: file, at: 0, count: 4, to: GuestPhysical(64 * mib - 3)) }
   }
 }

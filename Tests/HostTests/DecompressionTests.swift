@@ -8,14 +8,16 @@ import Testing
 
 @Suite struct DecompressionTests {
   /// "The quick brown fox jumps over the lazy dog. " again and again, 1,500 bytes.
-  static let text = Array([UInt8](String(repeating: "The quick brown fox jumps over the lazy dog. ", count: 40).utf8)[..<1500])
+  static let text = Array(
+    [UInt8](String(repeating: "The quick brown fox jumps over the lazy dog. ", count: 40).utf8)[..<1500])
 
   /// The same as `gzip -9n`, `xz --check=crc32 --x86 --lzma2`, `zstd -19` and `lz4 -l -9` pack it.
   static let packed: [Decompression: [UInt8]] = [
     .gzip: bytes(
       "H4sIAAAAAAACAwvJSFUoLM1MzlZIKsovz1NIy69QyCrNLShWyC9LLVIoAUrnJFZVKqTkp+sphIwqHlU8qnhU8ajioaAYAA4lZS/cBQAA"),
     .xz: bytes(
-      "/Td6WFoAAAFpIt42AgEEACEBFgANhjUf4AXbADtdACoaCKIDJWbxS3jFogX/LubZ0iAarTT44h3oQTb63AZpuzzkEDQnCeuzZuPtN5jtkq3VJ0UIMFuvXoQAAAAOJWUvAAFT3AsAAADdu0vSPjANiwIAAAAAAVla"),
+      "/Td6WFoAAAFpIt42AgEEACEBFgANhjUf4AXbADtdACoaCKIDJWbxS3jFogX/LubZ0iAarTT44h3oQTb63AZpuzzkEDQnCeuzZuPtN5jtkq3VJ0UIMFuvXoQAAAAOJWUvAAFT3AsAAADdu0vSPjANiwIAAAAAAVla"
+    ),
     .zstd: bytes(
       "KLUv/WTcBLUBANQCVGhlIHF1aWNrIGJyb3duIGZveCBqdW1wcyBvdmVyIHRoZSBsYXp5IGRvZy4gAQBlDf6qDK/Wqts="),
     .lz4: bytes(

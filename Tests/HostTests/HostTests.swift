@@ -44,7 +44,11 @@ struct HostTests {
     let seen = Mutex<[Substring]>([])
     let thread = try HostThread(name: "lguest-test") {
       let status = HostFile.text("/proc/thread-self/status") ?? ""
-      seen.withLock { $0 = status.split(separator: "\n").filter { $0.hasPrefix("Name:") || $0.hasPrefix("SigBlk:") }.map { Substring(String($0)) } }
+      seen.withLock {
+        $0 = status.split(separator: "\n").filter { $0.hasPrefix("Name:") || $0.hasPrefix("SigBlk:") }.map {
+          Substring(String($0))
+        }
+      }
     }
     #expect(!thread.isCurrent)
     thread.join()
@@ -71,9 +75,46 @@ struct HostTests {
     thread.join()
   }
 
-  /// Waits until a condition holds, at most 10 s.
+  @Test("A thread of deadlines works when it is rung, when its moment has come, and not after it was stopped")
+  func deadlineThread() throws {
+    let thread = DeadlineThread()
+    // Before there is anybody to hear it.
+    thread.ring()
+    let work = Rounds()
+    try thread.start(name: "rounds") { work.round() }
+    #expect(eventually { work.rounds.load(ordering: .acquiring) >= 1 })
+    for _ in 0..<1000 {
+      let before = work.rounds.load(ordering: .acquiring)
+      thread.ring()
+      #expect(eventually { work.rounds.load(ordering: .acquiring) > before })
+    }
+    // A moment: the round that learns of it, and the one that comes by itself.
+    let before = work.rounds.load(ordering: .acquiring)
+    work.wanted.store(HostClock.after(nanoseconds: 5_000_000), ordering: .releasing)
+    thread.ring()
+    #expect(eventually { work.rounds.load(ordering: .acquiring) >= before + 2 })
+    thread.stop()
+    let last = work.rounds.load(ordering: .acquiring)
+    thread.ring()
+    thread.stop()
+    #expect(work.rounds.load(ordering: .acquiring) == last)
+  }
+
+  /// What a thread of deadlines does.
+  private final class Rounds: Sendable {
+    let rounds = Atomic<Int>(0)
+    /// The next moment, once.
+    let wanted = Atomic<UInt64>(.max)
+
+    func round() -> UInt64 {
+      rounds.wrappingAdd(1, ordering: .releasing)
+      return wanted.exchange(.max, ordering: .acquiringAndReleasing)
+    }
+  }
+
+  /// Waits until a condition holds, at most a minute.
   private func eventually(_ condition: () -> Bool) -> Bool {
-    let end = HostClock.after(nanoseconds: 10_000_000_000)
+    let end = HostClock.after(nanoseconds: 60_000_000_000)
     while HostClock.monotonic < end {
       if condition() { return true }
       HostClock.sleep(until: HostClock.after(nanoseconds: 1_000_000))

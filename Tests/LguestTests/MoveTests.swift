@@ -49,9 +49,19 @@ enum Moving {
     return try body(FilePath(url.path))
   }
 
+  /// The guest's console. The guest writes a letter a round and waits while it is taken, so it can be slowed down.
   final class Sink: Sendable {
     private let bytes = Mutex<[UInt8]>([])
-    func put(_ byte: UInt8) { bytes.withLock { $0.append(byte) } }
+    /// From so many bytes on each takes 5 ms: the guest must not come to its end before what the test does to it is
+    /// done, however busy the host is.
+    let isSlowFrom = Atomic<Int>(.max)
+    func put(_ byte: UInt8) {
+      let count = bytes.withLock {
+        $0.append(byte)
+        return $0.count
+      }
+      if count >= isSlowFrom.load(ordering: .relaxed) { usleep(5000) }
+    }
     var text: String { bytes.withLock { String(decoding: $0, as: UTF8.self) } }
     var count: Int { bytes.withLock { $0.count } }
   }
@@ -73,9 +83,11 @@ enum Moving {
     _ machine: VirtualMachine, after count: Int, _ sink: Sink, _ body: @escaping @Sendable (VirtualMachine) -> Void
   ) throws -> RunResult {
     let target = sink.count + count
+    sink.isSlowFrom.store(target, ordering: .relaxed)
     let beside = Thread {
       while sink.count < target, machine.stopRequested == nil { Thread.sleep(forTimeInterval: 0.001) }
       body(machine)
+      sink.isSlowFrom.store(.max, ordering: .relaxed)
     }
     beside.start()
     return try machine.run()
@@ -93,7 +105,7 @@ enum Moving {
   }
 }
 
-@Suite("Moves", .timeLimit(.minutes(5))) struct MoveTests {
+@Suite("Moves", .timeLimit(.minutes(10))) struct MoveTests {
   @Test("nothing is lost, no clock goes back, calls heal", arguments: [1, 4])
   func journey(cpus: Int) throws {
     let rounds = 3000
@@ -139,7 +151,8 @@ enum Moving {
     try Moving.withPath { path in
       let stood = Mutex<[Int]>([])
       let result = try Moving.guest(cpus: UInt32(cpus), rounds: UInt32(rounds)).withFile { file in
-        try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: cpus, sink)), after: 5, sink) { machine in
+        try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: cpus, sink)), after: 5, sink) {
+          machine in
           do {
             for _ in 0..<3 {
               try machine.pause()
@@ -155,7 +168,8 @@ enum Moving {
         }
       }
       #expect(result.ending == .debugExit(0x2A) && stood.withLock { $0 } == [0, 0, 0])
-      #expect(sink.text.split(separator: "\n").last.map(String.init) == Moving.sum(cpus: UInt64(cpus), rounds: rounds) + " 3")
+      #expect(
+        sink.text.split(separator: "\n").last.map(String.init) == Moving.sum(cpus: UInt64(cpus), rounds: rounds) + " 3")
       // The same file twice, the second time with an other vendor.
       for vendor in [VirtualMachine.Configuration.CPUVendor.intel, .amd] {
         let again = Moving.Sink()
@@ -177,8 +191,9 @@ enum Moving {
         let machine = VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink))
         #expect(throws: MoveError.self) { try machine.pause() }
         let result = try Moving.run(machine, after: 0, sink) { machine in
-          while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
-          Thread.sleep(forTimeInterval: 0.05)
+          while machine.stopRequested == nil, machine.sampleStatistics()?.first?[.halt] ?? 0 == 0 {
+            Thread.sleep(forTimeInterval: 0.005)
+          }
           do { try machine.save(to: path) } catch { machine.requestStop(.internal) }
         }
         #expect(result.ending == .saved)
@@ -194,7 +209,8 @@ enum Moving {
     let sink = Moving.Sink()
     let failure = Mutex("")
     let result = try Moving.guest(cpus: 1, rounds: 2000).withFile { file in
-      try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink)), after: 2, sink) { machine in
+      try Moving.run(VirtualMachine(configuration: Moving.configuration(file, cpus: 1, sink)), after: 2, sink) {
+        machine in
         do { try machine.save(to: "/nonexistent/file") } catch { failure.withLock { $0 = "\(error)" } }
       }
     }
@@ -202,14 +218,14 @@ enum Moving {
   }
 }
 
-@Suite("Saved files", .timeLimit(.minutes(5))) struct SaveFileTests {
+@Suite("Saved files", .timeLimit(.minutes(10))) struct SaveFileTests {
   /// Whether opening the file and checking its RAM succeed; the line of the refusal otherwise.
   private static func refusal(_ path: FilePath) -> String? {
     do throws(ConfigurationError) {
       let file = try SaveFile(path)
       _ = try file.configuration
       _ = try file.clock
-      _ = try file.makeMemory()
+      _ = try file.makeMemory(nil)
       return nil
     } catch { return error.description }
   }
@@ -222,7 +238,9 @@ enum Moving {
       let url = URL(filePath: path.string)
       let handle = try FileHandle(forUpdating: url)
       var lengths: Set<UInt64> = [0, 1, 8, 4095, 4096, header.memoryOffset + header.memoryByteCount]
-      for entry in header.entries { lengths.formUnion([entry.offset, entry.offset + 1, entry.offset + entry.byteCount - 1]) }
+      for entry in header.entries {
+        lengths.formUnion([entry.offset, entry.offset + 1, entry.offset + entry.byteCount - 1])
+      }
       // Nothing is put back: from the end to the beginning.
       for length in lengths.sorted().reversed() {
         try handle.truncate(atOffset: length)

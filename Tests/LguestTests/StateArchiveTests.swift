@@ -78,7 +78,8 @@ import Testing
     header.memoryByteCount = 12345
     header.entries = (0..<SaveFileHeader.sectionLimit).map { number in
       SaveFileHeader.Entry(
-        name: "section number \(number % 10)", version: 1, checksum: UInt32(number), offset: UInt64(number), byteCount: 7)
+        name: "section number \(number % 10)", version: 1, checksum: UInt32(number), offset: UInt64(number),
+        byteCount: 7)
     }
     let page = header.encoded()
     #expect(page.count == SaveFileHeader.byteCount)
@@ -92,7 +93,9 @@ import Testing
     #expect(throws: SaveFileProblem.truncated) { try SaveFileHeader([]) }
   }
 
-  @Test("RAM comes back page by page, also the second time, and above 4 GiB", arguments: [16 << 20, (3 << 30) + (32 << 20)] as [UInt64])
+  @Test(
+    "RAM comes back page by page, also the second time, and above 4 GiB",
+    arguments: [16 << 20, (3 << 30) + (32 << 20)] as [UInt64])
   func memory(_ byteCount: UInt64) throws {
     try Moving.withPath { path in
       var memory = try GuestMemory(byteCount: byteCount)
@@ -112,14 +115,15 @@ import Testing
         #expect(sums.filter { $0 != Checksum.zeroPage }.count == Set(places.keys.map { $0 >> 12 }).count)
         let image = try HostFile(path, role: "image")
         memory = try GuestMemory(byteCount: byteCount, image: image, at: 4096)
-        #expect(try memory.firstDifference(from: sums, threadCount: 2) == nil)
+        let same = try memory.firstDifference(from: sums, threadCount: 2)
+        #expect(same.page == nil && same.byteCount > 0)
         for (place, value) in places { #expect(try memory.load(UInt64.self, at: GuestPhysical(place)) == value) }
         var wrong = sums
         wrong[5] ^= 1
-        #expect(try memory.firstDifference(from: wrong, threadCount: 2) == 5)
+        #expect(try memory.firstDifference(from: wrong, threadCount: 2).page == 5)
         wrong = sums
         wrong[0x20] = 77  // a hole
-        #expect(try memory.firstDifference(from: wrong, threadCount: 1) == 0x20)
+        #expect(try memory.firstDifference(from: wrong, threadCount: 1).page == 0x20)
       }
     }
   }
@@ -130,5 +134,34 @@ import Testing
     #expect(Checksum.crc32c([UInt8](repeating: 0xFF, count: 32)) == 0x62A8_AB43)
     #expect(Checksum.crc32c(Array(0..<32)) == 0x46DD_794E)
     #expect(Checksum.crc32c(Array("123456789".utf8)) == 0xE306_9283)
+  }
+
+  @Test("pages are summed as bytes are, however many", arguments: [0, 1, 3, 4, 5, 8, 11]) func pages(count: Int) {
+    let pages = (0..<count).map { _ in (0..<4096).map { _ in UInt8.random(in: 0...255) } }
+    let sums = unsafe Array(pages.joined()).withUnsafeBytes { bytes in
+      unsafe bytes.baseAddress.map { unsafe Checksum.ofPages($0, count: count) } ?? []
+    }
+    #expect(sums == pages.map { Checksum.crc32c($0) })
+  }
+
+  @Test("many words there and back; too many and too few are refused") func words() throws {
+    var words: [UInt32] = [1, 0x8000_0002, 0, .max]
+    var archive = StateArchive(savingAt: 0)
+    try archive.transfer(words: &words, limit: 4)
+    var next: UInt8 = 7
+    try archive.transfer(&next)
+    let bytes = archive.bytes
+    #expect(bytes == [4, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0x80, 0, 0, 0, 0, 255, 255, 255, 255, 7])
+    archive = StateArchive(restoring: bytes, at: 0)
+    var back: [UInt32] = []
+    next = 0
+    try archive.transfer(words: &back, limit: 4)
+    try archive.transfer(&next)
+    try archive.finish()
+    #expect(back == words && next == 7)
+    archive = StateArchive(restoring: bytes, at: 0)
+    #expect(throws: SavedStateError.self) { try archive.transfer(words: &back, limit: 3) }
+    archive = StateArchive(restoring: Array(bytes.prefix(19)), at: 0)
+    #expect(throws: SavedStateError.self) { try archive.transfer(words: &back, limit: 4) }
   }
 }

@@ -18,7 +18,9 @@ struct TinyGuest {
 
   private var elf: [UInt8] {
     var bytes: [UInt8] = []
-    func put(_ value: UInt64, _ count: Int) { for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) } }
+    func put(_ value: UInt64, _ count: Int) {
+      for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) }
+    }
     bytes += [0x7F, 0x45, 0x4C, 0x46, 2, 1, 1] + [UInt8](repeating: 0, count: 9)
     put(2, 2)  // ET_EXEC
     put(62, 2)  // x86-64

@@ -80,7 +80,10 @@ import X86
     #expect(!user.canBegin(privilegeLevel: 0, canInterrupt: true))
     #expect(user.canBegin(privilegeLevel: 1, canInterrupt: true))
     #expect(!user.canBegin(privilegeLevel: 3, canInterrupt: false))
-    #expect(try enabled(bits: 0b1011).canBegin(privilegeLevel: 0, canInterrupt: true))
+    var always = try enabled(bits: 0b1011)
+    #expect(always.canBegin(privilegeLevel: 0, canInterrupt: true) && always.isForEveryLevel && !user.isForEveryLevel)
+    always.reset()
+    #expect(!always.isForEveryLevel)
   }
 
   @Test func noMoreThanTheQueueHolds() throws {

@@ -216,7 +216,9 @@ private let registerRules = [
   },
   Rule("36: after INIT nothing is stored any more, and what is global stays") {
     let setup = try Setup()
-    for (index, value) in [(0, 0x800), (1, 0x101), (3, 0x141), (4, 0x181), (6, 0xF3), (2, 0x1C9), (5, 0)] as [(UInt32, UInt64)] {
+    for (index, value) in [(0, 0x800), (1, 0x101), (3, 0x141), (4, 0x181), (6, 0xF3), (2, 0x1C9), (5, 0)]
+      as [(UInt32, UInt64)]
+    {
       #expect(setup.write(index, value) == true)
     }
     setup.registers.endOfInterrupt.offer()
@@ -283,7 +285,9 @@ private let sharingRules = [
 ]
 
 @Suite("Bad input") struct BadInputTests {
-  @Test("instructions", arguments: instructionRules) fileprivate func instruction(rule: Rule) throws { try rule.check() }
+  @Test("instructions", arguments: instructionRules) fileprivate func instruction(rule: Rule) throws {
+    try rule.check()
+  }
   @Test("hypercalls", arguments: hypercallRules) fileprivate func hypercall(rule: Rule) throws { try rule.check() }
   @Test("registers", arguments: registerRules) fileprivate func register(rule: Rule) throws { try rule.check() }
   @Test("shared memory", arguments: sharingRules) fileprivate func sharing(rule: Rule) throws { try rule.check() }

@@ -41,15 +41,19 @@ private struct Generator: RandomNumberGenerator {
     var rounds = 0
     while ContinuousClock.now < end {
       rounds += 1
-      let time = TestTime(timestamp: random.next(), monotonic: random.next(), wall: Int64(truncatingIfNeeded: random.next()))
-      let features = rounds % 2 == 0 ? KVMFeatures.implemented : KVMFeatures(rawValue: UInt32(truncatingIfNeeded: random.next()))
+      let time = TestTime(
+        timestamp: random.next(), monotonic: random.next(), wall: Int64(truncatingIfNeeded: random.next()))
+      let features =
+        rounds % 2 == 0 ? KVMFeatures.implemented : KVMFeatures(rawValue: UInt32(truncatingIfNeeded: random.next()))
       let memory = TestMemory()
       let clock = KVMClock(
         counter: try #require(TimestampCounter(kilohertz: UInt32(truncatingIfNeeded: random.next()) | 1)),
         isTimestampConstant: random.next() & 1 == 0, source: time)
       let cpu = TestCPU()
       let calls = KVMHypercalls(features: features, clock: clock, memory: memory, machine: TestMachine(count: 8))
-      var registers = (0..<2).map { KVMModelSpecificRegisters(features: features, clock: clock, memory: memory, cpu: $0) }
+      var registers = (0..<2).map {
+        KVMModelSpecificRegisters(features: features, clock: clock, memory: memory, cpu: $0)
+      }
       for _ in 0..<200 {
         let number = Int(random.next() & 1)
         switch random.next() % 8 {
@@ -62,7 +66,8 @@ private struct Generator: RandomNumberGenerator {
           calls.perform(on: cpu, timestampOffset: random.value())
           if cpu.registers[1...] != before[1...] { Issue.record("seed \(seed): a call changed more than RAX") }
         case 2, 3, 4:
-          let index: UInt32 = random.next() & 7 == 0 ? 0x11 + UInt32(random.next() & 1) : 0x4b56_4d00 + UInt32(random.next() % 10)
+          let index: UInt32 =
+            random.next() & 7 == 0 ? 0x11 + UInt32(random.next() & 1) : 0x4b56_4d00 + UInt32(random.next() % 10)
           let value = random.value()
           if registers[number].write(index, value, waited: random.next()) {
             if registers[number].read(index) == nil { Issue.record("seed \(seed): \(index) cannot be read") }

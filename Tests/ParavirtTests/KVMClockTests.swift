@@ -100,9 +100,10 @@ private final class Setup {
     #expect(try setup.structure(0x200).flags == 1)
   }
 
-  @Test(arguments: [
-    0xFE2, 0xFF0 | 1, 0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_F001, 0x3001, 0x10_0000_0001,
-  ] as [UInt64])
+  @Test(
+    arguments: [
+      0xFE2, 0xFF0 | 1, 0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_F001, 0x3001, 0x10_0000_0001,
+    ] as [UInt64])
   func badAddressesAreAcceptedAndUnused(value: UInt64) throws {
     let setup = try Setup()
     #expect(setup.write(systemTime, value | 1))

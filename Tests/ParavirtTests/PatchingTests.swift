@@ -30,7 +30,9 @@ import X86
     #expect(outcome == .perform && cpu.hypercallCode == HypercallOpcode.vmmcall.bytes && cpu.events == [.skipped])
   }
 
-  @Test("what is no hypercall reaches the guest unchanged", arguments: [[0x0F, 0x0B, 0x00], [0x0F, 0x01], [], [0x0F, 0x01, 0xC8]])
+  @Test(
+    "what is no hypercall reaches the guest unchanged",
+    arguments: [[0x0F, 0x0B, 0x00], [0x0F, 0x01], [], [0x0F, 0x01, 0xC8]])
   func other(code: [UInt8]) {
     for policy in HypercallPolicy.allCases {
       let (outcome, cpu) = answer(code, .vmcall, policy)
@@ -85,7 +87,9 @@ import X86
     #expect(record.text.contains("0x1000") && record.text.contains("successfully"))
   }
 
-  @Test("older guests are served, newer ones refused", arguments: [(0, true), (1, true), (2, false), (.max, false)] as [(UInt32, Bool)])
+  @Test(
+    "older guests are served, newer ones refused",
+    arguments: [(0, true), (1, true), (2, false), (.max, false)] as [(UInt32, Bool)])
   func versions(version: UInt32, isServed: Bool) {
     let memory = memory(version: version)
     let record = KVMParaState.register(0x1000, in: memory, native: .vmcall)
@@ -95,7 +99,9 @@ import X86
     #expect((word(memory, 0x2010) == 0xFFDA_B8 | 0xFF00_0000) == !isServed)
   }
 
-  @Test("an address that is no page of RAM is #GP, and nothing changes", arguments: [0x1001, 0x1800, 0x3000, .max, 0xFFFF_FFFF_FFFF_F000] as [UInt64])
+  @Test(
+    "an address that is no page of RAM is #GP, and nothing changes",
+    arguments: [0x1001, 0x1800, 0x3000, .max, 0xFFFF_FFFF_FFFF_F000] as [UInt64])
   func badPage(address: UInt64) {
     let memory = memory()
     let before = memory.bytes.withLock { $0 }
@@ -103,7 +109,9 @@ import X86
     #expect(memory.bytes.withLock { $0 } == before)
   }
 
-  @Test("a stub that is not all RAM is refused by `ret`, not by a fault", arguments: [0x2FFD, 0x3000, .max, .max - 3] as [UInt64])
+  @Test(
+    "a stub that is not all RAM is refused by `ret`, not by a fault",
+    arguments: [0x2FFD, 0x3000, .max, .max - 3] as [UInt64])
   func badStub(stub: UInt64) {
     let memory = memory(stub: stub)
     let record = KVMParaState.register(0x1000, in: memory, native: .vmcall)
@@ -131,7 +139,9 @@ import X86
     let setup = TestMemory()
     let clock = KVMClock(
       counter: try #require(TimestampCounter(kilohertz: 1_000_000)), isTimestampConstant: true, source: TestTime())
-    func calls(_ interface: KVMInterface, _ program: (@Sendable (HypercallRequest) -> UInt64?)?) -> KVMHypercalls<TestMemory, TestMachine> {
+    func calls(_ interface: KVMInterface, _ program: (@Sendable (HypercallRequest) -> UInt64?)?) -> KVMHypercalls<
+      TestMemory, TestMachine
+    > {
       KVMHypercalls(
         features: .standard, clock: clock, memory: setup, machine: TestMachine(count: 1), interface: interface,
         program: program)
@@ -144,7 +154,9 @@ import X86
     cpu.currentPrivilegeLevel = 3  // nobody asked in 2007
     // RAX; RDI RSI RDX RCX R8 R9.
     let long: [UInt64] = [8, 7, 3, 2, 9, 10].map { $0 | 1 << 40 }
-    #expect(sum.perform(on: cpu).result == long.enumerated().reduce((1 | 1 << 40) << 32) { $0 &+ $1.element * UInt64($1.offset + 1) })
+    #expect(
+      sum.perform(on: cpu).result
+        == long.enumerated().reduce((1 | 1 << 40) << 32) { $0 &+ $1.element * UInt64($1.offset + 1) })
     // EBX; EAX ECX EDX ESI EDI EBP, cut to 32 bits.
     for number in 0..<16 { cpu.registers[number] = UInt64(number) + 1 | 1 << 40 }
     cpu.isLongModeActive = false

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Structures that one thread writes while others read them, as a guest's vCPUs do: no reader ever gets one half of an
-// update and one of another, an odd version is never left behind, and time does not go backwards from one vCPU to another.
+// update and one of another, an odd version is never left behind, and time does not go backwards from one vCPU to
+// another.
 
 import Foundation
 import Paravirt
@@ -53,7 +54,8 @@ private final class Tally: Sendable {
   @Test func noReaderSeesHalfAnUpdate() throws {
     let memory = TestMemory(count: 64, keepsHistory: false)
     let time = PairedTime()
-    let clock = KVMClock(counter: try #require(TimestampCounter(kilohertz: 1_000_000)), isTimestampConstant: false, source: time)
+    let clock = KVMClock(
+      counter: try #require(TimestampCounter(kilohertz: 1_000_000)), isTimestampConstant: false, source: time)
     let tally = Tally()
     together(3) { number in
       if number == 0 {
@@ -80,7 +82,8 @@ private final class Tally: Sendable {
   @Test func timeDoesNotGoBackwardsAcrossCPUs() throws {
     let memory = TestMemory(count: 256, keepsHistory: false)
     let time = PairedTime()
-    let clock = KVMClock(counter: try #require(TimestampCounter(kilohertz: 2_20_000_000)), isTimestampConstant: true, source: time)
+    let clock = KVMClock(
+      counter: try #require(TimestampCounter(kilohertz: 2_20_000_000)), isTimestampConstant: true, source: time)
     let tally = Tally()
     together(4) { number in
       let address = UInt64(number) * 64
@@ -101,7 +104,8 @@ private final class Tally: Sendable {
   }
 
   @Test func aFlushIsEitherLeftOrInterruptedFor() throws {
-    // What Linux does for a vCPU that it thinks is preempted: compare and exchange 1 for 3, and an interrupt if that fails.
+    // What Linux does for a vCPU that it thinks is preempted: compare and exchange 1 for 3, and an interrupt if that
+    // fails.
     let memory = TestMemory(count: 64, keepsHistory: false)
     let tally = Tally()
     together(2) { number in

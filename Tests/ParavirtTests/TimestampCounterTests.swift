@@ -5,11 +5,12 @@ import Paravirt
 import Testing
 
 @Suite struct TimestampCounterTests {
-  @Test(arguments: [
-    (1_000_000, 1, 0x8000_0000), (2_000_000, 0, 0x8000_0000), (2_500_000, -1, 0xCCCC_CCCC),
-    (3_000_000, -1, 0xAAAA_AAAA), (4_000_000, -1, 0x8000_0000), (100_000, 4, 0xA000_0000),
-    (10_000, 7, 0xC800_0000), (1_000, 10, 0xFA00_0000),
-  ] as [(UInt32, Int8, UInt32)])
+  @Test(
+    arguments: [
+      (1_000_000, 1, 0x8000_0000), (2_000_000, 0, 0x8000_0000), (2_500_000, -1, 0xCCCC_CCCC),
+      (3_000_000, -1, 0xAAAA_AAAA), (4_000_000, -1, 0x8000_0000), (100_000, 4, 0xA000_0000),
+      (10_000, 7, 0xC800_0000), (1_000, 10, 0xFA00_0000),
+    ] as [(UInt32, Int8, UInt32)])
   func scalesAreKVMs(kilohertz: UInt32, shift: Int8, multiplier: UInt32) throws {
     let counter = try #require(TimestampCounter(kilohertz: kilohertz))
     #expect(counter.nanosecondScale.shift == shift)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The guests of Guests/conformance on the test machine: every expectation of the manual holds, and where QEMU's TCG runs
-// the same guest, it says the same or is wrong by the section of the manual that the log names.
+// The guests of Guests/conformance on the test machine: every expectation of the manual holds, and where QEMU's TCG
+// runs the same guest, it says the same or is wrong by the section of the manual that the log names.
 
 import Foundation
 import Testing
@@ -88,7 +88,8 @@ extension SystemTests {
       let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
       process.waitUntilExit()
       #expect(process.terminationStatus & 1 == 1 && process.terminationStatus < 4, "it did not get to its end")
-      let theirs = comparable(text.split(whereSeparator: \.isNewline)), ours = comparable(try log(name, ConformanceTests.everyFeature))
+      let theirs = comparable(text.split(whereSeparator: \.isNewline)),
+        ours = comparable(try log(name, ConformanceTests.everyFeature))
       #expect(theirs.count == ours.count)
       var section: Substring = ""
       var differences = 0

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drives the built executable as a person or a script would: arguments in, streams and status out, a limit on every run.
+// Drives the built executable as a person or a script would: arguments in, streams and status out, a limit on every
+// run.
 
 import Foundation
 import Testing
@@ -35,13 +36,26 @@ enum Guest {
   static var genericKernel: String? { variable("LGUEST_TEST_GENERIC_KERNEL") }
   static var initrd: String? { variable("LGUEST_TEST_INITRD") }
   /// Debian's kernels for i386 by flavour, and the initramfs with a 32-bit busybox.
-  static func kernel386(_ flavour: String) -> String? { variable(flavour == "686" ? "LGUEST_TEST_KERNEL_686" : "LGUEST_TEST_KERNEL_686_PAE") }
+  static func kernel386(_ flavour: String) -> String? {
+    variable(flavour == "686" ? "LGUEST_TEST_KERNEL_686" : "LGUEST_TEST_KERNEL_686_PAE")
+  }
   static var initrd386: String? { variable("LGUEST_TEST_INITRD_I386") }
   /// Where scripts/build-guests put the small guests of Guests/.
   static var guests: String? { variable("LGUEST_TEST_GUESTS") }
   static var userSpace: String? { variable("LGUEST_TEST_USERSPACE") }
   static var userSpace386: String? { variable("LGUEST_TEST_USERSPACE_I386") }
   static var fullUserSpace: String? { variable("LGUEST_TEST_USERSPACE_FULL") }
+  /// A module of the kernel, by its path in the kernel's source.
+  static func module(_ path: String) -> String? {
+    guard let kernel else { return nil }
+    // ROOT/boot/vmlinuz-RELEASE, ROOT/lib/modules/RELEASE.
+    let file = URL(filePath: kernel).resolvingSymlinksInPath()
+    let release = file.lastPathComponent.replacing("vmlinuz-", with: "")
+    let module = file.deletingLastPathComponent().deletingLastPathComponent().appending(
+      path: "lib/modules/\(release)/kernel/\(path)"
+    ).path
+    return FileManager.default.isReadableFile(atPath: module) ? module : nil
+  }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }
   static var hasExecutable: Bool { FileManager.default.isExecutableFile(atPath: executable) }
@@ -51,7 +65,7 @@ enum Guest {
   final class Running {
     let process = Process()
     private let directory: URL
-    private let started = Date()
+    private let started = ContinuousClock.now
     private let name: String
 
     /// - Parameter limit: Seconds after which the process is killed and the test fails.
@@ -79,12 +93,13 @@ enum Guest {
       String(decoding: (try? Data(contentsOf: directory.appending(path: name))) ?? Data(), as: UTF8.self)
     }
 
-    /// Waits until the guest has written something, at most `seconds`.
-    func waitForOutput(_ text: String, seconds: Double) -> Bool {
-      let deadline = Date() + seconds
-      while Date() < deadline {
-        if self.text("out").contains(text) { return true }
-        if !process.isRunning { return self.text("out").contains(text) }
+    /// Waits until the guest has written something, so many times, at most `seconds`.
+    func waitForOutput(_ text: String, count: Int = 1, seconds: Double) -> Bool {
+      func isThere() -> Bool { self.text("out").ranges(of: text).count >= count }
+      let deadline = ContinuousClock.now + .seconds(seconds)
+      while ContinuousClock.now < deadline {
+        if isThere() { return true }
+        if !process.isRunning { return isThere() }
         Thread.sleep(forTimeInterval: 0.05)
       }
       return false
@@ -97,7 +112,7 @@ enum Guest {
       process.waitUntilExit()
       let result = Finished(
         status: process.terminationReason == .exit ? process.terminationStatus : 1000 + process.terminationStatus,
-        output: text("out"), errors: text("err"), seconds: Date().timeIntervalSince(started))
+        output: text("out"), errors: text("err"), seconds: (ContinuousClock.now - started) / .seconds(1))
       if result.status != expected, let logs = Guest.variable("LGUEST_TEST_LOGS") {
         let log =
           "lguest \(process.arguments?.joined(separator: " ") ?? "")\nstatus \(result.status), expected \(expected), "
@@ -131,6 +146,22 @@ enum Guest {
     defer { try? FileManager.default.removeItem(atPath: path) }
     let object = try JSONSerialization.jsonObject(with: Data(contentsOf: URL(filePath: path)))
     return try #require(object as? [String: Any])
+  }
+
+  /// A cpio archive, as the kernel unpacks it (Linux Documentation/driver-api/early-userspace/buffer-format.rst), of
+  /// executable files from the host.
+  static func archive(_ files: [String: String]) throws -> Data {
+    func entry(_ name: String, _ mode: Int, _ content: Data) -> Data {
+      func padded(_ data: Data) -> Data { data + Data(count: (4 - data.count % 4) % 4) }
+      let fields = [0, mode, 0, 0, 1, 0, content.count, 0, 0, 0, 0, name.utf8.count + 1, 0]
+      let head =
+        "070701"
+        + fields.map { String(repeating: "0", count: 8 - String($0, radix: 16).count) + String($0, radix: 16) }.joined()
+      return padded(Data((head + name + "\0").utf8)) + padded(content)
+    }
+    return try files.sorted { $0.key < $1.key }.reduce(Data()) { archive, file in
+      try archive + entry(file.key, 0o100755, Data(contentsOf: URL(filePath: file.value)))
+    } + entry("TRAILER!!!", 0, Data())
   }
 
   static func temporaryPath() -> String {

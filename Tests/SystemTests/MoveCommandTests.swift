@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A real kernel with a shell that counts, moved between processes and vendors as a person would do it: no tick is lost, no
-// clock goes back, the kernel stays calm.
+// A real kernel with a shell that counts, moved between processes and vendors as a person would do it: no tick is lost,
+// no clock goes back, the kernel stays calm.
 
 import Foundation
 import Testing
@@ -10,7 +10,9 @@ extension SystemTests {
     "Moves by command", .serialized,
     .enabled(if: Guest.canBoot, "no kernel or initramfs in the cache; run scripts/test once without --offline"))
   struct MoveCommandTests {
-    private static let ticks = 150
+    private static let ticks = 200
+    /// As many as the test waits for in each process. The rest is for the time until it has been saved.
+    private static let stage = 10
     /// For the kernel's command line: what its first program is to do.
     private static let script = """
       mount -t proc p /proc; i=0; while [ $i -lt \(ticks) ]; do echo tick $i $(cut -d' ' -f1 /proc/uptime); i=$((i+1)); \
@@ -18,11 +20,14 @@ extension SystemTests {
       echo fact processors $(grep -c ^processor /proc/cpuinfo); poweroff -f
       """
 
-    private func start(cpus: Int, _ more: String..., name: String) throws -> Guest.Running {
+    private func start(
+      cpus: Int, _ more: String..., kernel: String? = Guest.kernel, initrd: String? = Guest.initrd,
+      script: String = MoveCommandTests.script, name: String
+    ) throws -> Guest.Running {
       try Guest.Running(
         [
-          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.initrd), "--cpus", "\(cpus)", "--memory", "1G",
-          "--append", "quiet rdinit=/bin/sh -- -c \"\(MoveCommandTests.script)\"", "--timeout", "120s",
+          "run", "--kernel", #require(kernel), "--initrd", #require(initrd), "--cpus", "\(cpus)",
+          "--append", "quiet rdinit=/bin/sh -- -c \"\(script)\"", "--timeout", "120s",
         ] + more, limit: 130, name: name)
     }
 
@@ -33,18 +38,31 @@ extension SystemTests {
     }
 
     @Test("a kernel that counts goes from process to process", arguments: [1, 4]) func journey(cpus: Int) throws {
+      try journey(cpus: cpus, kernel: Guest.kernel, initrd: Guest.initrd)
+    }
+
+    @Test(
+      "a 32-bit kernel as well",
+      .enabled(if: Guest.kernel386("686-pae") != nil && Guest.initrd386 != nil, "no i386 kernel in the cache"))
+    func journey386() throws {
+      try journey(cpus: 2, kernel: Guest.kernel386("686-pae"), initrd: Guest.initrd386)
+    }
+
+    private func journey(cpus: Int, kernel: String?, initrd: String?) throws {
       try withFile { file in
         var output = ""
-        var run = try start(cpus: cpus, "--hypercall-insn", "emulate", name: "journey")
+        var run = try start(
+          cpus: cpus, "--memory", "1G", "--hypercall-insn", "emulate", kernel: kernel, initrd: initrd, name: "journey")
         for move in 1...4 {
-          #expect(run.waitForOutput("tick \(move * 25) ", seconds: 100))
+          #expect(run.waitForOutput("tick ", count: MoveCommandTests.stage, seconds: 100))
           try Guest.run(["save", "\(run.process.processIdentifier)", file], expecting: 0)
           let result = run.finish(expecting: 0)
           #expect(result.errors.contains("the machine was saved"))
           output += result.output
           run = try Guest.Running(
             [
-              "restore", file, "--cpu-vendor", move % 2 == 1 ? "amd" : "intel", "--timeout", "120s", "--stats", "--tty", "never",
+              "restore", file, "--cpu-vendor", move % 2 == 1 ? "amd" : "intel", "--timeout", "120s", "--stats", "--tty",
+              "never",
             ], limit: 130, name: "journey")
         }
         let last = run.finish(expecting: 0)
@@ -60,8 +78,8 @@ extension SystemTests {
 
     @Test("kept, paused, resumed; restored twice from one file") func kept() throws {
       try withFile { file in
-        let run = try start(cpus: 2, name: "kept")
-        #expect(run.waitForOutput("tick 20 ", seconds: 100))
+        let run = try start(cpus: 2, "--memory", "1G", name: "kept")
+        #expect(run.waitForOutput("tick ", count: MoveCommandTests.stage, seconds: 100))
         let pid = "\(run.process.processIdentifier)"
         try Guest.run(["pause", pid], expecting: 0)
         try Guest.run(["save", pid, file, "--keep"], expecting: 0)
@@ -76,10 +94,97 @@ extension SystemTests {
       }
     }
 
+    /// What the test machine's scratch port and memory hold, and its debug exit, through /dev/port and /dev/mem.
+    private static let testDeviceScript = """
+      mkdir -p /dev; mount -t devtmpfs d /dev; printf 'Zeit' | dd of=/dev/port bs=4 seek=56 conv=notrunc 2>/dev/null; \
+      devmem 0xff000010 32 0x600df00d; i=0; while [ $i -lt 60 ]; do echo tick $i; i=$((i+1)); usleep 40000; done; \
+      echo fact port $(dd if=/dev/port bs=4 skip=56 count=1 2>/dev/null); echo fact memory $(devmem 0xff000010 32); \
+      printf '\\025' | dd of=/dev/port bs=1 seek=244 conv=notrunc; poweroff -f
+      """
+
+    @Test("the test machine keeps its devices", .enabled(if: Guest.genericKernel != nil, "no kernel with /dev/port"))
+    func testMachine() throws {
+      try withFile { file in
+        let run = try start(
+          cpus: 1, "--memory", "512M", "--machine", "testdev", kernel: Guest.genericKernel,
+          script: MoveCommandTests.testDeviceScript, name: "testMachine")
+        #expect(run.waitForOutput("tick 10", seconds: 100))
+        try Guest.run(["save", "\(run.process.processIdentifier)", file], expecting: 0)
+        #expect(!run.finish(expecting: 0).output.contains("fact"))
+        let restored = try Guest.run(["restore", file, "--timeout", "100s"], limit: 110, expecting: 0x15 << 1 | 1)
+        #expect(restored.fact("port") == "Zeit" && restored.fact("memory") == "0x600DF00D")
+      }
+    }
+
+    /// Fills three quarters of a small guest with what nobody can guess, and sums it until the end.
+    private static let fillScript = """
+      mkdir -p /m /dev; mount -t devtmpfs d /dev; mount -t tmpfs -o size=90% m /m; dd if=/dev/urandom of=/m/f bs=1M \
+      count=\(fullMegabytes) 2>/dev/null; i=0; while [ $i -lt 8 ]; do echo sum $(md5sum /m/f); i=$((i+1)); done; poweroff -f
+      """
+    private static let fullMegabytes = 150
+
+    /// The sums a guest has told.
+    private func sums(_ output: String) -> [Substring] {
+      output.split(whereSeparator: \.isNewline).filter { $0.hasPrefix("sum ") && $0.hasSuffix(" /m/f") }
+    }
+
+    @Test("a full guest has every byte; a save that is cut short leaves nothing") func full() throws {
+      let directory = Guest.temporaryPath()
+      try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
+      defer { try? FileManager.default.removeItem(atPath: directory) }
+      func names() throws -> [String] { try FileManager.default.contentsOfDirectory(atPath: directory).sorted() }
+      let (file, cut) = ("\(directory)/file", "\(directory)/cut")
+      try FileManager.default.createDirectory(atPath: cut, withIntermediateDirectories: false)
+      let run = try start(cpus: 1, "--memory", "224M", script: MoveCommandTests.fillScript, name: "full")
+      let pid = "\(run.process.processIdentifier)"
+      #expect(run.waitForOutput("/m/f", seconds: 100))
+      // The guest would end before it is killed.
+      try Guest.run(["pause", pid], expecting: 0)
+      #expect(try Guest.run(["save", pid, cut], expecting: 69).errorLines.count == 1)
+      #expect(try names() == ["cut"] && FileManager.default.contentsOfDirectory(atPath: cut).isEmpty)
+      try Guest.run(["save", pid, file, "--keep"], expecting: 0)
+      let blocks = try #require(attributes(file).map { Int($0.st_blocks) * 512 })
+      #expect(blocks > MoveCommandTests.fullMegabytes << 20)
+
+      let save = try Guest.Running(["save", pid, "\(cut)/file"], limit: 60, name: "full")
+      #expect(waitForOpenFile(below: cut, by: pid))
+      run.send(SIGKILL)
+      let first = run.finish(expecting: 1009)
+      _ = save.finish(expecting: 69)
+      #expect(try FileManager.default.contentsOfDirectory(atPath: cut).isEmpty)
+
+      let restored = try Guest.run(["restore", file, "--timeout", "100s"], limit: 110, expecting: 0)
+      let all = sums(first.output).prefix(1) + sums(restored.output)
+      #expect(all.count > 2 && Set(all).count == 1)
+      let ended = try Guest.Running(["restore", file, "--timeout", "100s"], limit: 110, name: "full")
+      #expect(ended.waitForOutput("/m/f", seconds: 100))
+      ended.send(SIGTERM)
+      #expect(ended.finish(expecting: 143).status == 143)
+    }
+
+    private func attributes(_ path: String) -> stat? {
+      var status = stat()
+      return unsafe stat(path, &status) == 0 ? status : nil
+    }
+
+    /// Waits until a process has a file open in a directory, with a name or without.
+    private func waitForOpenFile(below directory: String, by process: String) -> Bool {
+      let deadline = Date() + 20
+      while Date() < deadline {
+        for name in (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/fd")) ?? [] {
+          let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(process)/fd/\(name)")
+          if target?.hasPrefix(directory + "/") == true { return true }
+        }
+      }
+      return false
+    }
+
     @Test("refusals are one line and status 69") func refusals() throws {
       try withFile { file in
         try Data("no machine".utf8).write(to: URL(filePath: file))
-        for arguments in [["restore", file], ["restore", "/nonexistent"], ["save", "1", file], ["pause", "1"], ["resume", "1"]] {
+        for arguments in [
+          ["restore", file], ["restore", "/nonexistent"], ["save", "1", file], ["pause", "1"], ["resume", "1"],
+        ] {
           let result = try Guest.run(arguments, expecting: 69)
           #expect(result.errorLines.count == 1 && result.output.isEmpty, "\(arguments): \(result.errors)")
         }

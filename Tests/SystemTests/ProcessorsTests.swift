@@ -26,7 +26,8 @@ extension SystemTests {
 
     @Test("more than host threads", arguments: [2, 4]) func crowded(cpus: Int) throws {
       let result = try Guest.run(
-        Guest.boot(Guest.kernel, "poweroff", "--cpus", "\(cpus)", "--host-threads", "1", "--timeout", "90s"), limit: 100,
+        Guest.boot(Guest.kernel, "poweroff", "--cpus", "\(cpus)", "--host-threads", "1", "--timeout", "90s"),
+        limit: 100,
         expecting: 0)
       expectCalm(result, cpus: cpus)
     }
@@ -39,7 +40,8 @@ extension SystemTests {
 
     @Test("a kernel finds them at the mailbox") func mailbox() throws {
       let result = try Guest.run(
-        Guest.boot(Guest.kernel, "poweroff", "--cpus", "4", "--processor-start", "mailbox", "--timeout", "90s"), limit: 100,
+        Guest.boot(Guest.kernel, "poweroff", "--cpus", "4", "--processor-start", "mailbox", "--timeout", "90s"),
+        limit: 100,
         expecting: 0)
       expectCalm(result, cpus: 4)
     }
@@ -72,22 +74,36 @@ extension SystemTests {
       #expect(lines.contains("complaints 0") && lines.contains("end checks"))
     }
 
-    // A kernel whose vCPUs wait for threads: it leaves flushes to us, kicks who waits for a lock, and yields to whom it calls.
-    @Test("eight on two host threads help each other", .enabled(if: Guest.userSpace != nil, "no user space in the cache"))
+    // A kernel whose vCPUs wait for threads: it leaves flushes to us, kicks who waits for a lock, and yields to whom it
+    // calls.
+    @Test(
+      "eight on two host threads help each other", .enabled(if: Guest.userSpace != nil, "no user space in the cache"))
     func overcommitted() throws {
-      let json = Guest.temporaryPath()
-      let result = try Guest.run(
-        [
-          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "8", "--host-threads",
-          "2", "--append", "quiet lguest.checks=stress,parallel lguest.seconds=1", "--timeout", "120s", "--json", json,
-        ], limit: 130, expecting: 0)
-      let lines = result.output.split(whereSeparator: \.isNewline)
-      #expect(lines.filter { $0.hasPrefix("ok ") }.count == 2, "\(result.output.suffix(4000))")
-      #expect(lines.contains("complaints 0") && lines.contains("end checks"))
-      let counters = try #require(Guest.json(json)["counters"] as? [String: Any])
-      for name in ["tlbFlushesSkipped", "kicks", "yields", "interruptsEndedInMemory"] {
-        #expect(counters[name] as? Int ?? 0 > 0, "\(name)")
+      // Chance decides whether a vCPU waits for a thread at the moment when another wants something of it: run again
+      // until each has happened.
+      var missing: Set = ["tlbFlushesSkipped", "kicks", "yields", "interruptsEndedInMemory", "stealNanoseconds"]
+      for _ in 0..<8 where !missing.isEmpty {
+        let json = Guest.temporaryPath()
+        let result = try Guest.run(
+          [
+            "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "8",
+            "--host-threads",
+            "2", "--append", "quiet lguest.checks=stress,parallel", "--timeout", "120s", "--json", json,
+          ], limit: 130, expecting: 0)
+        let lines = result.output.split(whereSeparator: \.isNewline)
+        try #require(lines.filter { $0.hasPrefix("ok ") }.count == 2, "\(result.output.suffix(4000))")
+        #expect(lines.contains("complaints 0") && lines.contains("end checks"))
+        let object = try Guest.json(json)
+        let counters = try #require(object["counters"] as? [String: Any])
+        missing = missing.filter { counters[$0] as? Int ?? 0 == 0 }
+        let vcpus = try #require(object["vcpuCounters"] as? [[String: Any]])
+        for name in ["tlbFlushesSkipped", "stealNanoseconds"] {
+          #expect(vcpus.reduce(0) { $0 + ($1[name] as? Int ?? 0) } == counters[name] as? Int, "\(name)")
+        }
+        // Eight that all work, on two threads.
+        #expect(vcpus.count == 8 && vcpus.allSatisfy { ($0["stealNanoseconds"] as? Int ?? 0) > 10_000_000 })
       }
+      #expect(missing.isEmpty)
     }
 
     @Test(
@@ -96,7 +112,8 @@ extension SystemTests {
     func long(cpus: Int) throws {
       let result = try Guest.run(
         [
-          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "\(cpus)", "--append",
+          "run", "--kernel", #require(Guest.kernel), "--initrd", #require(Guest.userSpace), "--cpus", "\(cpus)",
+          "--append",
           "quiet lguest.checks=parallel-long,stress lguest.seconds=20", "--timeout", "400s",
         ], limit: 420, expecting: 0)
       let lines = result.output.split(whereSeparator: \.isNewline)

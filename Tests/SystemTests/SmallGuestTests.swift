@@ -17,7 +17,8 @@ extension SystemTests {
       "a guest's end has its status and its cause",
       arguments: [
         ("hello", [], 0, "reset"), ("warm-reset", [], 255, "panic"), ("triple-fault", [], 255, "triple-fault"),
-        ("triple-fault-pvh", ["--entry", "pvh"], 255, "triple-fault"), ("spin", ["--timeout", "200ms"], 124, "timeout"),
+        ("triple-fault-pvh", ["--entry", "pvh"], 255, "triple-fault"),
+        ("spin", ["--timeout", "200ms"], 124, "timeout"),
         ("spin", ["--boot-timeout", "200ms"], 124, "boot-timeout"),
       ] as [(String, [String], Int32, String)])
     func endings(name: String, options: [String], status: Int32, cause: String) throws {
@@ -41,17 +42,20 @@ extension SystemTests {
       let object = try Guest.json(json)
       for name in object.keys { #expect(page.contains("`\(name)`") || page.contains("`\(name)."), "\(name)") }
       for name in try #require(object["times"] as? [String: Any]).keys { #expect(page.contains("`times.\(name)`")) }
-      for name in try #require(object["counters"] as? [String: Any]).keys { #expect(page.contains("`\(name)`"), "\(name)") }
+      for name in try #require(object["counters"] as? [String: Any]).keys {
+        #expect(page.contains("`\(name)`"), "\(name)")
+      }
     }
 
     @Test("a full pipe and a reader that goes away end the run") func closedOutput() throws {
       let shell = Process()
       shell.executableURL = URL(filePath: "/bin/sh")
       // `head` leaves after one line; the guest has nothing more to say, so only the hang-up ends the run.
-      shell.arguments = [
-        "-c", "{ \"$0\" \"$@\" 2>/dev/null; echo $? >&2; } | true",
-        Guest.executable,
-      ] + (try arguments("spin", ["--timeout", "20s"]))
+      shell.arguments =
+        [
+          "-c", "{ \"$0\" \"$@\" 2>/dev/null; echo $? >&2; } | true",
+          Guest.executable,
+        ] + (try arguments("spin", ["--timeout", "20s"]))
       let errors = Pipe()
       shell.standardError = errors
       let started = Date()

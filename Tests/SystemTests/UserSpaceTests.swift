@@ -8,12 +8,14 @@ extension SystemTests {
   @Suite("User space", .serialized)
   struct UserSpaceTests {
     static let names = [
-      "bash", "coreutils", "signals", "stress", "parallel", "codegen", "compat32", "openssl", "openssl-plain", "xz", "luajit", "python",
+      "bash", "coreutils", "signals", "stress", "parallel", "codegen", "compat32", "openssl", "openssl-plain", "xz",
+      "luajit", "python",
     ]
 
     /// Boots an archive of scripts/make-userspace and compares what its checks said.
     private func check(
-      _ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int, kernel: String? = Guest.kernel,
+      _ archive: String?, _ checks: String, memory: String, limit: Int, atLeast count: Int,
+      kernel: String? = Guest.kernel,
       _ more: String...
     ) throws {
       let result = try Guest.run(
@@ -40,12 +42,14 @@ extension SystemTests {
       .enabled(if: Guest.canBoot && Guest.userSpace != nil, "no user space in the cache"))
     func smallOnLowerModel() throws {
       try check(
-        Guest.userSpace, "small", memory: "1G", limit: 240, atLeast: UserSpaceTests.names.count, "--cpu-model", "x86-64-v2")
+        Guest.userSpace, "small", memory: "1G", limit: 240, atLeast: UserSpaceTests.names.count, "--cpu-model",
+        "x86-64-v2")
     }
 
     // All of it on both kernels takes a minute or two.
     @Test(
-      "that of i386", .enabled(if: Guest.initrd386 != nil && Guest.userSpace386 != nil, "no i386 user space in the cache"),
+      "that of i386",
+      .enabled(if: Guest.initrd386 != nil && Guest.userSpace386 != nil, "no i386 user space in the cache"),
       arguments: Guest.isLong ? ["686-pae", "686"] : ["686-pae"])
     func i386(flavour: String) throws {
       try check(

@@ -119,6 +119,34 @@ import X86
     #expect(late.waited.withLock { $0 } == [page])
   }
 
+  @Test("the kernel leaves too, where it takes part: before any effect, but not for the processor's tables")
+  func kernelLeaves() throws {
+    let (guest, late) = try guest()
+    let page = KernelGuest.data
+    evict(guest, page)
+    guest.memory.setPresent(GuestPhysical(KernelGuest.code))
+    guest.cpu.everyLevelLeavesForPages = true
+    guest.load([0x48, 0xFF, 0x00, 0x0F, 0x0B])
+    guest.start { $0.registers[0] = page }
+    late.waited.withLock { $0 = [] }
+    let before = guest.peek(UInt64.self, at: page)
+    for _ in 0..<2 {
+      #expect(guest.cpu.run() == .pageAbsent(address: page))
+      #expect(guest.cpu.currentPrivilegeLevel == 0 && guest.peek(UInt64.self, at: page) == before)
+    }
+    // As the machine does it if the guest can take it: the handler finds the instruction untouched.
+    guest.cpu.inject(pageFault: 0x1000)
+    let frame = guest.exception()
+    #expect(frame?.vector == 14 && frame?.error == 0 && frame?.rip == KernelGuest.code && guest.cpu.state.cr2 == 0x1000)
+    // Its stack is the page now: delivery waits.
+    #expect(late.waited.withLock { $0 }.isEmpty)
+    guest.start {
+      $0.registers[0] = KernelGuest.data + 0x3000
+      $0.registers[4] = page + 0x800
+    }
+    #expect(guest.exception()?.vector == 6 && late.waited.withLock { $0 } == [page])
+  }
+
   @Test("what a device writes is there at once") func device() throws {
     let (guest, _) = try guest()
     evict(guest, KernelGuest.data)

@@ -16,9 +16,11 @@ final class FlatGuest {
 
   // One for all tests, which run on one thread at a time; never freed.
   private static let signalStackBytes = 256 << 10
-  private nonisolated(unsafe) static let signalStack = UnsafeMutableRawPointer.allocate(byteCount: signalStackBytes, alignment: 4096)
+  private nonisolated(unsafe) static let signalStack = UnsafeMutableRawPointer.allocate(
+    byteCount: signalStackBytes, alignment: 4096)
 
-  init(megabytes: UInt64 = 16) throws {
+  /// - Parameter singleInstruction: Every instruction is a block of its own.
+  init(megabytes: UInt64 = 16, singleInstruction: Bool = false) throws {
     memory = try GuestMemory(byteCount: megabytes << 20)
     let cpuid = Translator.CPUIDTable([
       .init(leaf: 0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
@@ -27,7 +29,9 @@ final class FlatGuest {
       .init(leaf: 0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
       .init(leaf: 0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
     ])
-    translation = try Translation(memory: memory, options: TranslationOptions(cpuid: [cpuid], supports: { _ in true }))
+    var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
+    options.singleInstruction = singleInstruction
+    translation = try Translation(memory: memory, options: options)
     cpu = try translation.makeCPU(0)
     unsafe _ = chost_prepare_thread(FlatGuest.signalStack, UInt64(FlatGuest.signalStackBytes))
     try memory.store(UInt64(0x2003), at: GuestPhysical(0x1000))

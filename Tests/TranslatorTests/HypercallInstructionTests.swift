@@ -36,7 +36,8 @@ import X86
     guest.start { $0.registers[3] = 77 }
     // The second one leaves RAX = -1000, which has no answer of its own.
     #expect(guest.cpu.run() == .hypercall)
-    #expect(guest.cpu[register: 3] == 0 && guest.cpu[register: 0] == UInt64(bitPattern: -1000) && guest.cpu[register: 1] == 3)
+    #expect(
+      guest.cpu[register: 3] == 0 && guest.cpu[register: 0] == UInt64(bitPattern: -1000) && guest.cpu[register: 1] == 3)
     #expect(guest.cpu.run() == .hypercall && guest.cpu[register: 0] == 5)
     #expect(guest.translation.counters.hypercalls == [1: 1, 2: 1])
 
@@ -84,12 +85,16 @@ import X86
     }
   }
 
-  @Test("a replaced instruction runs, is seen by the guest, and its page counts as written", arguments: [0, 4094, 4095])
+  @Test(
+    "a replaced instruction runs, is seen by the guest, and its page counts as written", arguments: [0, 4094, 4095])
   func patched(offset: UInt64) throws {
     let guest = try guest(.patch)
     let place = KernelGuest.code + offset
     // The call twice, then what the guest itself reads of it: jmp back is left out, RIP is put back.
-    guest.load(Self.vmmcall + [0x0F, 0xB6, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: (place + 2) >> (8 * $0)) } + [0xF4], at: place)
+    guest.load(
+      Self.vmmcall + [0x0F, 0xB6, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: (place + 2) >> (8 * $0)) } + [
+        0xF4
+      ], at: place)
     guest.start { $0.rip = place }
     #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == place)
     #expect(guest.cpu.replaceHypercall(with: .vmcall))
@@ -99,7 +104,9 @@ import X86
     #expect(guest.peek(UInt8.self, at: place + 2) == 0xC1)
   }
 
-  @Test("a store that the guest may not make is its page fault", arguments: [false, true]) func protected(isSecondPage: Bool) throws {
+  @Test("a store that the guest may not make is its page fault", arguments: [false, true]) func protected(
+    isSecondPage: Bool
+  ) throws {
     let guest = try guest(.patch)
     let place = KernelGuest.code + (isSecondPage ? 4095 : 0)
     guest.load(Self.vmmcall, at: place)

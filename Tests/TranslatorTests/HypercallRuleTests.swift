@@ -43,7 +43,9 @@ import X86
     #expect(frame?.vector == 14 && frame?.rip == next - 1 && guest.cpu.state.cr2 == next)
   }
 
-  @Test("11: ud2 is #UD under every policy", arguments: HypercallPolicy.allCases) func other(policy: HypercallPolicy) throws {
+  @Test("11: ud2 is #UD under every policy", arguments: HypercallPolicy.allCases) func other(policy: HypercallPolicy)
+    throws
+  {
     let guest = try KernelGuest { $0.hypercallPolicy = policy }
     guest.load([0x0F, 0x0B])
     let frame = guest.exception()

@@ -23,6 +23,16 @@ import X86
     return (exit, clock_gettime_nsec() &- box.time.load(ordering: .sequentiallyConsistent))
   }
 
+  /// In nanoseconds; many times what a loop may take, for hosts with other work.
+  static let limit: UInt64 = 50_000_000
+
+  /// The least of three, or of up to 40 while the host is so busy that none is below the limit.
+  static func leastLatency(_ measure: () -> UInt64) -> UInt64 {
+    var best = UInt64.max
+    for round in 0..<40 where round < 3 || best >= limit { best = min(best, measure()) }
+    return best
+  }
+
   final class Kick: Sendable {
     let cpu: TranslatedCPU
     let time = Atomic<UInt64>(0)
@@ -44,29 +54,31 @@ import X86
       // The handler returns to the faulting instruction.
       guest.load([0x48, 0xCF], at: KernelGuest.handlers + 6 * 16)
     }
-    var best = UInt64.max
-    for _ in 0..<3 {
+    let best = Self.leastLatency {
       guest.start { if name == "adc" { $0.rflags = 3 } }
       let (exit, nanoseconds) = Self.latency(guest)
       #expect(exit == .kicked, "\(name)")
-      best = min(best, nanoseconds)
+      return nanoseconds
     }
     print("kick \(name): \(best / 1000) us")
-    #expect(best < 50_000_000, "\(name)")
+    #expect(best < Self.limit, "\(name)")
   }
 
   @Test("... and loops over pages") func kickPages() throws {
     let guest = try KernelGuest()
     for page in UInt64(0)..<15 { guest.load("loop_page", at: 0x100000 + page * 4096) }
     guest.load("loop_page_back", at: 0x10F000)
-    guest.start { $0.rip = 0x100000 }
-    let line = Self.latency(guest)
     guest.load("loop_ping", at: 0x120FF0)
     guest.load("loop_pong", at: 0x121FF0)
-    guest.start { $0.rip = 0x120FF0 }
-    let ping = Self.latency(guest)
-    #expect(line.exit == .kicked && ping.exit == .kicked)
-    #expect(min(line.nanoseconds, ping.nanoseconds) < 50_000_000)
+    for start in [0x100000, 0x120FF0] as [UInt64] {
+      let best = Self.leastLatency {
+        guest.start { $0.rip = start }
+        let (exit, nanoseconds) = Self.latency(guest)
+        #expect(exit == .kicked)
+        return nanoseconds
+      }
+      #expect(best < Self.limit)
+    }
   }
 
   @Test("Flags survive a kick") func flagsAcrossKicks() throws {

@@ -68,7 +68,9 @@ import X86
   @Test("system calls, faults, segments", arguments: [false, true]) func kernel(pae: Bool) throws {
     let (state, exits, guest) = try run(pae: pae, light: true)
     let (slow, slowExits, other) = try run(pae: pae, light: false)
-    for (number, value) in state.registers.enumerated() { #expect(value == slow.registers[number], "register \(number)") }
+    for (number, value) in state.registers.enumerated() {
+      #expect(value == slow.registers[number], "register \(number)")
+    }
     #expect(state.registers[3] == 5050 && state.registers[7] == 100)
     // The kernel's read of an absent page, the program's write.
     #expect(state.registers[6] == 0 + 6)

@@ -30,7 +30,8 @@ import X86
 
   @Test("Every kind of store in one block") func chain() throws {
     let guest = try KernelGuest()
-    // 100 + (1 + 5) is patched into ESI (later R8), 99h into EAX; REP MOVS adds 1000h, the push 11h; BTS sets bit 4 of 1.
+    // 100 + (1 + 5) is patched into ESI (later R8), 99h into EAX; REP MOVS adds 1000h, the push 11h; BTS sets bit 4 of
+    // 1.
     _ = run(guest, "smc_chain")
     #expect(guest.cpu[register: 8] == 106 && guest.cpu[register: 2] == 0x1000 && guest.cpu[register: 5] == 0x11)
     #expect(guest.cpu[register: 1] == 0x11)

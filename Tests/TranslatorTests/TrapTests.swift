@@ -8,8 +8,8 @@ import X86
 @testable import Translator
 
 @Suite(.serialized) struct TrapTests {
-  /// A flat guest whose handlers of #DB, #BP and #UD are `inc dword [0x30000 + vector * 4]; iretq`; that of #UD, which is a
-  /// fault, halts instead.
+  /// A flat guest whose handlers of #DB, #BP and #UD are `inc dword [0x30000 + vector * 4]; iretq`; that of #UD, which
+  /// is a fault, halts instead.
   private func guest(_ code: [UInt8], flags: UInt64 = 2) throws -> FlatGuest {
     let guest = try FlatGuest()
     try guest.load(code)
@@ -91,7 +91,8 @@ import X86
   @Test("data breakpoints are traps, instruction breakpoints faults") func breakpoints() throws {
     // mov [0x40000],eax; push rax; mov ecx,[0x40002]; nop; nop; hlt
     let code: [UInt8] = [0x89, 0x04, 0x25, 0, 0, 4, 0, 0x50, 0x8B, 0x0C, 0x25, 2, 0, 4, 0, 0x90, 0x90, 0xF4]
-    // DR0: writes of four bytes at 0x40000; DR1: reads and writes of a byte at 0x40003; both hit by the store, DR1 by the load.
+    // DR0: writes of four bytes at 0x40000; DR1: reads and writes of a byte at 0x40003; both hit by the store, DR1 by
+    // the load.
     func hits(_ dr7: UInt64) throws -> UInt32 {
       let guest = try guest(code)
       var state = guest.cpu.state

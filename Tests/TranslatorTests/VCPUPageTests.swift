@@ -14,12 +14,17 @@ import Testing
     let pairs: [(Int32, PartialKeyPath<chost_cpu>)] = [
       (Slot.flags, \.flags), (Slot.pageAddress, \.page_va), (Slot.attention, \.attention),
       (Slot.interruptWaiting, \.interrupt_waiting), (Slot.tscOffset, \.tsc_offset), (Slot.systemFlags, \.system_flags),
-      (Slot.scratch0, \.scratch), (Slot.exitInfo, \.exit_info), (Slot.exitData, \.exit_data), (Slot.exitStub, \.exit_stub),
+      (Slot.scratch0, \.scratch), (Slot.exitInfo, \.exit_info), (Slot.exitData, \.exit_data),
+      (Slot.exitStub, \.exit_stub),
       (Slot.segments, \.segments), (Slot.cr2, \.cr2), (Slot.cr3, \.cr3), (Slot.kernelGSBase, \.kernel_gs_base),
-      (Slot.xcr0, \.xcr0), (Slot.tscAux, \.tsc_aux), (Slot.tlbMissStub, \.stub_tlb_miss), (Slot.jumpMissStub, \.stub_jump_miss),
-      (Slot.stringStub, \.stub_string), (Slot.lightStub, \.stub_light), (Slot.shadowTop, \.shadow_top), (Slot.readBounds, \.read_bound),
-      (Slot.writeBounds, \.write_bound), (Slot.pauses, \.pauses), (Slot.linear, \.linear), (Slot.stringOperation, \.string_operation),
-      (Slot.stack, \.stack), (Slot.slotMissStub, \.stub_slot_miss), (Slot.groupMissStub, \.stub_group_miss), (Slot.groups, \.groups),
+      (Slot.xcr0, \.xcr0), (Slot.tscAux, \.tsc_aux), (Slot.tlbMissStub, \.stub_tlb_miss),
+      (Slot.jumpMissStub, \.stub_jump_miss),
+      (Slot.stringStub, \.stub_string), (Slot.lightStub, \.stub_light), (Slot.shadowTop, \.shadow_top),
+      (Slot.readBounds, \.read_bound),
+      (Slot.writeBounds, \.write_bound), (Slot.pauses, \.pauses), (Slot.linear, \.linear),
+      (Slot.stringOperation, \.string_operation),
+      (Slot.stack, \.stack), (Slot.slotMissStub, \.stub_slot_miss), (Slot.groupMissStub, \.stub_group_miss),
+      (Slot.groups, \.groups),
     ]
     for (slot, path) in pairs { #expect(slot == displacement(path, Int.self)) }
     #expect(MemoryLayout<chost_segment>.stride == 24)

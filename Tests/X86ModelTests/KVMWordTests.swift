@@ -7,7 +7,8 @@ import X86
 @Suite struct KVMWordTests {
   @Test(
     arguments: [
-      ("default", 0x0100_FEFB), ("all", 0x0103_FEFB), ("none", 0), ("0x9", 9), ("clocksource", 1), ("pv-eoi,steal-time", 0x60),
+      ("default", 0x0100_FEFB), ("all", 0x0103_FEFB), ("none", 0), ("0x9", 9), ("clocksource", 1),
+      ("pv-eoi,steal-time", 0x60),
       ("default,no-async-pf", 0x0100_FEEB), ("no-pv-eoi", 0x0100_FEBB), ("0x1000000,pv-unhalt", 0x0100_0080),
       ("all,none,clocksource2", 8), ("default,hc-map-gpa-range", 0x0101_FEFB),
     ] as [(String, UInt32)])

@@ -282,7 +282,9 @@ enum Accepted {
       // Outside 64-bit mode VEX.W is #UD here (measured).
       if i.code != .code64 && i.hasVEX && i.vexW && ["vpinsrd", "vpextrd"].contains(theirs) { return true }
       // 64-bit mode only.
-      if i.code != .code64 && ["rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "swapgs"].contains(theirs) { return true }
+      if i.code != .code64 && ["rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "swapgs"].contains(theirs) {
+        return true
+      }
       // EVEX, XOP, 3DNow!.
       if i.opcode == 0x62 || i.opcode == 0x8F || (i.opcode == 0x0F && !i.hasVEX) { return true }
       // FMA4, which has no operand order in its names.

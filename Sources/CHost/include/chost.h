@@ -177,6 +177,9 @@ enum { CHOST_ACCESS_WRITE = 2, CHOST_ACCESS_USER = 4, CHOST_ACCESS_FETCH = 16 };
 enum { CHOST_ACCESS_IMPLICIT = 1 << 8 };
 
 enum { CHOST_TLB_ENTRIES = 4096, CHOST_JUMP_ENTRIES = 4096 };
+// An entry of a jump cache is found by the upper bits of the lower half of the address times this (2^32 divided by the
+// golden ratio, negative as an int): functions at the same offset of their pages would evict each other else.
+enum { CHOST_JUMP_FACTOR = 0x9E3779B1 - 0x100000000, CHOST_JUMP_SHIFT = 20 };
 
 // Offsets from ENV of the big tables behind the struct.
 enum {

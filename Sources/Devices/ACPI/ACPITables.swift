@@ -17,8 +17,8 @@ public struct ACPIConfiguration: Sendable {
   public var localAPICAddress: UInt32 = 0xFEE0_0000
   public var ioapicAddress: UInt32 = 0xFEC0_0000
   public var mmioDevices: [MMIODevice] = []
-  /// The multiprocessor wakeup mailbox, a page of reserved memory, if processors wait there; they are then started by no
-  /// IPI.
+  /// The multiprocessor wakeup mailbox, a page of reserved memory, if processors wait there; they are then started by
+  /// no IPI.
   public var mailbox: UInt64?
 
   public init(cpuCount: Int) { self.cpuCount = cpuCount }

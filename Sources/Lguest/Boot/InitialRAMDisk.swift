@@ -29,7 +29,8 @@ public struct InitialRAMDisk: Sendable {
   /// Which end of the room to use.
   enum Place { case lowest, highest }
 
-  /// Copies the parts to the top of the RAM below `limit`, or right above the floor, page-aligned, each part at a multiple of 4 bytes.
+  /// Copies the parts to the top of the RAM below `limit`, or right above the floor, page-aligned, each part at a
+  /// multiple of 4 bytes.
   ///
   /// - Parameters:
   ///   - floor: The end of the memory the kernel needs.

@@ -4,8 +4,8 @@
 import GuestMemory
 import Host
 
-/// What Linux's build tool `relocs` appends to a 64-bit kernel: lists of addresses as 32-bit numbers, each list behind a
-/// zero: places with 64-bit addresses, places with negated 32-bit ones (absent since 6.15), places with 32-bit ones.
+/// What Linux's build tool `relocs` appends to a 64-bit kernel: lists of addresses as 32-bit numbers, each list behind
+/// a zero: places with 64-bit addresses, places with negated 32-bit ones (absent since 6.15), places with 32-bit ones.
 struct KernelRelocations {
   /// Virtual addresses of the kernel image: the last two GiB, of which it uses the first (Linux, page_64_types.h).
   static let imageBase: UInt64 = 0xFFFF_FFFF_8000_0000

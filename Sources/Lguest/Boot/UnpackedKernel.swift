@@ -40,7 +40,8 @@ struct UnpackedKernel {
     try image.load(from: file, into: memory)
     guard header.isRelocatable, !commandLine.split(separator: " ").contains("nokaslr") else { return false }
     guard let relocations else { return true }
-    // Multiples of the alignment, so that the image stays inside the kernel's gigabyte (Linux, boot/compressed/kaslr.c).
+    // Multiples of the alignment, so that the image stays inside the kernel's gigabyte (Linux,
+    // boot/compressed/kaslr.c).
     let room = KernelRelocations.imageRoom - header.preferredAddress
     guard header.initByteCount < room else { return true }
     let slots = 1 + (room - header.initByteCount) / header.alignment

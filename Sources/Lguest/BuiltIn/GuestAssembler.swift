@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The guests that the command carries within itself, for `lguest tour` and `lguest bench`, are written with this: 64-bit
-// code as a list of calls named by mnemonic, and labels. It knows the instructions they use and no more.
+// The guests that the command carries within itself, for `lguest tour` and `lguest bench`, are written with this:
+// 64-bit code as a list of calls named by mnemonic, and labels. It knows the instructions they use and no more.
 
 import Paravirt
 import X86

@@ -26,8 +26,8 @@ extension GuestAssembler {
     store(.rax, .rdi, offset)
   }
 
-  /// Starts vCPUs 1 to `count` - 1 at a label, in 64-bit mode with the page tables of this one and without a stack. RAX,
-  /// RBX and RDI are lost.
+  /// Starts vCPUs 1 to `count` - 1 at a label, in 64-bit mode with the page tables of this one and without a stack.
+  /// RAX, RBX and RDI are lost.
   mutating func startProcessors(_ count: Int, at entry: Label) {
     mov(.rdi, Trampoline.page)
     for (index, start) in stride(from: 0, to: Trampoline.code.count, by: 8).enumerated() {

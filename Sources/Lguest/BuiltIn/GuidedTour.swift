@@ -288,8 +288,8 @@ extension TourGuest {
   /// The text in memory, up to a zero.
   mutating func sayText(at address: UInt64) { sayText { $0.mov(.rsi, address) } }
 
-  /// Nanoseconds of kvmclock to RAX; RBX, RCX, RDX and RDI are lost. The machine has one vCPU and a constant moment, so the
-  /// version need not be looked at again.
+  /// Nanoseconds of kvmclock to RAX; RBX, RCX, RDX and RDI are lost. The machine has one vCPU and a constant moment, so
+  /// the version need not be looked at again.
   mutating func readClock() {
     let (left, scaled) = (a.label(), a.label())
     a.mov(.rdi, Place.clock)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a hypercall costs, by technique: a built-in guest reads the time-stamp counter around a loop of calls, five times,
-// as the benchmark did that argued for patching (Matias Zabaljauregui, "lguest: use KVM hypercalls", 2009), whose figures
-// stand beside ours.
+// What a hypercall costs, by technique: a built-in guest reads the time-stamp counter around a loop of calls, five
+// times, as the benchmark did that argued for patching (Matias Zabaljauregui, "lguest: use KVM hypercalls", 2009),
+// whose figures stand beside ours.
 
 import Host
 import Paravirt
@@ -18,7 +18,8 @@ public struct HypercallBenchmark: Sendable {
     case program
     /// The other vendor's instruction, performed by the machine each time.
     case emulated
-    /// The other vendor's instruction, at sites that were never executed: translated, replaced, translated again, answered.
+    /// The other vendor's instruction, at sites that were never executed: translated, replaced, translated again,
+    /// answered.
     case patchedFirst
     /// The other vendor's instruction from the second time on.
     case patched

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the guests of the tour have in common: they speak on the serial port, survive exceptions they provoke, and end the
-// run with 1 if something is not as they say.
+// What the guests of the tour have in common: they speak on the serial port, survive exceptions they provoke, and end
+// the run with 1 if something is not as they say.
 
 import X86
 

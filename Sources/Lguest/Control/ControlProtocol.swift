@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is said over the control socket: a line holding a JSON object with a `verb` asks, and a line holding a JSON object
-// with `ok` answers. docs/control.md describes the verbs.
+// What is said over the control socket: a line holding a JSON object with a `verb` asks, and a line holding a JSON
+// object with `ok` answers. docs/control.md describes the verbs.
 
 import Host
 
-/// What may be asked of a run. A new verb is a case here, an arm of `ControlServer.answer` and a row of docs/control.md.
+/// What may be asked of a run. A new verb is a case here, an arm of `ControlServer.answer` and a row of
+/// docs/control.md.
 public enum ControlVerb: String, Sendable, CaseIterable {
   /// What machine this is, and since when it runs.
   case status

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the control sockets of this user's runs are, and who is there: one socket for each process, named after it, in a
-// directory that nobody else may enter. A socket that nobody answers at is removed on sight.
+// Where the control sockets of this user's runs are, and who is there: one socket for each process, named after it, in
+// a directory that nobody else may enter. A socket that nobody answers at is removed on sight.
 
 import Host
 import SystemPackage
@@ -9,8 +9,8 @@ import SystemPackage
 public enum ControlSocket {
   private static let suffix = ".socket"
 
-  /// The directories that are looked at, in the order of preference: the session's, which the system removes, and one in
-  /// /tmp. Each is 0700 and this user's, or is not used.
+  /// The directories that are looked at, in the order of preference: the session's, which the system removes, and one
+  /// in /tmp. Each is 0700 and this user's, or is not used.
   static var directories: [FilePath] {
     let fallback = FilePath("/tmp/lguest-\(LocalSocket.user)")
     guard let session = LocalSocket.environment("XDG_RUNTIME_DIR") else { return [fallback] }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A machine whose vCPUs run, as other threads may handle it: stop them all at a boundary, let them go on, and write down
-// what the machine is while they stand still.
+// A machine whose vCPUs run, as other threads may handle it: stop them all at a boundary, let them go on, and write
+// down what the machine is while they stand still.
 
 import Devices
 import Host
@@ -97,7 +97,9 @@ final class RunningMachine: Sendable {
       let sections = try machine.standStill { () throws(ConfigurationError) in
         var sections = SavedSections(saving: path)
         var saved = machine.saved(configuration)
-        try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+        try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in
+          try saved.transfer(&archive)
+        }
         var clock = machine.clock.saved
         try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try clock.transfer(&archive) }
         try machine.transfer(&sections, loops)
@@ -125,8 +127,8 @@ extension VirtualMachine {
     return VirtualMachine(configuration: configuration)
   }
 
-  /// Stops every vCPU between two instructions; pausing what is paused does nothing. Time limits go on. Not for handlers of
-  /// hypercalls, for which a vCPU waits.
+  /// Stops every vCPU between two instructions; pausing what is paused does nothing. Time limits go on. Not for
+  /// handlers of hypercalls, for which a vCPU waits.
   ///
   /// - Throws: `MoveError`: the guest does not run, or a vCPU does not stop within ten seconds.
   public func pause() throws(MoveError) { try running().pause() }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A saved machine as a file: a header of one page that names the sections, the guest's RAM page by page, so that it can be
-// mapped, and behind it the sections. Every byte that is not a hole is covered by a checksum. docs/save-file.md has the
-// layout.
+// A saved machine as a file: a header of one page that names the sections, the guest's RAM page by page, so that it can
+// be mapped, and behind it the sections. Every byte that is not a hole is covered by a checksum. docs/save-file.md has
+// the layout.
 
 import GuestMemory
 import Host
-public import SystemPackage
+import Logging
 import Saving
+public import SystemPackage
 
 /// The first page of the file.
 struct SaveFileHeader: SavedState, Equatable {
@@ -46,7 +47,9 @@ struct SaveFileHeader: SavedState, Equatable {
     if archive.isRestoring { entries = [Entry](repeating: Entry(), count: Int(count)) }
     for index in entries.indices {
       var name = InlineArray<16, UInt8>(repeating: 0)
-      for (place, byte) in entries[index].name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() { name[place] = byte }
+      for (place, byte) in entries[index].name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() {
+        name[place] = byte
+      }
       try archive.transfer(&name)
       let letters = (0..<SaveFileHeader.nameByteCount).map { name[$0] }
       entries[index].name = String(decoding: letters.prefix { $0 != 0 }, as: UTF8.self)
@@ -148,7 +151,9 @@ public final class SaveFile: Sendable {
     else { throw .damaged("its header: impossible RAM") }
     var sections: [SavedSections.Section] = []
     for entry in header.entries {
-      guard entry.offset <= size, entry.byteCount <= size - entry.offset else { throw .damaged("section \(entry.name)") }
+      guard entry.offset <= size, entry.byteCount <= size - entry.offset else {
+        throw .damaged("section \(entry.name)")
+      }
       let bytes = try bytes(of: file, at: Int(entry.offset), count: Int(entry.byteCount))
       guard Checksum.crc32c(bytes) == entry.checksum else { throw .damaged("section \(entry.name)") }
       sections.append(SavedSections.Section(name: entry.name, version: entry.version, bytes: bytes))
@@ -159,8 +164,8 @@ public final class SaveFile: Sendable {
   /// The sections, to be read.
   func reading() -> SavedSections { SavedSections(restoring: sections, of: path) }
 
-  /// RAM with the guest's pages, each compared with its checksum.
-  func makeMemory() throws(ConfigurationError) -> GuestMemory {
+  /// RAM with the guest's pages, each compared with its checksum. How fast that went is logged.
+  func makeMemory(_ logger: Logger?) throws(ConfigurationError) -> GuestMemory {
     var sums: [UInt32] = []
     var sections = reading()
     let pageCount = header.memoryByteCount / UInt64(hostPageSize)
@@ -168,13 +173,17 @@ public final class SaveFile: Sendable {
       try archive.transfer(words: &sums, limit: Int(pageCount))
       try archive.require(sums.count == pageCount, "number of pages")
     }
-    let bad: Int?
+    let threadCount = min(HostCapacity.current().cpus, SaveFile.threadLimit)
+    let difference: (page: Int?, byteCount: Int)
     let memory: GuestMemory
+    let begin = HostClock.monotonic
     do throws(HostError) {
       memory = try GuestMemory(byteCount: header.memoryByteCount, image: file, at: Int(header.memoryOffset))
-      bad = try memory.firstDifference(from: sums, threadCount: min(HostCapacity.current().cpus, SaveFile.threadLimit))
+      difference = try memory.firstDifference(from: sums, threadCount: threadCount)
     } catch { throw ConfigurationError(error) }
-    if let bad { throw SaveFileProblem.damaged("page \(bad) of its RAM").configurationError(path) }
+    if let page = difference.page { throw SaveFileProblem.damaged("page \(page) of its RAM").configurationError(path) }
+    let microseconds = (HostClock.monotonic - begin) / 1000
+    logger?.debug("verified \(difference.byteCount) bytes of RAM in \(microseconds) us on \(threadCount) threads")
     return memory
   }
 

@@ -48,7 +48,9 @@ struct SavedConfiguration: SavedState, Equatable {
   }
 
   /// The model that the guest saw, of another vendor perhaps.
-  func model(_ vendor: CPUModel.Vendor) -> CPUModel { CPUModel(level, vendor: vendor, extras: extras, additions: additions) }
+  func model(_ vendor: CPUModel.Vendor) -> CPUModel {
+    CPUModel(level, vendor: vendor, extras: extras, additions: additions)
+  }
 
   /// Goes on at the saved rate if the host's counter runs at it, but for what a measurement is off by.
   func counter(host: TimestampCounter) throws(ConfigurationError) -> TimestampCounter {
@@ -114,7 +116,8 @@ extension SaveFile {
     get throws(ConfigurationError) {
       var saved = SavedConfiguration()
       var sections = reading()
-      try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+      try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in try saved.transfer(&archive)
+      }
       return saved
     }
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// KVM's first hypercall interface: a guest registers a page by writing its address to a model-specific register, and the
-// host patches a stub in the guest into VMCALL or VMMCALL and a return (Ingo Molnar, "[PATCH 7/13] KVM: add MSR based
-// hypercall API", linux-kernel, 19 February 2007). The calls themselves are the host program's.
+// KVM's first hypercall interface: a guest registers a page by writing its address to a model-specific register, and
+// the host patches a stub in the guest into VMCALL or VMMCALL and a return (Ingo Molnar, "[PATCH 7/13] KVM: add MSR
+// based hypercall API", linux-kernel, 19 February 2007). The calls themselves are the host program's.
 
 import X86
 
@@ -106,8 +106,8 @@ public struct KVMCall2007: Sendable, Equatable {
   /// What the guest gets if nobody answers: -KVM_EINVAL.
   public static let unanswered = UInt64.max
 
-  /// Reads the registers: in long mode the number is in RAX and the arguments are in RDI, RSI, RDX, RCX, R8 and R9; else
-  /// in EBX and in EAX, ECX, EDX, ESI, EDI and EBP.
+  /// Reads the registers: in long mode the number is in RAX and the arguments are in RDI, RSI, RDX, RCX, R8 and R9;
+  /// else in EBX and in EAX, ECX, EDX, ESI, EDI and EBP.
   public init<Engine: CPUEngine>(_ cpu: Engine) {
     isLong = cpu.isLongModeActive
     number = isLong ? cpu[register: 0] : cpu[register: 3] & 0xFFFF_FFFF

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Asynchronous page faults: when a page of guest RAM is still on its way from a slow store, the guest is told which task
-// to put to sleep (a #PF that is none, with a token in CR2), runs another, and is told by an interrupt, with the same
-// token, when the page has come (Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_ASYNC_PF_EN, _INT and _ACK; Vitaly
-// Kuznetsov, "KVM: x86: interrupt based APF 'page ready' event delivery", kvm, 2020).
+// Asynchronous page faults: when a page of guest RAM is still on its way from a slow store, the guest is told which
+// task to put to sleep (a #PF that is none, with a token in CR2), runs another, and is told by an interrupt, with the
+// same token, when the page has come (Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_ASYNC_PF_EN, _INT and _ACK;
+// Vitaly Kuznetsov, "KVM: x86: interrupt based APF 'page ready' event delivery", kvm, 2020).
 
 public import Saving
 import X86
@@ -55,6 +55,9 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
 
   /// Whether the guest takes part: it enabled the mechanism, and "ready" by interrupt, the only way there is.
   public var isActive: Bool { register & (Enable.on | Enable.byInterrupt) == Enable.on | Enable.byInterrupt }
+
+  /// Whether code of level 0 takes part too.
+  public var isForEveryLevel: Bool { isActive && register & Enable.sendAlways != 0 }
 
   private var address: UInt64 { register & ~Enable.all }
 
@@ -129,8 +132,8 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
 
   /// "Ready": hands the guest the next token, if it has taken the one before.
   ///
-  /// - Returns: The vector to send to this vCPU; nil if there is nothing to say, or nothing that may be said: vectors below
-  ///   16 are no interrupts, and their events are dropped.
+  /// - Returns: The vector to send to this vCPU; nil if there is nothing to say, or nothing that may be said: vectors
+  ///   below 16 are no interrupts, and their events are dropped.
   public mutating func takeReady() -> UInt8? {
     guard isActive, hasReady else { return nil }
     guard memory.loadWord(at: address + Field.token) == 0 else {

@@ -38,8 +38,8 @@ public struct KVMEndOfInterrupt<Memory: GuestPhysicalWriter>: Sendable {
 
   /// What became of an offer.
   ///
-  /// - Parameter withdrawing: Whether the end of the interrupt has come to matter: an offer still open is taken back, and
-  ///   the guest will write to its APIC.
+  /// - Parameter withdrawing: Whether the end of the interrupt has come to matter: an offer still open is taken back,
+  ///   and the guest will write to its APIC.
   /// - Returns: Whether the guest ended its interrupt: the APIC must be told.
   public mutating func settle(withdrawing: Bool) -> Bool {
     guard isOffered else { return false }

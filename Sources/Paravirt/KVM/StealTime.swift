@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steal time: how long a vCPU wanted to run and was not let, told to the guest in a structure it registered, and a byte
 // beside it that says "not running now". Other vCPUs read the byte to decide whom to wait for; they may also leave
-// a wish in it, a TLB flush, instead of interrupting a vCPU that does not run (Linux Documentation/virt/kvm/x86/msr.rst,
-// MSR_KVM_STEAL_TIME; Wanpeng Li, "KVM: X86: Add Paravirt TLB Shootdown", kvm, 2017).
+// a wish in it, a TLB flush, instead of interrupting a vCPU that does not run (Linux
+// Documentation/virt/kvm/x86/msr.rst, MSR_KVM_STEAL_TIME; Wanpeng Li, "KVM: X86: Add Paravirt TLB Shootdown", kvm,
+// 2017).
 
 public import Saving
 

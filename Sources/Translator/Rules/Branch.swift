@@ -62,11 +62,8 @@ extension BlockBuilder {
   private mutating func probeJumpCache(missing: UInt64, go: (inout CodeEmitter, HostMemory) -> Void) {
     let user: Int32 = privilege == 3 ? 2 &* 8 &* Int32(CHOST_JUMP_ENTRIES) : 0
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
-    // The index mixes in the page number: functions at the same offset of their pages would evict each other.
-    hot.mov(t1, t0)
-    hot.shiftRight(t1, 12)
-    hot.alu32(.xor, t1, t0)
-    hot.alu(.and, t1, immediate: Int32(CHOST_JUMP_ENTRIES) &- 1, w: false)
+    hot.multiply32(t1, t0, by: Int32(CHOST_JUMP_FACTOR))
+    hot.shiftRight32(t1, UInt8(CHOST_JUMP_SHIFT))
     hot.alu(.cmp, t0, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TAGS) &+ user))
     hot.jump(if: CodeEmitter.notEqual, to: missing)
     go(&hot, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))

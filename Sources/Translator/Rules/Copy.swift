@@ -68,72 +68,20 @@ extension BlockBuilder {
   mutating func emit(memory: HostMemory?) {
     let i = instruction
     var fields = RenamedFields(reg: i.reg, rm: i.rm, vvvv: i.vvvv, plus: i.plusRegister)
-    // Scratch registers not used by the memory operand, in order of preference.
-    var free: (HostRegister, HostRegister, HostRegister) = (RegisterMap.t2, RegisterMap.t0, RegisterMap.t1)
-    if let memory {
-      if memory.base == RegisterMap.t0 { free.1 = RegisterMap.t1 }
-    }
-    var taken = 0
-    var loaded: (UInt8, HostRegister) = (0xFF, 0)
-    var loaded2: (UInt8, HostRegister) = (0xFF, 0)
-    func next() -> HostRegister { taken == 0 ? free.0 : (taken == 1 ? free.1 : free.2) }
-
+    var scratch = ScratchRegisters(besides: memory)
+    let namesRM = memory == nil && i.hasModRM && traits.rm.isGeneral && !(traits.rm.isByte && i.isHighByte(i.rm))
+    // The ModRM register is in the page, and named there.
+    let direct = namesRM && slotServesAsOperand && holder(of: i.rm) == nil
     if traits.reg.isGeneral && !(traits.reg.isByte && i.isHighByte(i.reg)) {
-      fields.reg = RegisterMap.host(i.reg)
-      if fields.reg == RegisterMap.inMemory {
-        fields.reg = next()
-        taken &+= 1
-        loaded = (i.reg, fields.reg)
-        if overwrites(traits.reg) && !(memory == nil && i.rm == i.reg) && !(traits.vvvv.isGeneral && i.vvvv == i.reg) {
-          hot.note(fields.reg)
-        } else {
-          hot.load(fields.reg, .env(RegisterMap.slot(i.reg)))
-        }
-      }
+      let isReadElsewhere = namesRM && i.rm == i.reg || traits.vvvv.isGeneral && i.vvvv == i.reg
+      fields.reg = rename(i.reg, isRead: !overwrites(traits.reg) || isReadElsewhere, &scratch)
     } else if !traits.reg.isGeneral {
       fields.reg = isExtension ? i.modRM >> 3 & 7 : i.reg
     }
-    let direct = memory == nil && slotServesAsOperand
-    if direct {
-      // The ModRM register is in the page: it is named there.
-    } else if memory == nil && i.hasModRM && traits.rm.isGeneral && !(traits.rm.isByte && i.isHighByte(i.rm)) {
-      fields.rm = RegisterMap.host(i.rm)
-      if fields.rm == RegisterMap.inMemory {
-        if loaded.0 == i.rm {
-          fields.rm = loaded.1
-        } else {
-          fields.rm = next()
-          taken &+= 1
-          if loaded.0 == 0xFF { loaded = (i.rm, fields.rm) } else { loaded2 = (i.rm, fields.rm) }
-          if overwrites(traits.rm) {
-            hot.note(fields.rm)
-          } else {
-            hot.load(fields.rm, .env(RegisterMap.slot(i.rm)))
-          }
-        }
-      }
-    }
-    if traits.vvvv.isGeneral {
-      fields.vvvv = RegisterMap.host(i.vvvv)
-      if fields.vvvv == RegisterMap.inMemory {
-        if loaded.0 == i.vvvv {
-          fields.vvvv = loaded.1
-        } else if loaded2.0 == i.vvvv {
-          fields.vvvv = loaded2.1
-        } else {
-          fields.vvvv = next()
-          taken &+= 1
-          hot.load(fields.vvvv, .env(RegisterMap.slot(i.vvvv)))
-        }
-      }
-    }
+    if namesRM && !direct { fields.rm = rename(i.rm, isRead: !overwrites(traits.rm), &scratch) }
+    if traits.vvvv.isGeneral { fields.vvvv = rename(i.vvvv, isRead: true, &scratch) }
     if traits.plus.isGeneral && !(traits.plus.isByte && i.isHighByte(i.plusRegister)) {
-      fields.plus = RegisterMap.host(i.plusRegister)
-      if fields.plus == RegisterMap.inMemory {
-        fields.plus = next()
-        taken &+= 1
-        hot.load(fields.plus, .env(RegisterMap.slot(i.plusRegister)))
-      }
+      fields.plus = rename(i.plusRegister, isRead: true, &scratch)
     }
 
     if memory == nil && highByteNeedsREX {
@@ -151,7 +99,10 @@ extension BlockBuilder {
     }
 
     if traits.reg.isGeneral && traits.reg.writes { writeBack(i.reg, fields.reg, isByte: traits.reg.isByte) }
-    if memory == nil && !direct && traits.rm.isGeneral && traits.rm.writes { writeBack(i.rm, fields.rm, isByte: traits.rm.isByte) }
+    if direct && traits.rm.writes { forget(i.rm) }
+    if memory == nil && !direct && traits.rm.isGeneral && traits.rm.writes {
+      writeBack(i.rm, fields.rm, isByte: traits.rm.isByte)
+    }
     if traits.vvvv.isGeneral && traits.vvvv.writes { writeBack(i.vvvv, fields.vvvv, isByte: false) }
     if traits.plus.isGeneral && traits.plus.writes {
       writeBack(i.plusRegister, fields.plus, isByte: traits.plus.isByte)
@@ -183,7 +134,7 @@ extension BlockBuilder {
 
   private mutating func writeBack(_ guest: UInt8, _ host: HostRegister, isByte: Bool) {
     if isByte && instruction.isHighByte(guest) { return }
-    if RegisterMap.host(guest) == RegisterMap.inMemory { hot.store(.env(RegisterMap.slot(guest)), host) }
+    if RegisterMap.host(guest) == RegisterMap.inMemory { store(guest, from: host) }
   }
 
   /// ModRM.reg extends the opcode.

@@ -19,14 +19,14 @@ extension BlockBuilder {
   }
 
   /// Whether RSP, and a register plus a displacement, are linear addresses as they stand in 64-bit registers. Outside
-  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper half,
-  /// misses, and Swift computes what it means.
+  /// IA-32e mode the table has no address beyond 4 GiB: a sum that wraps, or a register with something in its upper
+  /// half, misses, and Swift computes what it means.
   var hasPlainAddresses: Bool {
     isLong || !has(Int(CHOST_MODE_LMA)) && !has(Int(CHOST_MODE_SEGMENTED)) && has(Int(CHOST_MODE_STACK32))
   }
 
-  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that may
-  /// be addresses of tables in the upper half wrap as a rule, not by accident.
+  /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that
+  /// may be addresses of tables in the upper half wrap as a rule, not by accident.
   private func isPlain(write: Bool) -> Bool {
     let i = instruction
     guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
@@ -47,14 +47,17 @@ extension BlockBuilder {
   private var hasRegions: Bool { isLong || hasPlainAddresses && has(Int(CHOST_MODE_CODE32)) }
 
   /// Whether accesses of this block may share checks.
-  var canGroup: Bool { hasRegions && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT)) }
+  var canGroup: Bool {
+    hasRegions && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT))
+  }
 
   /// Redirects the instruction's ModRM operand. Returns where it is on the host; T1 and perhaps T0 are in use.
   /// Destroys EFLAGS (saved if live) unless its group has been checked.
   mutating func access(size: Int, write: Bool) -> HostMemory {
     let i = instruction
     if current.operandGroup >= 0 {
-      return groupAccess(current.operandGroup, position: current.operandPosition, base: i.base, displacement: i.displacement)
+      return groupAccess(
+        current.operandGroup, position: current.operandPosition, base: i.base, displacement: i.displacement)
     }
     clobberFlags()
     if let (region, offset) = operandRegion(size: size, write: write) {
@@ -63,10 +66,14 @@ extension BlockBuilder {
     }
     if isPlain(write: write) {
       let base = RegisterMap.host(i.base)
-      if base != RegisterMap.inMemory { return access(base: base, displacement: i.displacement, size: size, write: write) }
+      if base != RegisterMap.inMemory {
+        return access(base: base, displacement: i.displacement, size: size, write: write)
+      }
     }
     linearAddress(size: size, write: write)
-    check(keepsAddress: true, size: size, write: write, slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
+    check(
+      keepsAddress: true, size: size, write: write,
+      slot: slot(for: i.base == 4 ? RegisterMap.stackPointer : RegisterMap.t0, size: size))
     return HostMemory(RegisterMap.t0, index: RegisterMap.t1)
   }
 
@@ -88,7 +95,9 @@ extension BlockBuilder {
 
   /// The region that the current instruction's operand lies in, and where, if its slot may serve it.
   private func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
-    guard hasRegions, !has(Int(CHOST_MODE_STEP)), isLong || isFlat(instruction.segment, write: write) else { return nil }
+    guard hasRegions, !has(Int(CHOST_MODE_STEP)), isLong || isFlat(instruction.segment, write: write) else {
+      return nil
+    }
     return current.region(size: size, isLong: isLong, isOffset: isOffset)
   }
 
@@ -180,6 +189,7 @@ extension BlockBuilder {
   /// Checks `size` bytes at the linear address in T0; T1 = addend. T0 survives if told to, at the cost of T2.
   private mutating func check(keepsAddress: Bool, size: Int, write: Bool, slot: Int32?, group: Bool = false) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    hot.settle(t1)
     let offset = keepsAddress ? RegisterMap.t2 : t0
     let tag: HostMemory, addend: HostMemory
     if let slot {
@@ -211,6 +221,7 @@ extension BlockBuilder {
   /// Checks `range` of a region; T1 = the region's host address. T0 is destroyed.
   private mutating func checkRegion(_ region: Region, _ range: Range<Int64>, write: Bool, group: Int8?) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    hot.settle(t1)
     let start = region.number &* Int64(region.size)
     switch region.kind {
     case .page:
@@ -242,7 +253,8 @@ extension BlockBuilder {
     }
     let index = Int32(truncatingIfNeeded: number & (UInt64(CHOST_REGIONS) &- 1))
     let first = 2 &* Int32(CHOST_SITES) &+ (write ? Int32(CHOST_REGIONS) : 0)
-    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index) &* Int32(CHOST_SLOT_SIZE)
+    return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index)
+      &* Int32(CHOST_SLOT_SIZE)
   }
 
   // MARK: Groups
@@ -253,34 +265,37 @@ extension BlockBuilder {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
     if !group.isOpen { open(number, position: position, displacement: displacement) }
+    groups[Int(number)].count &-= 1
+    defer { closeAfterLast(number) }
     if group.base.kind == .region {
-      if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
+      loadT1(number, found)
       return HostMemory(t1, Int32(truncatingIfNeeded: position))
     }
     let host = RegisterMap.host(base)
     if group.isPlain && !group.isMoving {
-      if t1Group != number || hot.written >> UInt16(t1) & 1 != 0 { loadT1(number, found) }
+      loadT1(number, found)
       return HostMemory(host, index: t1, base == 4 ? displacement &+ pendingStack : displacement)
     }
-    if t0Group != number || hot.written >> UInt16(t0) & 1 != 0 {
+    let contents = BlockBuilder.contents(group: number)
+    if !hot.holds(contents, in: t0) {
       hot.load(t0, found)
-      hot.written &= ~(1 << UInt16(t0))
-      t0Group = number
+      hot.keep(contents, in: t0)
     }
     return HostMemory(t0, Int32(truncatingIfNeeded: position &- group.low))
   }
 
   private mutating func loadT1(_ number: Int8, _ found: HostMemory) {
-    hot.load(RegisterMap.t1, found)
-    hot.written &= ~(1 << UInt16(RegisterMap.t1))
-    t1Group = number
+    let t1 = RegisterMap.t1
+    let contents = BlockBuilder.contents(group: number)
+    if hot.holds(contents, in: t1) { return }
+    hot.load(t1, found)
+    hot.keep(contents, in: t1)
   }
 
   /// Emits the check of a group in front of its first access, and keeps what it finds for the others.
   private mutating func open(_ number: Int8, position: Int64, displacement: Int32) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     let group = groups[Int(number)]
-    let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
     settleStackPointer()
     groups[Int(number)].isOpen = true
     clobberFlags()
@@ -294,25 +309,40 @@ extension BlockBuilder {
       check(keepsAddress: false, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
       if group.isMoving {
         hot.lea(t0, HostMemory(base, index: t1, low))
-        return keepT0(number, found)
+        return keep(number, in: t0)
       }
     } else {
-      linearAddress(size: size, write: group.writes)
-      addressInT0(t0, Int32(truncatingIfNeeded: group.low &- position))
+      // In a flat segment the group's beginning is the operand moved: one addition, which wraps as the operand's does.
+      let below = Int32(truncatingIfNeeded: group.low &- position)
+      let (moved, overflow) = instruction.displacement.addingReportingOverflow(below)
+      if isFlat(instruction.segment, write: group.writes) && !overflow {
+        current.instruction.displacement = moved
+        effectiveAddress()
+        current.instruction.displacement = displacement
+      } else {
+        linearAddress(size: size, write: group.writes)
+        addressInT0(t0, below)
+      }
       let base = group.base.base == 4 ? RegisterMap.stackPointer : t0
       check(keepsAddress: true, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
       hot.lea(t0, HostMemory(t0, index: t1))
-      return keepT0(number, found)
+      return keep(number, in: t0)
     }
-    hot.store(found, t1)
-    hot.written &= ~(1 << UInt16(t1))
-    t1Group = number
+    keep(number, in: t1)
   }
 
-  private mutating func keepT0(_ number: Int8, _ found: HostMemory) {
-    hot.store(found, RegisterMap.t0)
-    hot.written &= ~(1 << UInt16(RegisterMap.t0))
-    t0Group = number
+  /// What the check of a group has found is in T0 or T1, and needed by its other accesses.
+  private mutating func keep(_ number: Int8, in register: HostRegister) {
+    hot.keep(BlockBuilder.contents(group: number), in: register)
+    hot.owe(register, to: Slot.groups &+ Int32(number) &* 8)
+  }
+
+  /// After the last access of a group nothing of it needs to be kept.
+  private mutating func closeAfterLast(_ number: Int8) {
+    guard groups[Int(number)].count <= 0 else { return }
+    let contents = BlockBuilder.contents(group: number)
+    if hot.holds(contents, in: RegisterMap.t0) { hot.owe(RegisterMap.t0, to: 0) }
+    if hot.holds(contents, in: RegisterMap.t1) { hot.owe(RegisterMap.t1, to: 0) }
   }
 
   /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
@@ -371,17 +401,11 @@ extension BlockBuilder {
       return
     }
     var base = i.base == 0xFF ? RegisterMap.inMemory : RegisterMap.host(i.base)
-    if i.base != 0xFF && base == RegisterMap.inMemory {
-      hot.load(t0, .env(RegisterMap.slot(i.base)))
-      base = t0
-    }
+    if i.base != 0xFF && base == RegisterMap.inMemory { base = held(i.base, or: t0) }
     var memory: HostMemory
     if i.index != 0xFF {
       var index = RegisterMap.host(i.index)
-      if index == RegisterMap.inMemory {
-        hot.load(t2, .env(RegisterMap.slot(i.index)))
-        index = t2
-      }
+      if index == RegisterMap.inMemory { index = held(i.index, or: base == t2 ? t0 : t2) }
       if i.base == 0xFF {
         scaledIndex(t0, index, i.scale, i.displacement, wide: i.addressSize == 8)
         if i.addressSize == 2 { hot.zeroExtend16(t0, t0) }

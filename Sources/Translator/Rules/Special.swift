@@ -20,6 +20,9 @@ extension BlockBuilder {
         memory.scale = i.scale
       }
       if i.operandSize == 8 { hot.lea(target, memory) } else { hot.lea32(target, memory) }
+    } else if isLong && i.isRIPRelative && i.operandSize == 8 && i.addressSize == 8 && target != RegisterMap.inMemory {
+      hot.load(target, .env(Slot.pageAddress))
+      hot.lea(target, HostMemory(target, nextOffset &+ i.displacement))
     } else {
       effectiveAddress()
       write(i.reg, RegisterMap.t0, size: Int32(i.operandSize))

@@ -68,7 +68,11 @@ extension BlockBuilder {
 
   /// RSP += count, perhaps later.
   mutating func release(_ count: Int32) {
-    if current.stackGroup >= 0 { pendingStack &+= count } else { setStackPointer(RegisterMap.stackPointer, plus: count) }
+    if current.stackGroup >= 0 {
+      pendingStack &+= count
+    } else {
+      setStackPointer(RegisterMap.stackPointer, plus: count)
+    }
   }
 
   /// RSP = base + count, as wide as the stack pointer is.
@@ -108,7 +112,7 @@ extension BlockBuilder {
   mutating func value(of number: UInt8, scratch: HostRegister) -> HostRegister {
     let host = RegisterMap.host(number)
     if host != RegisterMap.inMemory { return host }
-    hot.load(scratch, .env(RegisterMap.slot(number)))
+    load(number, into: scratch)
     return scratch
   }
 
@@ -118,11 +122,13 @@ extension BlockBuilder {
     let host = RegisterMap.host(number)
     if host == RegisterMap.inMemory {
       switch size {
-      case 8: hot.store(.env(RegisterMap.slot(number)), source)
+      case 8: store(number, from: source)
       case 4:
         hot.mov32(source, source)
-        hot.store(.env(RegisterMap.slot(number)), source)
-      default: storeOperand(.env(RegisterMap.slot(number)), source, size: 2)
+        store(number, from: source)
+      default:
+        storeOperand(.env(RegisterMap.slot(number)), source, size: 2)
+        forget(number)
       }
       return
     }

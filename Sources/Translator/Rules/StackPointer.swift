@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// When RSP moves. A processor follows PUSH and POP with an adder beside its pipeline; on the host each would wait for the
-// one before. So the moves of a block are added up while nothing can see them, and made at once: the accesses in
+// When RSP moves. A processor follows PUSH and POP with an adder beside its pipeline; on the host each would wait for
+// the one before. So the moves of a block are added up while nothing can see them, and made at once: the accesses in
 // between belong to groups, whose addresses do not need RSP to be exact.
 
 import CHost
@@ -20,8 +20,8 @@ extension BlockBuilder {
     if pendingStack != 0 && !ignoresStackPointer { settleStackPointer() }
   }
 
-  /// Takes ADD RSP or SUB RSP with a constant whose flags nobody reads as one of the moves, in a block that accesses the
-  /// stack by groups. False: the instruction is translated as it is.
+  /// Takes ADD RSP or SUB RSP with a constant whose flags nobody reads as one of the moves, in a block that accesses
+  /// the stack by groups. False: the instruction is translated as it is.
   mutating func movesStackLater() -> Bool {
     let i = instruction
     guard !isLast, row.rule == .copy, row.map == .one, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == 4,
@@ -29,7 +29,9 @@ extension BlockBuilder {
     else { return false }
     let digit = i.modRM >> 3 & 7
     let constant = Int32(truncatingIfNeeded: i.immediate)
-    guard digit == 0 || digit == 5, constant.magnitude < 0x1_0000, pendingStack.magnitude < 0x10_0000 else { return false }
+    guard digit == 0 || digit == 5, constant.magnitude < 0x1_0000, pendingStack.magnitude < 0x10_0000 else {
+      return false
+    }
     pendingStack &+= digit == 0 ? constant : 0 &- constant
     flagsAreLive = false
     return true

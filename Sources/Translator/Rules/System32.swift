@@ -80,8 +80,8 @@ extension BlockBuilder {
     return true
   }
 
-  /// PUSH of a segment register outside 64-bit mode. With operand size 32, Intel CPUs write 16 bits and leave the rest of
-  /// the slot.
+  /// PUSH of a segment register outside 64-bit mode. With operand size 32, Intel CPUs write 16 bits and leave the rest
+  /// of the slot.
   mutating func pushSegment() -> Bool {
     guard hasInlineStack, !isLong, let number = namedSegment else { return false }
     hot.load32(RegisterMap.t2, .env(BlockBuilder.selector(number)))

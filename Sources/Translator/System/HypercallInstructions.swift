@@ -46,7 +46,8 @@ extension TranslatedCPU {
 
   private func replace(with opcode: HypercallOpcode) -> Bool {
     do throws(Fault) {
-      let span = try processor.span(linearIP, count: TranslatedCPU.hypercallLength, write: true, as: processor.authority)
+      let span = try processor.span(
+        linearIP, count: TranslatedCPU.hypercallLength, write: true, as: processor.authority)
       // Only this byte differs, so that no other vCPU ever sees half an instruction.
       processor.store(opcode.rawValue, span, at: TranslatedCPU.hypercallLength - 1)
       return true

@@ -98,7 +98,8 @@ extension Processor {
     return physical
   }
 
-  /// An absent page: user code leaves for the machine, which may let another task run; everybody else waits here.
+  /// An absent page: user code leaves for the machine, which may let another task run; so does other code of a guest
+  /// that takes part in this at every level. Everybody else waits here.
   private func checkPresence(of physical: UInt64, _ access: UInt32) throws(Fault) {
     let address = UInt(page[\.page_flags] &+ physical >> 12)
     guard isRAM(physical), let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else { return }
@@ -106,7 +107,9 @@ extension Processor {
     let value = unsafe flags.pointee.load(ordering: .acquiring)
     let isUser = access & UInt32(CHOST_ACCESS_USER) != 0
     if value & UInt8(CHOST_PAGE_ABSENT) != 0 {
-      if isUser && !state.waitsForPages { throw .pageAbsent(physical) }
+      // Not what the processor does for itself: a task switch would be half done.
+      let isOwn = isUser || state.everyLevelLeavesForPages && access & UInt32(CHOST_ACCESS_IMPLICIT) == 0
+      if isOwn && !state.waitsForPages { throw .pageAbsent(physical) }
       state.codeObserver?.waitForPage(physical)
     } else if isUser && value & UInt8(CHOST_PAGE_USED) == 0 {
       unsafe _ = flags.pointee.bitwiseOr(UInt8(CHOST_PAGE_USED), ordering: .relaxed)

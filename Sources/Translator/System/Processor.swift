@@ -64,6 +64,8 @@ final class ProcessorState {
   /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
   let nativeHypercall: HypercallOpcode
   let hypercallPolicy: HypercallPolicy
+  /// Code of every level leaves for the machine where a page is absent, not only that of level 3.
+  var everyLevelLeavesForPages = false
   /// Code of level 3 waits for absent pages, as the kernel does, instead of leaving for the machine.
   var waitsForPages = false
 
