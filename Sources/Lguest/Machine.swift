@@ -238,16 +238,10 @@ final class Machine: Sendable {
   ) throws(ConfigurationError) -> TranslationOptions {
     let cpuCount = configuration.cpuCount
     let tables = (0..<UInt32(cpuCount)).map { number in
-      let table = model.cpuid(
+      model.cpuid(
         CPUIDConfiguration(
           apicID: number, cpuCount: UInt32(cpuCount), timestampKilohertz: counter.kilohertz,
           kvmFeatures: configuration.offered, kvmHints: configuration.hinted))
-      return Translator.CPUIDTable(
-        table.entries.map { entry in
-          Translator.CPUIDTable.Entry(
-            leaf: entry.leaf, subleaf: entry.subleaf, eax: entry.registers.eax, ebx: entry.registers.ebx,
-            ecx: entry.registers.ecx, edx: entry.registers.edx)
-        })
     }
     var options = TranslationOptions(cpuid: tables) { model.supports($0) }
     options.tscOffset = time.timestampOffset

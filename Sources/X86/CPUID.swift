@@ -170,14 +170,13 @@ public struct CPUIDEntry: Sendable, Equatable {
 /// Everything CPUID can say on one vCPU.
 public struct CPUIDTable: Sendable, Equatable {
   public let entries: [CPUIDEntry]
-  let repeatsHighestBasicLeaf: Bool
 
-  /// - Parameter repeatsHighestBasicLeaf: What a leaf above the highest answers: Intel repeats the highest
-  ///   basic leaf, AMD answers zeros.
-  public init(entries: [CPUIDEntry], repeatsHighestBasicLeaf: Bool) {
-    self.entries = entries
-    self.repeatsHighestBasicLeaf = repeatsHighestBasicLeaf
-  }
+  public init(_ entries: [CPUIDEntry]) { self.entries = entries }
+
+  /// Whether leaf 0 names Intel.
+  public var isIntel: Bool { stored(0).ebx == 0x756E_6547 }  // "Genu"
+  /// Whether leaf 0 names AMD.
+  public var isAMD: Bool { stored(0).ebx == 0x6874_7541 }  // "Auth"
 
   /// The stored answer, without the bits that follow the vCPU's state; zeros where there is none.
   public func stored(_ leaf: UInt32, subleaf: UInt32 = 0) -> CPUIDRegisters {
@@ -215,8 +214,9 @@ public struct CPUIDTable: Sendable, Equatable {
   }
 
   private func inRange(_ leaf: UInt32) -> UInt32 {
-    // Linux, like any guest, scans 0x40000000...0x4FFFFFFF for signatures: nothing may answer there by accident.
-    if leaf >> 28 == 4 || !repeatsHighestBasicLeaf { return leaf }
+    // Linux, like any guest, scans 0x40000000...0x4FFFFFFF for signatures: nothing may answer there by accident. Above
+    // the highest leaf Intel repeats the highest basic one, AMD answers zeros.
+    if leaf >> 28 == 4 || !isIntel { return leaf }
     let highest = stored(leaf & 0x8000_0000).eax
     return leaf & 0x7FFF_FFFF <= highest & 0x7FFF_FFFF ? leaf : stored(0).eax
   }

@@ -38,7 +38,7 @@ extension CPUModel {
     var entries = basicLeaves(configuration)
     if let features = configuration.kvmFeatures { entries += hypervisorLeaves(features, configuration) }
     entries += extendedLeaves(configuration)
-    return CPUIDTable(entries: entries, repeatsHighestBasicLeaf: vendor == .intel)
+    return CPUIDTable(entries)
   }
 
   /// The instruction features that one register of one leaf reports.

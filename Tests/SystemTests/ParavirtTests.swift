@@ -52,7 +52,7 @@ extension SystemTests {
       """
 
     @Test("8 CPUs on 2 host threads", arguments: ["intel", "amd"]) func crowded(vendor: String) throws {
-      let (result, counters) = try shell(
+      let (result, _) = try shell(
         // Until time has been stolen from every CPU.
         Guest.kernel,
         "for round in $(seq 40); do grep -q -E '^cpu[0-9]+( [0-9]+){7} 0 ' /proc/stat || break\n" + Self.load + "done\n"
@@ -70,8 +70,6 @@ extension SystemTests {
       // The eighth number is stolen time, in hundredths of a second.
       let stolen = result.output.matches(of: /cpu[0-9] (?:\d+ ){7}(\d+)/).compactMap { Int($0.1) }
       #expect(stolen.count == 8 && stolen.allSatisfy { $0 > 0 }, "\(stolen)")
-      let calls = try #require(counters["hypercallsByNumber"] as? [String: Int])
-      #expect(calls["10"] ?? 0 > 0)
     }
 
     @Test("CPUs of their own: no spinlocks, flushes or yields for crowded hosts") func realtime() throws {

@@ -22,12 +22,12 @@ final class FlatGuest {
   /// - Parameter singleInstruction: Every instruction is a block of its own.
   init(megabytes: UInt64 = 16, singleInstruction: Bool = false) throws {
     memory = try GuestMemory(byteCount: megabytes << 20)
-    let cpuid = Translator.CPUIDTable([
-      .init(leaf: 0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
-      .init(leaf: 1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
-      .init(leaf: 7, subleaf: 0, eax: 0, ebx: 0x29, ecx: 0, edx: 0),
-      .init(leaf: 0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
-      .init(leaf: 0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
+    let cpuid = CPUIDTable([
+      .init(0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
+      .init(1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
+      .init(7, subleaf: 0, eax: 0, ebx: 0x29, ecx: 0, edx: 0),
+      .init(0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
+      .init(0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
     ])
     var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
     options.singleInstruction = singleInstruction

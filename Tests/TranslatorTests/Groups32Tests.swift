@@ -19,7 +19,7 @@ private final class Flat32Guest {
 
   init(singleInstruction: Bool) throws {
     memory = try GuestMemory(byteCount: 1 << 20)
-    var options = TranslationOptions(cpuid: [Translator.CPUIDTable([])], supports: { _ in true })
+    var options = TranslationOptions(cpuid: [CPUIDTable([])], supports: { _ in true })
     options.singleInstruction = singleInstruction
     translation = try Translation(memory: memory, options: options)
     translation.cache.hotCode.isEverything = !singleInstruction

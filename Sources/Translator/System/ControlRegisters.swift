@@ -239,7 +239,7 @@ extension Processor {
     guard page[\.cr4] & CR4.osxsave != 0 else { throw .invalidOpcode }
     let index = UInt32(truncatingIfNeeded: page[register: GPR.rcx])
     // XCR1 is XCR0 & XINUSE; every enabled component counts as in use.
-    let hasInUse = (state.cpuid.entry(0xD, 1)?.eax ?? 0) & 4 != 0
+    let hasInUse = state.cpuid.stored(0xD, subleaf: 1).eax & 4 != 0
     guard index == 0 || (index == 1 && hasInUse) else { throw .generalProtection() }
     page[register: GPR.rax] = page[\.xcr0] & 0xFFFF_FFFF
     page[register: GPR.rdx] = page[\.xcr0] >> 32

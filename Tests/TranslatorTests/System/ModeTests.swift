@@ -143,9 +143,8 @@ import Testing
 
   @Test("AMD's SYSCALL works from compatibility mode")
   func amd() throws {
-    var model = TestGuest.model
-    model.entries[0].ebx = 0x6874_7541
-    let guest = TestGuest(cpuid: model)
+    let model = TestGuest.model.entries.filter { $0.leaf != 0 }
+    let guest = TestGuest(cpuid: CPUIDTable([CPUIDEntry(0, eax: 0xD, ebx: 0x6874_7541)] + model))
     guest.enterLong(privilege: 3)
     guest.page[.cs] = Descriptor(low: 0x00CF_FB00_0000_FFFF).segment(Selector.userCode32)
     guest.page.updateMode()

@@ -37,7 +37,7 @@ final class TestGuest {
   var page: VCPUPage { processor.page }
   var state: ProcessorState { processor.state }
 
-  init(cpuid: Translator.CPUIDTable = TestGuest.model) {
+  init(cpuid: CPUIDTable = TestGuest.model) {
     unsafe ram = UnsafeMutableRawPointer.allocate(byteCount: Self.size, alignment: 4096)
     unsafe ram.initializeMemory(as: UInt8.self, repeating: 0, count: Self.size)
     unsafe flags = UnsafeMutablePointer<UInt8>.allocate(capacity: Self.size >> 12)
@@ -257,13 +257,13 @@ final class TestGuest {
   func register(_ number: UInt8) -> UInt64 { page[register: number] }
 
   /// A model like the one the machine uses.
-  static let model = Translator.CPUIDTable([
-    .init(leaf: 0, eax: 0xD, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
-    .init(leaf: 1, eax: 0x106CA, ecx: 1 << 26 | 1 << 28 | 1 << 23, edx: 0x178B_FBFF),
-    .init(leaf: 7, subleaf: 0, ebx: 1 | 1 << 7),
-    .init(leaf: 0xD, subleaf: 0, eax: 7, ebx: 832, ecx: 832),
-    .init(leaf: 0xD, subleaf: 1, eax: 0),
-    .init(leaf: 0x8000_0000, eax: 0x8000_0008),
-    .init(leaf: 0x8000_0001, edx: 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29),
+  static let model = CPUIDTable([
+    .init(0, eax: 0xD, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
+    .init(1, eax: 0x106CA, ecx: 1 << 26 | 1 << 28 | 1 << 23, edx: 0x178B_FBFF),
+    .init(7, subleaf: 0, ebx: 1 | 1 << 7),
+    .init(0xD, subleaf: 0, eax: 7, ebx: 832, ecx: 832),
+    .init(0xD, subleaf: 1, eax: 0),
+    .init(0x8000_0000, eax: 0x8000_0008),
+    .init(0x8000_0001, edx: 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29),
   ])
 }
