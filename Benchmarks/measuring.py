@@ -2,7 +2,6 @@
 """What the measuring scripts share: running commands with the time of every line they write, and packing initramfs images."""
 import os
 import pathlib
-import re
 import stat
 import subprocess
 import sys
@@ -50,9 +49,6 @@ def pack(path, tree):
     entry("TRAILER!!!", 0, b"", 0)
     path.write_bytes(data)
 
-
-# What neither compiling nor packing needs, by name: half the tree.
-UNNEEDED = re.compile(r"\.a$|lto1$|lto-dump|lto-wrapper$|san\.so|/gconv/|libgprof|libcrypto|/locale/|/perl")
 
 
 def files_below(directory):
