@@ -164,7 +164,7 @@ struct FaultSite {
   mutating func prepareFlags(scratch: HostRegister = RegisterMap.t2) {
     let reads = row.flags.reads(condition: instruction.opcode)
     let may = row.flags.writesMaybe
-    if reads != 0 || (may != 0 && current.liveAfter & ~row.flags.writes != 0) { needHostFlags(scratch: scratch) }
+    if reads != 0 || (may != 0 && current.liveAfter & ~row.overwrites(instruction) != 0) { needHostFlags(scratch: scratch) }
   }
 
   /// Notes that the instruction's own flags are in EFLAGS.

@@ -240,7 +240,7 @@ enum DecodedBlock {
       peek = peek.isEmpty ? position..<end : min(peek.lowerBound, position)..<max(peek.upperBound, end)
       let row = table[i.row]
       live |= row.flags.reads(condition: i.opcode) & unknown
-      unknown &= ~BlockTranslator.overwrites(row, i)
+      unknown &= ~row.overwrites(i)
       if unknown == 0 || live == BlockTranslator.allFlags { return live }
       switch row.rule {
       case .jump:
@@ -265,22 +265,17 @@ enum DecodedBlock {
       let row = table[item.instruction.row]
       let writes = row.flags.writesMaybe
       if row.flags.reads(condition: item.instruction.opcode) & entered != 0 { return false }
-      if writes != 0 && item.liveAfter & ~row.flags.writes & entered != 0 { return false }
+      if writes != 0 && item.liveAfter & ~row.overwrites(item.instruction) & entered != 0 { return false }
       switch row.rule {
       case .push, .pop, .call, .callIndirect, .ret, .jumpIndirect: checks = true
       case .copy, .sse, .avx, .x87, .mmx: if item.instruction.isMemory { checks = true }
       case .lea, .nop, .jump: break
       default: return false
       }
-      entered &= ~BlockTranslator.overwrites(row, item.instruction)
+      entered &= ~row.overwrites(item.instruction)
       if entered == 0 { break }
     }
     return checks
-  }
-
-  /// Flags that the instruction overwrites whatever happens: SCAS and CMPS repeated no times overwrite none.
-  private static func overwrites(_ row: Opcode, _ instruction: Instruction) -> UInt8 {
-    (row.rule == .scas || row.rule == .cmps) && instruction.isRepeated ? 0 : row.flags.writes
   }
 
   /// The chunks that `count` bytes at `offset` touch.
@@ -360,7 +355,7 @@ enum DecodedBlock {
         live = BlockTranslator.allFlags
       } else {
         live =
-          live & ~BlockTranslator.overwrites(row, self[index].instruction)
+          live & ~row.overwrites(self[index].instruction)
           | row.flags.reads(condition: self[index].instruction.opcode)
       }
       unsafe buffer[index].liveBefore = live

@@ -53,8 +53,8 @@ extension FlagEffect {
     }
   }
 
-  /// Flags that are certainly overwritten, with a defined or an undefined value: dead before the instruction unless
-  /// it reads them. Shifts whose count may be 0 overwrite none.
+  /// Flags that are overwritten whatever the operands are, with a defined or an undefined value. Shifts and rotates,
+  /// whose count may be 0, overwrite none; `Opcode.overwrites` also looks at the count.
   public var writes: UInt8 {
     switch self {
     case .none, .shift, .rotate, .rotateCarry, .doubleShift, .lahf, .readsAll, .condition, .readsZero, .readsOverflow,
@@ -98,6 +98,24 @@ extension FlagEffect {
     case .ascii: F.of | F.sf | F.zf | F.pf
     case .asciiMultiply: F.of | F.af | F.cf
     default: F.none
+    }
+  }
+}
+
+extension Opcode {
+  /// Flags that an instruction of this row certainly overwrites, with a defined or an undefined value: dead before it
+  /// unless it reads them.
+  public func overwrites(_ instruction: Instruction) -> UInt8 {
+    switch flags {
+    case .shift, .doubleShift, .rotate:
+      // By CL there is no immediate. The count is masked to six bits for a 64-bit operand, to five for others (SDM
+      // volume 2, SAL/SAR/SHL/SHR and RCL/RCR/ROL/ROR); 0xC0 has a byte operand.
+      let isWide = instruction.operandSize == 8 && instruction.opcode != 0xC0
+      let count = instruction.immediateBytes == 0 ? 0 : instruction.immediate & (isWide ? 63 : 31)
+      return count == 0 ? ArithmeticFlags.none : flags.writesMaybe
+    default:
+      // SCAS and CMPS repeated no times overwrite none.
+      return (rule == .scas || rule == .cmps) && instruction.isRepeated ? ArithmeticFlags.none : flags.writes
     }
   }
 }
