@@ -138,7 +138,8 @@ struct AccessPlanner {
     case .copy, .lea, .incDec32, .x87, .mmx, .sse, .avx, .bitMemory, .cmpxchgWide, .rdfsbase, .movSegment:
       takeEffect(i, row, traits)
     case .nop, .pause, .wait, .cli, .sti, .cld, .std, .saveState, .restoreState, .jumpIndirect, .jump: break
-    case .jcc: for number in 0..<count { groups[number].isReadOnly = !groups[number].writes }
+    case .jcc:
+      for number in 0..<count where groups[number].base.base != 4 { groups[number].isReadOnly = !groups[number].writes }
     default:
       loseAll()
       for number in 0..<count { groups[number].base.kind = .none }
