@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// String instructions by pages: one TLB check for as many elements as a page holds, then the host's own string
-// instruction on the guest's memory. Memory moves most of its bytes this way, so it must be native speed;
+// String instructions by pages: one TLB check for as many elements as a page holds, or as pages that follow each other in
+// the host's memory hold, then the host's own string instruction on the guest's memory. Memory moves most of its bytes this way, so it must be native speed;
 // and it must be interruptible with exact registers, as REP is.
 //
 // What is not a plain access to RAM within one page is left to the caller, one element at a time.
@@ -66,6 +66,14 @@ INLINE uint64_t elements_in_bound(uint64_t address, uint64_t bound, unsigned siz
   if (bound == ~0ull) return bound;
   if (address >= bound || bound - address < 1u << size_log2) return 0;
   return down ? ~0ull : (bound - address) >> size_log2;
+}
+
+// Bytes from `linear` on, `count` at most, whose pages may be accessed and follow each other in the host's memory too.
+// `addend` is that of the first page.
+static uint64_t contiguous(chost_cpu *cpu, uint64_t linear, uint64_t count, bool user, bool write, uint64_t addend) {
+  uint64_t room = PAGE_SIZE - (linear & (PAGE_SIZE - 1)), next;
+  while (room < count && chost_access_page(cpu, linear + room, user, write, &next) && next == addend) room += PAGE_SIZE;
+  return room < count ? room : count;
 }
 
 INLINE uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -184,28 +192,35 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
   if (string_at_once(cpu, kind, size_log2, mask, segment, rep, user)) return DONE;
   uint64_t remaining = rep ? cpu->gpr[RCX] & mask : 1;
   uint64_t source = cpu->gpr[RSI] & mask, destination = cpu->gpr[RDI] & mask;
-  uint64_t budget = compares ? LIMIT_COMPARISONS : LIMIT_BYTES >> size_log2;
+  const uint64_t limit = compares ? LIMIT_COMPARISONS : LIMIT_BYTES >> size_log2;
+  uint64_t budget = limit;
   if (remaining == 0) return DONE;
 
   for (;;) {
     const uint64_t from = (source_base + source) & linear_mask, to = (destination_base + destination) & linear_mask;
-    uint64_t count = least(remaining, budget), from_addend = 0, to_addend = 0;
+    uint64_t most = least(remaining, budget), count = most, from_addend = 0, to_addend = 0;
     if (reads) {
       count = least(count, elements_in_page(from, size_log2, down));
-      count = least(count, elements_before_wrap(source, mask, size_log2, down));
-      count = least(count, elements_in_bound(source, source_bound, size_log2, down));
+      most = least(most, elements_before_wrap(source, mask, size_log2, down));
+      most = least(most, elements_in_bound(source, source_bound, size_log2, down));
     }
     if (uses_destination) {
       count = least(count, elements_in_page(to, size_log2, down));
-      count = least(count, elements_before_wrap(destination, mask, size_log2, down));
-      count = least(count, elements_in_bound(destination, destination_bound, size_log2, down));
+      most = least(most, elements_before_wrap(destination, mask, size_log2, down));
+      most = least(most, elements_in_bound(destination, destination_bound, size_log2, down));
     }
+    count = least(count, most);
     if (count == 0) return SLOW;
     // Both accesses are checked before either has an effect; the source faults first.
     if (reads && !chost_access_page(cpu, from, user, false, &from_addend)) return SLOW;
     if (uses_destination && !chost_access_page(cpu, to, user, writes, &to_addend)) {
       const uint64_t bytes = count << size_log2, lowest = down ? to + (1u << size_log2) - bytes : to;
       if (!writes || !chost_resolve_bytes(cpu, lowest, user, true, bytes, &to_addend)) return SLOW;
+    } else if (writes && !down && count < most) {
+      // Long runs gain from being one: the host takes some time to begin each.
+      uint64_t bytes = contiguous(cpu, to, most << size_log2, user, true, to_addend);
+      if (reads) bytes = contiguous(cpu, from, bytes, user, false, from_addend);
+      count = bytes >> size_log2;
     }
     uint8_t *host_from = (uint8_t *)(from + from_addend), *host_to = (uint8_t *)(to + to_addend);
 
@@ -250,7 +265,10 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
       if (compares) cpu->flags = flags;
       return DONE;
     }
-    if (budget == 0) return RESUME;
+    if (budget == 0) {
+      if (__atomic_load_n(&cpu->attention, __ATOMIC_RELAXED)) return RESUME;
+      budget = limit;
+    }
   }
 }
 
