@@ -142,32 +142,7 @@ static comparison compare_run(const uint8_t *from, const uint8_t *to, uint64_t v
   }
 }
 
-// Most moves and stores are short: upwards in flat segments, all of it within pages that the tables hold. False: nothing
-// has been done.
-INLINE bool string_at_once(chost_cpu *cpu, unsigned kind, unsigned size_log2, uint64_t mask, unsigned segment, bool rep, bool user) {
-  const bool moves = kind == CHOST_STRING_MOVS;
-  if ((!moves && kind != CHOST_STRING_STOS) || cpu->mode & CHOST_MODE_SEGMENTED || segment == CHOST_FS || segment == CHOST_GS ||
-      cpu->system_flags & SYSTEM_DF || mask < 0xFFFFFFFF)
-    return false;
-  const uint64_t count = rep ? cpu->gpr[RCX] & mask : 1, bytes = count << size_log2;
-  const uint64_t from = cpu->gpr[RSI] & mask, to = cpu->gpr[RDI] & mask;
-  if (count - 1 >= PAGE_SIZE || (to & (PAGE_SIZE - 1)) + bytes > PAGE_SIZE) return false;
-  const chost_tlb_entry *target = &tlb_table(cpu, user, true)[tlb_index(to)];
-  if (target->tag != (to & PAGE_MASK)) return false;
-  if (moves) {
-    const chost_tlb_entry *origin = &tlb_table(cpu, user, false)[tlb_index(from)];
-    if ((from & (PAGE_SIZE - 1)) + bytes > PAGE_SIZE || origin->tag != (from & PAGE_MASK)) return false;
-    move((void *)(to + target->addend), (const void *)(from + origin->addend), count, size_log2, false);
-    cpu->gpr[RSI] = (from + bytes) & mask;
-  } else {
-    store((void *)(to + target->addend), cpu->gpr[RAX], count, size_log2, false);
-  }
-  cpu->gpr[RDI] = (to + bytes) & mask;
-  if (rep) cpu->gpr[RCX] = 0;
-  return true;
-}
-
-uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
+static __attribute__((noinline)) uint32_t string_by_pages(chost_cpu *cpu, uint32_t operation) {
   const unsigned kind = operation & 15, size_log2 = operation >> 4 & 3, address_log2 = operation >> 8 & 3;
   const unsigned rep = operation >> 12 & 3, segment = operation >> 16 & 7;
   const bool user = operation >> 24 & 1, long_mode = cpu->mode & CHOST_MODE_LONG;
@@ -189,7 +164,6 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
   const uint64_t mask = address_log2 >= 3 ? ~0ull : (1ull << (8u << address_log2)) - 1;
   const bool down = cpu->system_flags & SYSTEM_DF;
 
-  if (string_at_once(cpu, kind, size_log2, mask, segment, rep, user)) return DONE;
   uint64_t remaining = rep ? cpu->gpr[RCX] & mask : 1;
   uint64_t source = cpu->gpr[RSI] & mask, destination = cpu->gpr[RDI] & mask;
   const uint64_t limit = compares ? LIMIT_COMPARISONS : LIMIT_BYTES >> size_log2;
@@ -270,6 +244,38 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
       budget = limit;
     }
   }
+}
+
+// Most moves and stores are short: upwards in flat segments, all of it within pages that the tables hold. False: nothing
+// has been done.
+INLINE bool string_at_once(chost_cpu *cpu, uint32_t operation) {
+  const unsigned kind = operation & 15, size_log2 = operation >> 4 & 3, address_log2 = operation >> 8 & 3;
+  const unsigned rep = operation >> 12 & 3, segment = operation >> 16 & 7;
+  const bool user = operation >> 24 & 1, moves = kind == CHOST_STRING_MOVS;
+  if ((!moves && kind != CHOST_STRING_STOS) || cpu->mode & CHOST_MODE_SEGMENTED || segment == CHOST_FS || segment == CHOST_GS ||
+      cpu->system_flags & SYSTEM_DF || address_log2 < 2)
+    return false;
+  const uint64_t mask = address_log2 == 2 ? 0xFFFFFFFF : ~0ull;
+  const uint64_t count = rep ? cpu->gpr[RCX] & mask : 1, bytes = count << size_log2;
+  const uint64_t from = cpu->gpr[RSI] & mask, to = cpu->gpr[RDI] & mask;
+  if (count - 1 >= PAGE_SIZE || (to & (PAGE_SIZE - 1)) + bytes > PAGE_SIZE) return false;
+  const chost_tlb_entry *target = &tlb_table(cpu, user, true)[tlb_index(to)];
+  if (target->tag != (to & PAGE_MASK)) return false;
+  if (moves) {
+    const chost_tlb_entry *origin = &tlb_table(cpu, user, false)[tlb_index(from)];
+    if ((from & (PAGE_SIZE - 1)) + bytes > PAGE_SIZE || origin->tag != (from & PAGE_MASK)) return false;
+    move((void *)(to + target->addend), (const void *)(from + origin->addend), count, size_log2, false);
+    cpu->gpr[RSI] = (from + bytes) & mask;
+  } else {
+    store((void *)(to + target->addend), cpu->gpr[RAX], count, size_log2, false);
+  }
+  cpu->gpr[RDI] = (to + bytes) & mask;
+  if (rep) cpu->gpr[RCX] = 0;
+  return true;
+}
+
+uint32_t chost_string(chost_cpu *cpu, uint32_t operation) {
+  return string_at_once(cpu, operation) ? DONE : string_by_pages(cpu, operation);
 }
 
 LIGHT_HELPERS_END

@@ -5,6 +5,21 @@
 import CHost
 import X86
 
+/// A string instruction as CHost does it: the argument of `chost_string`, and the exit information word.
+private struct StringOperation {
+  let operation: UInt32
+  let info: UInt32
+}
+
+extension CodeEmitter {
+  /// Has CHost do a string instruction.
+  fileprivate mutating func string(_ request: StringOperation, _ stubs: CodeStubs) {
+    storeImmediate32(.env(Slot.stringOperation), request.operation)
+    mov(RegisterMap.t1, immediate: UInt64(request.info))
+    call(stubs.string)
+  }
+}
+
 extension BlockBuilder {
   /// LEA.
   mutating func lea() -> Bool {
@@ -96,12 +111,18 @@ extension BlockBuilder {
     let size = i.offsetBytes
     let write = i.opcode & 2 != 0
     let memory = accessOffset(size: size, write: write)
-    if size == 2 { hot.byte(0x66) }
-    hot.rex(w: size == 8, reg: RegisterMap.rax, memory: memory)
-    hot.byte((write ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
-    hot.modRM(reg: RegisterMap.rax, memory: memory)
+    move(RegisterMap.rax, memory, size: size, isStore: write)
     finishFlags()
     return true
+  }
+
+  /// MOV between a register's low bytes and memory.
+  private mutating func move(_ register: HostRegister, _ memory: HostMemory, size: Int, isStore: Bool) {
+    if !isStore { hot.note(register) }
+    if size == 2 { hot.byte(0x66) }
+    hot.rex(w: size == 8, reg: register, memory: memory)
+    hot.byte((isStore ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
+    hot.modRM(reg: register, memory: memory)
   }
 
   /// INC and DEC in the one-byte encodings that became REX.
@@ -146,20 +167,69 @@ extension BlockBuilder {
     let compares = kind == Int(CHOST_STRING_SCAS) || kind == Int(CHOST_STRING_CMPS)
     if compares { flagsAreLive = true }
     clobberFlags()
+    let operation = stringOperation(kind)
+    if !compares && i.repeatPrefix == 0 && hasPlainAddresses && i.addressSize == (isLong ? 8 : 4) && i.segment < 4 {
+      moveOnce(kind, operation)
+    } else if i.repeatPrefix != 0 && i.addressSize != 2 {
+      // Compilers end a copy by words with one of the bytes that are left, most often none: over it.
+      if i.addressSize == 4 { hot.byte(0x67) }
+      hot.byte(0xE3)  // JRCXZ
+      let displacement = hot.count
+      hot.byte(0)
+      hot.string(operation, stubs)
+      hot.setByte(displacement, UInt8(truncatingIfNeeded: hot.count &- displacement &- 1))
+    } else {
+      hot.string(operation, stubs)
+    }
+    hostFlags = false
+    if compares { pageFlags = true }
+    flagsAreLive = current.liveAfter != 0
+    return true
+  }
+
+  /// MOVS, STOS or LODS of one element, upwards: a load and a store. Downwards CHost does it.
+  private mutating func moveOnce(_ kind: Int, _ operation: StringOperation) {
+    let size = instruction.opcode & 1 == 0 ? 1 : Int(instruction.operandSize)
+    let rsi: HostRegister = 6, rdi = RegisterMap.rdi
+    // TEST byte: DF
+    let direction = HostMemory.env(Slot.systemFlags &+ 1)
+    hot.rex(w: false, reg: 0, memory: direction)
+    hot.byte(0xF6)
+    hot.modRM(reg: 0, memory: direction)
+    hot.byte(UInt8(truncatingIfNeeded: RFLAGS.df >> 8))
+    hot.jump(if: CodeEmitter.notEqual, to: cold.address)
+    cold.string(operation, stubs)
+    cold.jump(to: hot.address)
+    let back = cold.address
+    site = nil
+    let value = kind == Int(CHOST_STRING_MOVS) ? RegisterMap.t2 : RegisterMap.rax
+    if kind != Int(CHOST_STRING_STOS) {
+      move(value, access(base: rsi, displacement: 0, size: size, write: false), size: size, isStore: false)
+    }
+    if kind != Int(CHOST_STRING_LODS) {
+      move(value, access(base: rdi, displacement: 0, size: size, write: true), size: size, isStore: true)
+      advance(rdi, by: size)
+    }
+    if kind != Int(CHOST_STRING_STOS) { advance(rsi, by: size) }
+    cold.patch(back, to: hot.address)
+  }
+
+  private mutating func advance(_ register: HostRegister, by count: Int) {
+    let target = HostMemory(register, Int32(truncatingIfNeeded: count))
+    if isLong { hot.lea(register, target) } else { hot.lea32(register, target) }
+  }
+
+  /// What CHost is told about the current instruction.
+  private func stringOperation(_ kind: Int) -> StringOperation {
+    let i = instruction
+    let compares = kind == Int(CHOST_STRING_SCAS) || kind == Int(CHOST_STRING_CMPS)
     let size: UInt32 = i.opcode & 1 == 0 ? 0 : (i.operandSize == 8 ? 3 : (i.operandSize == 4 ? 2 : 1))
     var operation = UInt32(kind) | size << 4 | (i.addressSize == 8 ? 3 : (i.addressSize == 4 ? 2 : 1)) << 8
     if i.repeatPrefix != 0 { operation |= (compares && i.repeatPrefix == 0xF2 ? 2 : 1) << 12 }
     operation |= UInt32(i.segment) << 16
     if privilege == 3 { operation |= 1 << 24 }
-    hot.storeImmediate32(.env(Slot.stringOperation), operation)
-    hot.mov(
-      RegisterMap.t1,
-      immediate: UInt64(info(Int(CHOST_EXIT_MEMORY), offset: current.offset, flagsSaved: true)))
-    hot.call(stubs.string)
-    hostFlags = false
-    if compares { pageFlags = true }
-    flagsAreLive = current.liveAfter != 0
-    return true
+    return StringOperation(
+      operation: operation, info: info(Int(CHOST_EXIT_MEMORY), offset: current.offset, flagsSaved: true))
   }
 
   /// MOV r/m16, Sreg to a register.
