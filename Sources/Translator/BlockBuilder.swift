@@ -164,7 +164,8 @@ struct FaultSite {
   mutating func prepareFlags(scratch: HostRegister = RegisterMap.t2) {
     let reads = row.flags.reads(condition: instruction.opcode)
     let may = row.flags.writesMaybe
-    if reads != 0 || (may != 0 && current.liveAfter & ~row.overwrites(instruction) != 0) { needHostFlags(scratch: scratch) }
+    let keeps = may != 0 && current.liveAfter & ~row.overwrites(instruction) != 0
+    if reads != 0 || keeps { needHostFlags(scratch: scratch) }
   }
 
   /// Notes that the instruction's own flags are in EFLAGS.

@@ -12,8 +12,10 @@ struct BlockChecker {
   private let code: CheckedCode
   private let table: OpcodeTable
   private let decoder: Decoder
-  private var states: [UInt64: CheckedState] = [:]
+  private var places: [UInt64: Place] = [:]
   private var work: [UInt64] = []
+  /// The instruction whose paths are followed.
+  private var current: UInt64 = 0
   private var problem: String?
 
   private init(_ code: CheckedCode) {
@@ -29,7 +31,14 @@ struct BlockChecker {
     for number in 0..<Int(CheckedState.count) { start[UInt8(number)] = .sum(id: -1 - number, offset: 0) }
     checker.arrive(code.hot.lowerBound, start)
     for entry in code.entries { checker.arrive(entry, start) }
-    while let address = checker.work.popLast(), checker.problem == nil { checker.step(address) }
+    // An instruction is looked at again for every path that joins before it: few.
+    var steps = (code.hotBytes.count + code.coldBytes.count) * 16
+    while let address = checker.work.popLast(), checker.problem == nil {
+      checker.current = address
+      checker.step(address)
+      steps -= 1
+      if steps == 0 { checker.fail(address, "paths without end") }
+    }
     return checker.problem
   }
 
@@ -39,22 +48,41 @@ struct BlockChecker {
 
   // MARK: Paths
 
-  /// A path reaches `address` with `state`.
+  /// What is known at an instruction, and where from.
+  private struct Place {
+    var state: CheckedState
+    /// The instruction before it, and what is known after that; more of them where paths join.
+    var before: UInt64
+    var joined: [(before: UInt64, state: CheckedState)] = []
+  }
+
+  /// A path reaches `address` with `state`, from the current instruction. What came from there earlier no longer counts.
   private mutating func arrive(_ address: UInt64, _ state: CheckedState) {
-    guard var known = states[address] else {
-      states[address] = state
+    guard var place = places[address] else {
+      places[address] = Place(state: state, before: current)
       work.append(address)
       return
     }
-    let before = known
-    for number in UInt8(0)..<CheckedState.count {
-      known[number] = join(known[number], state[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80)
+    var known = state
+    if !place.joined.isEmpty || place.before != current {
+      if place.joined.isEmpty { place.joined = [(place.before, place.state)] }
+      if let index = place.joined.firstIndex(where: { $0.before == current }) {
+        place.joined[index].state = state
+      } else {
+        place.joined.append((current, state))
+      }
+      known = place.joined[0].state
+      for (_, other) in place.joined.dropFirst() {
+        for number in UInt8(0)..<CheckedState.count {
+          known[number] = join(known[number], other[number], Int(truncatingIfNeeded: address) << 8 | Int(number) | 0x80)
+        }
+        if known.flags != other.flags { known.flags = .nothing }
+      }
     }
-    if known.flags != state.flags { known.flags = .nothing }
-    if known != before {
-      states[address] = known
-      work.append(address)
-    }
+    let isNew = known != place.state
+    place.state = known
+    places[address] = place
+    if isNew { work.append(address) }
   }
 
   private func join(_ a: CheckedValue, _ b: CheckedValue, _ id: Int) -> CheckedValue {
@@ -86,7 +114,7 @@ struct BlockChecker {
   // MARK: Instructions
 
   private mutating func step(_ address: UInt64) {
-    guard let bytes = bytes(at: address), var state = states[address] else {
+    guard let bytes = bytes(at: address), var state = places[address]?.state else {
       return fail(address, "the end of the code")
     }
     guard case .complete(let i) = decoder.decode(bytes.span, code: .code64), i.isValid else {

@@ -61,9 +61,13 @@ struct StringTests {
   @Test("A long repetition is resumed after a poll; a count of 0 does nothing")
   func bounds() {
     let vcpu = machine(source: 0, destination: 0x10000, count: 5000)
+    vcpu[\.attention] = 1
     #expect(vcpu.string(CHOST_STRING_SCAS, size: 0, rep: 1) == 2, "AL and memory are 0: equal all the way")
     #expect(vcpu[\.gpr.1] == 904 && vcpu[\.gpr.7] == 0x11000)
+    vcpu[\.attention] = 0
     #expect(vcpu.string(CHOST_STRING_SCAS, size: 0, rep: 1) == 0)
+    vcpu[\.gpr.1] = 5000
+    #expect(vcpu.string(CHOST_STRING_SCAS, size: 0, rep: 1) == 0, "nobody asked")
     vcpu[\.gpr.1] = 0
     vcpu[\.flags] = 0x1234
     #expect(vcpu.string(CHOST_STRING_SCAS, size: 0, rep: 1) == 0)
