@@ -138,7 +138,7 @@ final class Machine: Sendable {
     if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
-        wake: { doorbells[$0].ring() }, evict: { [translation] in _ = translation.evictUsedPages() })
+        wake: { doorbells[$0].ring() }, evict: { [translation] in _ = translation.evictUsedPages(limit: $0) })
       try timers.start(sources)
     } catch {
       console.disconnect()

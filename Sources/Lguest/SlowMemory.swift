@@ -12,6 +12,8 @@ final class SlowMemory: Sendable {
   /// How often pages go away: rarely enough for a program to get at a few hundred of them in between, one by one.
   private static let fillsPerEviction: UInt64 = 250
   private static let shortestInterval: UInt64 = 250_000_000
+  /// 16 MiB: nothing runs while they go.
+  private static let mostPages = 4096
   static let delays: ClosedRange<Duration> = .microseconds(10)...(.seconds(10))
 
   private struct Fill {
@@ -32,6 +34,7 @@ final class SlowMemory: Sendable {
 
   private let memory: GuestMemory
   private let evictionInterval: UInt64
+  private let pagesPerEviction: Int
   private let state: Mutex<State>
   private let finishedCounts: [AtomicCount]
   private let thread = DeadlineThread()
@@ -45,8 +48,10 @@ final class SlowMemory: Sendable {
   ///   - delay: How long its pages take to come, one of `delays`.
   init(_ memory: GuestMemory, delay: Duration, cpuCount: Int) {
     self.memory = memory
-    evictionInterval = max(
-      SlowMemory.shortestInterval, SlowMemory.nanoseconds(delay) &* SlowMemory.fillsPerEviction)
+    let delay = SlowMemory.nanoseconds(delay)
+    evictionInterval = max(SlowMemory.shortestInterval, delay &* SlowMemory.fillsPerEviction)
+    // A program has half of the time to go on, even if it touches all of them one by one.
+    pagesPerEviction = min(Int(evictionInterval / (2 * delay)), SlowMemory.mostPages)
     state = Mutex(State(finished: [[UInt32]](repeating: [], count: cpuCount)))
     finishedCounts = (0..<cpuCount).map { _ in AtomicCount() }
   }
@@ -60,8 +65,8 @@ final class SlowMemory: Sendable {
   ///
   /// - Parameters:
   ///   - wake: Tells a vCPU that a page it waits for has come.
-  ///   - evict: Takes the pages away that programs use.
-  func start(wake: @escaping @Sendable (Int) -> Void, evict: @escaping @Sendable () -> Void) throws(HostError) {
+  ///   - evict: Takes pages away that programs use, so many at most.
+  func start(wake: @escaping @Sendable (Int) -> Void, evict: @escaping @Sendable (Int) -> Void) throws(HostError) {
     state.withLock { $0.nextEviction = HostClock.after(nanoseconds: evictionInterval) }
     try thread.start(name: "lguest-store") { self.work(wake, evict) }
   }
@@ -94,14 +99,14 @@ final class SlowMemory: Sendable {
   // MARK: The thread
 
   /// Does what is due and says when there is more.
-  private func work(_ wake: @Sendable (Int) -> Void, _ evict: @Sendable () -> Void) -> UInt64 {
+  private func work(_ wake: @Sendable (Int) -> Void, _ evict: @Sendable (Int) -> Void) -> UInt64 {
     let now = HostClock.monotonic
     bringWhatIsDue(now, wake)
     let isTime = state.withLock { state in
       defer { if now >= state.nextEviction { state.nextEviction = now &+ evictionInterval } }
       return now >= state.nextEviction
     }
-    if isTime { evict() }
+    if isTime { evict(pagesPerEviction) }
     return state.withLock { state in min(state.nextEviction, state.fills.map(\.due).min() ?? .max) }
   }
 

@@ -117,13 +117,14 @@ public final class Translation: Sendable {
     options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
   }
 
-  /// Takes pages away that user code has accessed since the last time, 16 MiB at most, while every vCPU stands still, and
-  /// lets them forget how they reached them. Any thread but a vCPU's.
+  /// Takes pages away that user code has accessed since the last time, while every vCPU stands still, and lets them forget
+  /// how they reached them. Any thread but a vCPU's.
   ///
+  /// - Parameter limit: As in `GuestMemory.evictUsedPages`.
   /// - Returns: How many pages.
-  public func evictUsedPages() -> Int {
+  public func evictUsedPages(limit: Int = .max) -> Int {
     alone(as: nil) {
-      let count = memory.evictUsedPages(limit: 4096)
+      let count = memory.evictUsedPages(limit: limit)
       if count > 0 { forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
       return count
     }
