@@ -99,8 +99,7 @@ extension GuestMemory {
     setFlag(.absent, false, at: address)
   }
 
-  /// Runs `body` with all pages there, and none goes away meanwhile. vCPUs stand still, or nothing is known of what is
-  /// changed.
+  /// Runs `body` with all pages there; none goes away meanwhile.
   func withAllPages<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
     guard let store else { return try body() }
     return try store.evictions.withLock { _ throws(Failure) in
@@ -145,7 +144,7 @@ extension GuestMemory {
   // MARK: Out
 
   /// Takes pages away that user code has accessed since it was last looked, and says how many. Their bytes are in the
-  /// store then, and what held them in RAM has gone back to the host. None goes while an image is being written.
+  /// store then and not in RAM, which has a hole there. None goes while an image is being written.
   ///
   /// No vCPU may execute guest code or use its tables meanwhile, and each must forget afterwards how it reached them.
   ///
