@@ -5,6 +5,7 @@
 #include "chost_host.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -31,6 +32,10 @@ static struct timespec timespec_of(uint64_t ns) {
 }
 
 int chost_memfd(const char *name) { return result(memfd_create(name, MFD_CLOEXEC)); }
+
+int chost_punch_hole(int fd, uint64_t offset, uint64_t count) {
+  return result(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)count));
+}
 
 int chost_futex_wait(const void *word, uint32_t expected, uint64_t deadline) {
   struct timespec until = timespec_of(deadline);

@@ -28,10 +28,6 @@ INLINE bool in_ram(const chost_cpu *cpu, uint64_t physical, uint64_t size) {
          (physical >= high_start && physical < cpu->ram_high_end && size <= cpu->ram_high_end - physical);
 }
 
-INLINE uint8_t *page_flags(const chost_cpu *cpu, uint64_t physical) {
-  return (uint8_t *)cpu->page_flags + (physical >> 12);
-}
-
 // Other vCPUs change the byte too; the read keeps the common case free of a locked operation.
 INLINE void mark_dirty(const chost_cpu *cpu, uint64_t physical) {
   uint8_t *flags = page_flags(cpu, physical);
@@ -39,10 +35,10 @@ INLINE void mark_dirty(const chost_cpu *cpu, uint64_t physical) {
     __atomic_fetch_or(flags, CHOST_PAGE_DIRTY, __ATOMIC_RELAXED);
 }
 
-// Whether a page is there. Only guests whose pages come from a slow store pay for more than the first comparison.
+// Whether a page of RAM has to be brought in before it is accessed; if not, the access is noted.
 INLINE bool is_late(const chost_cpu *cpu, uint64_t physical, bool user) {
   if (!cpu->late_pages) return false;
-  uint8_t *flags = page_flags(cpu, physical), old = __atomic_load_n(flags, __ATOMIC_RELAXED);
+  uint8_t *flags = page_flags(cpu, physical), old = __atomic_load_n(flags, __ATOMIC_ACQUIRE);
   if (old & CHOST_PAGE_ABSENT) return true;
   if (user && !(old & CHOST_PAGE_USED)) __atomic_fetch_or(flags, CHOST_PAGE_USED, __ATOMIC_RELAXED);
   return false;
@@ -112,6 +108,12 @@ INLINE bool update_path(const chost_cpu *cpu, const step *path, unsigned count, 
   return true;
 }
 
+// A table of the walk has gone away: whoever asked brings it in, and walks again.
+INLINE uint32_t absent_table(uint64_t physical, leaf *out) {
+  out->physical = physical;
+  return CHOST_TABLE_ABSENT;
+}
+
 // 4-level paging, and PAE paging below its PDPTEs: 8-byte entries, 9 bits a level (SDM 4.4, 4.5).
 INLINE uint32_t walk_wide(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
   const uint64_t address_bits = cpu->physical_mask & PAGE_MASK;
@@ -139,6 +141,7 @@ INLINE uint32_t walk_wide(chost_cpu *cpu, uint64_t linear, uint32_t access, bool
       uint64_t physical = (table + (linear >> shift & 511) * 8) & ~cpu->address_cut;
       // Outside RAM the bus reads as ones: a present entry with reserved bits set.
       if (!in_ram(cpu, physical, 8)) return fault(cpu, access, ERROR_P | ERROR_RSVD);
+      if (is_absent(cpu, physical)) return absent_table(physical, out);
       uint64_t entry = __atomic_load_n((uint64_t *)(cpu->ram + physical), __ATOMIC_RELAXED);
       if (!(entry & PTE_P)) return fault(cpu, access, 0);
       bool large = level > 0 && (entry & PTE_PS);
@@ -174,6 +177,7 @@ INLINE uint32_t walk_narrow(chost_cpu *cpu, uint64_t linear, uint32_t access, bo
     for (;; shift -= 10) {
       uint64_t physical = (table + (linear >> shift & 1023) * 4) & ~cpu->address_cut;
       if (!in_ram(cpu, physical, 4)) return fault(cpu, access, ERROR_P | ERROR_RSVD);
+      if (is_absent(cpu, physical)) return absent_table(physical, out);
       uint32_t entry = __atomic_load_n((uint32_t *)(cpu->ram + physical), __ATOMIC_RELAXED);
       if (!(entry & PTE_P)) return fault(cpu, access, 0);
       rights &= entry;
@@ -218,14 +222,14 @@ INLINE uint32_t walk(chost_cpu *cpu, uint64_t linear, uint32_t access, bool upda
 uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical) {
   leaf found;
   uint32_t code = walk(cpu, linear, access, true, &found);
-  if (!code) *physical = found.physical;
+  if (!(code & FAULT)) *physical = found.physical;
   return code;
 }
 
 uint32_t chost_probe(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical) {
   leaf found;
   uint32_t code = walk(cpu, linear, access, false, &found);
-  if (!code) *physical = found.physical;
+  if (!(code & FAULT)) *physical = found.physical;
   return code;
 }
 
@@ -706,6 +710,7 @@ static uint64_t fetch_page(chost_cpu *cpu, unsigned user, uint64_t linear) {
     if (!representable(cpu, linear) ||
         walk(cpu, linear, CHOST_ACCESS_FETCH | (user ? CHOST_ACCESS_USER : 0), true, &found))
       return FETCH_REFUSED;
+    if (cpu->late_pages && in_ram(cpu, found.physical, 1) && is_late(cpu, found.physical, user)) return FETCH_REFUSED;
     *cached = (fetch_entry){(linear & PAGE_MASK) + 1, (found.physical & PAGE_MASK) + found.global};
     set_bit(p->fetch_filled[user], index);
     remember_large(cpu, user, linear, found.shift, true);

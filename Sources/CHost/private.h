@@ -84,6 +84,16 @@ INLINE chost_tlb_entry *tlb_table(chost_cpu *cpu, unsigned privilege, unsigned w
 
 INLINE uint64_t tlb_index(uint64_t linear) { return linear >> 12 & (CHOST_TLB_ENTRIES - 1); }
 
+// A byte for each page of RAM: not for other addresses.
+INLINE uint8_t *page_flags(const chost_cpu *cpu, uint64_t physical) {
+  return (uint8_t *)cpu->page_flags + (physical >> 12);
+}
+
+// Whether a page of RAM has gone away. Only guests whose pages may pay for more than the first comparison.
+INLINE bool is_absent(const chost_cpu *cpu, uint64_t physical) {
+  return cpu->late_pages && (__atomic_load_n(page_flags(cpu, physical), __ATOMIC_ACQUIRE) & CHOST_PAGE_ABSENT);
+}
+
 // memcpy and memset may use vector registers, which hold the guest's values while these helpers run.
 INLINE void copy_bytes(void *to, const void *from, uint64_t count) {
   __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(count) : : "memory");

@@ -186,7 +186,8 @@ uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) 
   uint32_t access = (info & CHOST_INFO_WRITE ? CHOST_ACCESS_WRITE : 0) | (info & CHOST_INFO_USER ? CHOST_ACCESS_USER : 0);
   uint64_t physical;
   uint32_t code = chost_probe(cpu, linear, access, &physical);
-  if (!code) return CHOST_LIGHT_DECLINED;
+  // A fault has bit 31; an absent table is not one.
+  if (!(code >> 31)) return CHOST_LIGHT_DECLINED;
   uint64_t old = cpu->cr2;
   cpu->cr2 = linear;
   uint64_t entry = (cpu->mode & CHOST_MODE_LONG ? deliver : chost_light32_deliver)(cpu, 14, code & 0x7fffffff, here(cpu, info));

@@ -199,7 +199,7 @@ uint64_t chost_light32_cr3(chost_cpu *cpu, uint32_t info) {
   if (!plain_kernel(cpu)) return CHOST_LIGHT_DECLINED;
   if ((cpu->cr0 & CR0_PG_BIT) && (cpu->cr4 & CR4_PAE_BIT)) {
     uint64_t entries[4], reserved = ~cpu->physical_mask | 0x1e6;
-    if ((uint64_t)table + 32 > cpu->ram_low_end) return CHOST_LIGHT_DECLINED;
+    if ((uint64_t)table + 32 > cpu->ram_low_end || is_absent(cpu, table)) return CHOST_LIGHT_DECLINED;
     for (unsigned i = 0; i < 4; i++) {
       entries[i] = load64((const uint8_t *)(cpu->ram + table + i * 8));
       if ((entries[i] & 1) && (entries[i] & reserved)) return CHOST_LIGHT_DECLINED;

@@ -40,6 +40,8 @@ import Synchronization
   /// What is behind RAM: a memory file of its own, or the pages of an image, private copies where they were written.
   private let file: MemoryFile?
   private let image: (file: HostFile, offset: Int)?
+  /// Where pages are that have gone away; nil if none ever does.
+  @usableFromInline let store: PageStore?
   private let flagRegion: Mapping
   let codeWriteHandler = Mutex<CodeWriteHandler?>(nil)
 
@@ -48,17 +50,28 @@ import Synchronization
   /// - Parameters:
   ///   - byteCount: A multiple of 4 KiB, at least one page, at most `maximumByteCount`.
   ///   - hugePages: Whether to ask the host for huge pages: faster, less sparse.
-  public convenience init(byteCount: UInt64, hugePages: Bool = false) throws(HostError) {
-    try self.init(byteCount: byteCount, hugePages: hugePages, image: nil)
+  ///   - fetchDelay: How long pages take to come back that have gone away (PageStore.swift), in ns; nil: none goes.
+  public convenience init(
+    byteCount: UInt64, hugePages: Bool = false, fetchDelay: UInt64? = nil
+  ) throws(HostError) {
+    try self.init(byteCount: byteCount, hugePages: hugePages, fetchDelay: fetchDelay, image: nil)
   }
 
   /// Makes RAM whose content is that of a file from `offset` on, a multiple of 4 KiB: the RAM below 4 GiB, then that
   /// above. The file does not change when the guest writes, and must not be changed by others.
-  public convenience init(byteCount: UInt64, image file: HostFile, at offset: Int) throws(HostError) {
-    try self.init(byteCount: byteCount, hugePages: false, image: (file, offset))
+  ///
+  /// With a delay the file is read at once: a page that went away would still be in the file, and show as it once was.
+  public convenience init(
+    byteCount: UInt64, image file: HostFile, at offset: Int, fetchDelay: UInt64? = nil
+  ) throws(HostError) {
+    try self.init(
+      byteCount: byteCount, hugePages: false, fetchDelay: fetchDelay, image: fetchDelay == nil ? (file, offset) : nil)
+    if fetchDelay != nil { try readImage(file, at: offset) }
   }
 
-  private init(byteCount: UInt64, hugePages: Bool, image: (file: HostFile, offset: Int)?) throws(HostError) {
+  private init(
+    byteCount: UInt64, hugePages: Bool, fetchDelay: UInt64?, image: (file: HostFile, offset: Int)?
+  ) throws(HostError) {
     guard byteCount > 0, byteCount % 4096 == 0, byteCount <= GuestMemory.maximumByteCount else {
       throw HostError(
         "make", "guest memory of \(byteCount) bytes", reason: "the size is not a multiple of 4 KiB up to 16 TiB",
@@ -88,6 +101,7 @@ import Synchronization
       }
       self.file = consume file
     }
+    store = if let fetchDelay { try PageStore(byteCount: byteCount, delay: fetchDelay) } else { nil }
     region.adviseHugePages(hugePages)
     region.excludeFromCoreDumps()
     flagRegion = try .anonymous(byteCount: Int(end >> 12))
@@ -110,6 +124,9 @@ import Synchronization
     return file?.dataExtents(in: all) ?? [all]
   }
 
+  /// Gives back what is behind a part of RAM that is no image's, by its place in one; false if the host refuses.
+  func discard(at offset: Int, byteCount: Int) -> Bool { file?.discard(at: offset, byteCount: byteCount) ?? false }
+
   /// Whether RAM began as an image.
   var isImage: Bool { image != nil }
 
@@ -124,11 +141,14 @@ import Synchronization
       && address.value <= highEnd &- wanted
   }
 
-  /// The host address of a range that is all RAM.
+  /// Runs `body` with the host address of a range that is all RAM, and there while `body` runs.
   @inlinable @inline(__always)
-  func pointer(_ address: GuestPhysical, _ count: Int) throws(MemoryError) -> UnsafeMutableRawPointer {
+  func access<Result>(
+    _ address: GuestPhysical, _ count: Int, _ body: (UnsafeMutableRawPointer) -> Result
+  ) throws(MemoryError) -> Result {
     guard contains(address, count: count) else { throw MemoryError(address, byteCount: count) }
-    return unsafe baseAddress + Int(truncatingIfNeeded: address.value)
+    if let store { return unsafe accessStored(store, address, count, body) }
+    return unsafe body(baseAddress + Int(truncatingIfNeeded: address.value))
   }
 
   /// Reads an integer, little-endian, at any alignment.
@@ -136,22 +156,22 @@ import Synchronization
   public func load<T: FixedWidthInteger & BitwiseCopyable>(
     _ type: T.Type = T.self, at address: GuestPhysical
   ) throws(MemoryError) -> T {
-    // SAFETY: `pointer` proved the range to be inside the mapping, here and in every accessor below.
-    unsafe try pointer(address, MemoryLayout<T>.size).loadUnaligned(as: T.self)
+    // SAFETY: `access` proved the range to be inside the mapping, here and in every accessor below.
+    unsafe try access(address, MemoryLayout<T>.size) { unsafe $0.loadUnaligned(as: T.self) }
   }
 
   /// Writes an integer, little-endian, at any alignment; translated code on the page is told.
   @inlinable
   public func store<T: FixedWidthInteger & BitwiseCopyable>(_ value: T, at address: GuestPhysical) throws(MemoryError) {
-    unsafe try pointer(address, MemoryLayout<T>.size).storeBytes(of: value, as: T.self)
+    unsafe try access(address, MemoryLayout<T>.size) { unsafe $0.storeBytes(of: value, as: T.self) }
     didWrite(address, count: MemoryLayout<T>.size)
   }
 
   /// Copies bytes into RAM.
   public func copy(from source: UnsafeRawBufferPointer, to address: GuestPhysical) throws(MemoryError) {
-    let target = unsafe try pointer(address, source.count)
-    guard let first = source.baseAddress else { return }
-    unsafe target.copyMemory(from: first, byteCount: source.count)
+    unsafe try access(address, source.count) { target in
+      if let first = source.baseAddress { unsafe target.copyMemory(from: first, byteCount: source.count) }
+    }
     didWrite(address, count: source.count)
   }
 
@@ -171,20 +191,21 @@ import Synchronization
 
   /// Copies RAM out, as many bytes as the buffer has.
   public func read(into target: UnsafeMutableRawBufferPointer, at address: GuestPhysical) throws(MemoryError) {
-    let source = unsafe try pointer(address, target.count)
-    guard let first = target.baseAddress else { return }
-    unsafe first.copyMemory(from: source, byteCount: target.count)
+    unsafe try access(address, target.count) { source in
+      if let first = target.baseAddress { unsafe first.copyMemory(from: source, byteCount: target.count) }
+    }
   }
 
   /// Copies RAM out. `count` is checked against RAM before anything is allocated.
   public func bytes(at address: GuestPhysical, count: Int) throws(MemoryError) -> [UInt8] {
-    let source = unsafe try pointer(address, count)
-    return unsafe [UInt8](UnsafeRawBufferPointer(start: source, count: count))
+    unsafe try access(address, count) { unsafe [UInt8](UnsafeRawBufferPointer(start: $0, count: count)) }
   }
 
   /// Sets every byte of a range.
   public func fill(_ address: GuestPhysical, count: Int, with byte: UInt8 = 0) throws(MemoryError) {
-    unsafe try pointer(address, count).initializeMemory(as: UInt8.self, repeating: byte, count: count)
+    unsafe try access(address, count) {
+      unsafe _ = $0.initializeMemory(as: UInt8.self, repeating: byte, count: count)
+    }
     didWrite(address, count: count)
   }
 
@@ -194,15 +215,17 @@ import Synchronization
   public func read(
     from file: HostFile, at offset: Int, count: Int, to address: GuestPhysical
   ) throws(HostError) {
-    guard contains(address, count: count) else {
-      throw HostError(
-        "load", file.description, reason: "\(MemoryError(address, byteCount: count))",
-        remedy: "give the guest more memory")
+    var failure: HostError?
+    do throws(MemoryError) {
+      unsafe try access(address, count) { target in
+        do throws(HostError) {
+          unsafe try file.read(into: UnsafeMutableRawBufferPointer(start: target, count: count), at: offset)
+        } catch { failure = error }
+      }
+    } catch {
+      throw HostError("load", file.description, reason: "\(error)", remedy: "give the guest more memory")
     }
-    // SAFETY: checked above.
-    let target = unsafe UnsafeMutableRawBufferPointer(
-      start: baseAddress + Int(truncatingIfNeeded: address.value), count: count)
-    defer { didWrite(address, count: count) }
-    unsafe try file.read(into: target, at: offset)
+    didWrite(address, count: count)
+    if let failure { throw failure }
   }
 }

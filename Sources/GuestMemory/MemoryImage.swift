@@ -60,10 +60,27 @@ extension GuestMemory {
     return extents
   }
 
-  /// Writes RAM to a file from `offset` on, which is at or beyond its end so far. No guest may run.
+  /// Reads an image into RAM that is all zeros; holes stay holes.
+  func readImage(_ file: HostFile, at offset: Int) throws(HostError) {
+    let extents = file.dataExtents(in: offset..<offset + Int(byteCount)).map {
+      $0.lowerBound - offset..<$0.upperBound - offset
+    }
+    for piece in pieces(extents, of: GuestMemory.writeStride) {
+      let target = unsafe UnsafeMutableRawBufferPointer(
+        start: address(ofImageByte: piece.lowerBound), count: piece.count)
+      unsafe try file.read(into: target, at: offset + piece.lowerBound)
+    }
+  }
+
+  /// Writes RAM to a file from `offset` on, which is at or beyond its end so far. No guest may run. Pages that have gone
+  /// away come back, without delay.
   ///
   /// - Returns: The checksum of each page.
   public func writeImage(to file: ReplacementFile, at offset: Int) throws(HostError) -> [UInt32] {
+    try withAllPages { () throws(HostError) in try writePages(to: file, at: offset) }
+  }
+
+  private func writePages(to file: ReplacementFile, at offset: Int) throws(HostError) -> [UInt32] {
     var sums = [UInt32](repeating: Checksum.zeroPage, count: Int(byteCount) / hostPageSize)
     try file.setSize(offset + Int(byteCount))
     for piece in pieces(touchedExtents, of: GuestMemory.writeStride) {
@@ -90,7 +107,7 @@ extension GuestMemory {
     return sums
   }
 
-  /// Compares RAM that was made from an image, and is unchanged, with the checksums of its pages, one for each.
+  /// Compares RAM that was made from an image, is unchanged, and is all there, with the checksums of its pages, one for each.
   ///
   /// - Returns: The first page that differs, by its number in the image, nil if none does; and how many bytes were
   ///   read, since holes need not be.

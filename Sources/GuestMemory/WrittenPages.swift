@@ -12,7 +12,7 @@ public struct PageFlags: OptionSet, Sendable {
   public static let code = PageFlags(rawValue: 1)
   /// Written since the flag was last taken.
   public static let dirty = PageFlags(rawValue: 2)
-  /// Still on its way from a slow store (LatePages.swift). What is in it is there all the same.
+  /// Its bytes are in the store and not in RAM (PageStore.swift).
   public static let absent = PageFlags(rawValue: 4)
   /// Accessed by user code since the flag was cleared; kept only where pages may be absent.
   public static let used = PageFlags(rawValue: 8)
@@ -70,7 +70,6 @@ extension GuestMemory {
       let before = unsafe flags(ofPage: start >> 12).pointee.bitwiseOr(
         PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent
       ).oldValue
-      if before & PageFlags.absent.rawValue != 0 { setPresent(page: start >> 12) }
       if before & PageFlags.code.rawValue != 0 {
         // Called outside the lock, so that the handler may store.
         let handler = codeWriteHandler.withLock { $0 }
@@ -87,30 +86,40 @@ extension GuestMemory {
   /// caller reads the page.
   public func takeWrittenPages() -> [Range<UInt64>] {
     var ranges: [Range<UInt64>] = []
+    forEachPage(.dirty) { page in
+      unsafe _ = flags(ofPage: page).pointee.bitwiseAnd(
+        ~PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent)
+      let address = page << 12
+      if let last = ranges.last, last.upperBound == address {
+        ranges[ranges.count - 1] = last.lowerBound..<address + 4096
+      } else {
+        ranges.append(address..<address + 4096)
+      }
+      return true
+    }
+    return ranges
+  }
+
+  /// Calls `body` with the pages of RAM, in a range of page numbers, that have a flag, in ascending order, until it
+  /// returns false.
+  func forEachPage(_ flag: PageFlags, in range: Range<UInt64> = 0..<UInt64.max, _ body: (UInt64) -> Bool) {
+    let pattern = UInt64(flag.rawValue) &* 0x0101_0101_0101_0101
     for part in [0..<lowEnd >> 12, GuestMemory.highStart >> 12..<highEnd >> 12] {
+      let part = part.clamped(to: range)
       var page = part.lowerBound
       while page < part.upperBound {
-        // Most of a large guest was never touched: eight pages at a time. Both parts start at a multiple of 8.
+        // Most of a large guest was never touched: eight pages at a time.
         if page % 8 == 0, part.upperBound - page >= 8,
-          unsafe UnsafeRawPointer(pageFlags + Int(page)).load(as: UInt64.self) & 0x0202_0202_0202_0202 == 0
+          unsafe UnsafeRawPointer(pageFlags + Int(page)).load(as: UInt64.self) & pattern == 0
         {
           page += 8
           continue
         }
-        let flags = unsafe flags(ofPage: page)
-        if unsafe flags.pointee.load(ordering: .relaxed) & PageFlags.dirty.rawValue != 0 {
-          _ = unsafe flags.pointee.bitwiseAnd(~PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent)
-          let address = page << 12
-          if let last = ranges.last, last.upperBound == address {
-            ranges[ranges.count - 1] = last.lowerBound..<address + 4096
-          } else {
-            ranges.append(address..<address + 4096)
-          }
-        }
+        let flags = unsafe flags(ofPage: page).pointee.load(ordering: .relaxed)
+        if flags & flag.rawValue != 0, !body(page) { return }
         page += 1
       }
     }
-    return ranges
   }
 }
 
@@ -124,8 +133,10 @@ extension GuestMemory {
   ) throws(MemoryError) -> Result where T.AtomicRepresentation: BitwiseCopyable {
     let size = MemoryLayout<T>.size
     guard address.value % UInt64(size) == 0 else { throw MemoryError(address, byteCount: size) }
-    let word = unsafe try pointer(address, size)
-    defer { didWrite(address, count: size) }
-    return unsafe body(word.assumingMemoryBound(to: Atomic<T>.self).pointee)
+    let result = unsafe try access(address, size) {
+      unsafe body($0.assumingMemoryBound(to: Atomic<T>.self).pointee)
+    }
+    didWrite(address, count: size)
+    return result
   }
 }

@@ -163,6 +163,30 @@ public struct MemoryFile: ~Copyable, Sendable {
     self.byteCount = byteCount
   }
 
+  /// Stores bytes. False if the host has no memory for them; some of them may have been stored then.
+  public func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) -> Bool {
+    (unsafe try? descriptor.writeAll(toAbsoluteOffset: Int64(offset), bytes)) == bytes.count
+  }
+
+  /// Fills a buffer; false if the file ends before, or the host has lost what was in it.
+  public func read(into buffer: UnsafeMutableRawBufferPointer, at offset: Int) -> Bool {
+    var done = 0
+    while done < buffer.count {
+      guard
+        let more = unsafe try? descriptor.read(
+          fromAbsoluteOffset: Int64(offset + done), into: UnsafeMutableRawBufferPointer(rebasing: buffer[done...])),
+        more > 0
+      else { return false }
+      done += more
+    }
+    return true
+  }
+
+  /// Gives the memory of some pages back to the host: they are zero afterwards, also in mappings. False if it refuses.
+  public func discard(at offset: Int, byteCount: Int) -> Bool {
+    chost_punch_hole(descriptor.rawValue, UInt64(offset), UInt64(byteCount)) == 0
+  }
+
   deinit { _ = Glibc.close(descriptor.rawValue) }
 }
 

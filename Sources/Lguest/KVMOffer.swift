@@ -52,7 +52,7 @@ extension VirtualMachine.Configuration {
       throw Self.notOffered(features, "feature", Self.kvmFeatureNames.joined(separator: ", "))
     }
     if let slowMemory, !SlowMemory.delays.contains(slowMemory) {
-      throw ConfigurationError("pages cannot take \(slowMemory) to come back", remedy: "give 10us to 10s")
+      throw ConfigurationError("pages cannot take \(slowMemory) to come back", remedy: "give 0.01ms to 10s")
     }
     if hints != 0 { throw Self.notOffered(hints, "hint", Self.kvmHintNames.joined(separator: ", ")) }
   }

@@ -29,7 +29,7 @@ final class Machine: Sendable {
   let power: PowerSwitch
   let logger: Logger?
   let model: CPUModel
-  /// Where guest RAM comes from, if that takes time.
+  /// What takes pages of RAM away, if anything does.
   let slowMemory: SlowMemory?
 
   /// The places of the deadline sources.
@@ -44,12 +44,13 @@ final class Machine: Sendable {
     let model = try Machine.model(configuration)
     self.model = model
     var state = CPUState()
+    let fetchDelay = configuration.slowMemory.map(SlowMemory.nanoseconds)
     if let saved = configuration.saved {
-      memory = try saved.makeMemory(configuration.logger)
+      memory = try saved.makeMemory(configuration.logger, fetchDelay: fetchDelay)
     } else {
-      do throws(HostError) { memory = try GuestMemory(byteCount: configuration.memorySize) } catch {
-        throw ConfigurationError(error)
-      }
+      do throws(HostError) {
+        memory = try GuestMemory(byteCount: configuration.memorySize, fetchDelay: fetchDelay)
+      } catch { throw ConfigurationError(error) }
       state = try Machine.loadKernel(configuration, into: memory)
     }
 
@@ -77,7 +78,6 @@ final class Machine: Sendable {
     options.constantHypercalls = configuration.constantHypercalls
     let memory = memory
     slowMemory = configuration.slowMemory.map { SlowMemory(memory, delay: $0, cpuCount: configuration.cpuCount) }
-    if let slowMemory { options.waitForPage = { slowMemory.wait(for: $0) } }
     do throws(HostError) {
       translation = try Translation(memory: memory, options: options)
       var cpus: [TranslatedCPU] = []
@@ -138,12 +138,18 @@ final class Machine: Sendable {
     if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
-        wake: { doorbells[$0].ring() }, evicted: { [cpus] in for cpu in cpus { cpu.flushTLBSoon() } })
+        wake: { doorbells[$0].ring() }, evict: { [translation] in _ = translation.evictUsedPages(limit: $0) })
       try timers.start(sources)
     } catch {
       console.disconnect()
       throw ConfigurationError(error)
     }
+  }
+
+  /// Ends the run; the first reason counts. Nobody waits any longer for a page that is on its way.
+  func end(_ outcome: RunLoop.Outcome, by cpu: Int = 0) {
+    memory.endDelays()
+    scheduler.end(outcome, by: cpu)
   }
 
   /// Ends the machine's thread and lets go of the console.

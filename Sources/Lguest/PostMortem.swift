@@ -2,6 +2,7 @@
 // What a machine that has ended says about it: what the end of its run loop means, and what its parts counted.
 
 import Devices
+import GuestMemory
 import Paravirt
 import Translator
 
@@ -66,6 +67,9 @@ extension Statistics {
     tlbFlushes &+= counters.tlbFlushes
     lookups &+= counters.lookups
     lookupMisses &+= counters.lookupMisses
+    let pages = machine.memory.storeCounts
+    pagesEvicted &+= pages.evicted
+    pagesAwaited &+= pages.awaited
     for (number, times) in counters.hypercalls { count(hypercall: number, times: times) }
     for (name, times) in counters.exits {
       fullExits &+= times

@@ -3,6 +3,7 @@
 // its own: it is done when the vCPU is out anyway.
 
 import Devices
+import GuestMemory
 import Host
 import Paravirt
 import Translator
@@ -35,7 +36,7 @@ extension RunLoop {
       registers.asyncPageFault.canBegin(
         privilegeLevel: engine.currentPrivilegeLevel, canInterrupt: engine.canAcceptInterrupt && engine.isPaging),
       let token = registers.asyncPageFault.begin()
-    else { return store.wait(for: address) }
+    else { return machine.memory.wait(for: GuestPhysical(address)) }
     store.fetch(address, for: number, token: token)
     engine.inject(pageFault: UInt64(token))
     statistics.pagesNotPresent &+= 1

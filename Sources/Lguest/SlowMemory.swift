@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guest RAM behind a store that takes its time, as it is for a host that swaps: pages that programs use go away now
-// and then, and come back some time after they were touched. It is there to see asynchronous page faults at work.
+// When pages of guest RAM go away and come back, as for a host that swaps: those that programs use go now and then, and
+// come some time after they were touched. It is there to see asynchronous page faults at work. Where the pages are
+// meanwhile is GuestMemory's affair (PageStore.swift).
 
 import GuestMemory
 import Host
 import Synchronization
 
-/// The store behind a machine's RAM.
+/// Takes pages away and tells vCPUs that theirs have come.
 final class SlowMemory: Sendable {
   /// How often pages go away: rarely enough for a program to get at a few hundred of them in between, one by one.
   private static let fillsPerEviction: UInt64 = 250
   private static let shortestInterval: UInt64 = 250_000_000
+  /// 16 MiB: nothing runs while they go.
+  private static let mostPages = 4096
   static let delays: ClosedRange<Duration> = .microseconds(10)...(.seconds(10))
 
   private struct Fill {
-    let page: UInt64
+    let address: GuestPhysical
     let due: UInt64
     /// Who is told, and what.
     let cpu: Int
@@ -22,19 +25,16 @@ final class SlowMemory: Sendable {
   }
 
   private struct State {
-    /// In the order in which they are due.
     var fills: [Fill] = []
     /// Tokens of pages that have come, by vCPU.
     var finished: [[UInt32]]
-    /// When a page that is being fetched will be there.
-    var due: [UInt64: UInt64] = [:]
     /// When pages next go away.
     var nextEviction = UInt64.max
   }
 
   private let memory: GuestMemory
-  private let delay: UInt64
   private let evictionInterval: UInt64
+  private let pagesPerEviction: Int
   private let state: Mutex<State>
   private let finishedCounts: [AtomicCount]
   private let thread = DeadlineThread()
@@ -43,23 +43,32 @@ final class SlowMemory: Sendable {
     let value = Atomic<Int>(0)
   }
 
+  /// - Parameters:
+  ///   - memory: With a store.
+  ///   - delay: How long its pages take to come, one of `delays`.
   init(_ memory: GuestMemory, delay: Duration, cpuCount: Int) {
     self.memory = memory
-    let (seconds, attoseconds) = delay.components
-    self.delay = UInt64(clamping: seconds) &* 1_000_000_000 &+ UInt64(clamping: attoseconds / 1_000_000_000)
-    evictionInterval = max(SlowMemory.shortestInterval, self.delay &* SlowMemory.fillsPerEviction)
+    let delay = SlowMemory.nanoseconds(delay)
+    evictionInterval = max(SlowMemory.shortestInterval, delay &* SlowMemory.fillsPerEviction)
+    // A program has half of the time to go on, even if it touches all of them one by one.
+    pagesPerEviction = min(Int(evictionInterval / (2 * delay)), SlowMemory.mostPages)
     state = Mutex(State(finished: [[UInt32]](repeating: [], count: cpuCount)))
     finishedCounts = (0..<cpuCount).map { _ in AtomicCount() }
+  }
+
+  static func nanoseconds(_ delay: Duration) -> UInt64 {
+    let (seconds, attoseconds) = delay.components
+    return UInt64(clamping: seconds) &* 1_000_000_000 &+ UInt64(clamping: attoseconds / 1_000_000_000)
   }
 
   /// Begins to take pages away and to bring them back.
   ///
   /// - Parameters:
   ///   - wake: Tells a vCPU that a page it waits for has come.
-  ///   - evicted: Pages have gone: every vCPU has to forget how it reaches them.
-  func start(wake: @escaping @Sendable (Int) -> Void, evicted: @escaping @Sendable () -> Void) throws(HostError) {
+  ///   - evict: Takes pages away that programs use, so many at most.
+  func start(wake: @escaping @Sendable (Int) -> Void, evict: @escaping @Sendable (Int) -> Void) throws(HostError) {
     state.withLock { $0.nextEviction = HostClock.after(nanoseconds: evictionInterval) }
-    try thread.start(name: "lguest-store") { self.work(wake, evicted) }
+    try thread.start(name: "lguest-store") { self.work(wake, evict) }
   }
 
   /// Ends the thread and waits for it.
@@ -69,22 +78,10 @@ final class SlowMemory: Sendable {
 
   /// Begins to fetch a page; the vCPU is told by its token.
   func fetch(_ address: UInt64, for cpu: Int, token: UInt32) {
-    let page = address & ~4095
-    let now = HostClock.monotonic
-    state.withLock { state in
-      let due = state.due[page] ?? now &+ delay
-      state.due[page] = due
-      state.fills.append(Fill(page: page, due: due, cpu: cpu, token: token))
-    }
+    let address = GuestPhysical(address)
+    let due = memory.beginFetch(address)
+    state.withLock { $0.fills.append(Fill(address: address, due: due, cpu: cpu, token: token)) }
     thread.ring()
-  }
-
-  /// Waits until a page is there.
-  func wait(for address: UInt64) {
-    let page = address & ~4095
-    let due = state.withLock { $0.due[page] } ?? HostClock.after(nanoseconds: delay)
-    HostClock.sleep(until: due)
-    memory.setPresent(GuestPhysical(page))
   }
 
   /// Whether pages have come that a vCPU waits for.
@@ -102,32 +99,31 @@ final class SlowMemory: Sendable {
   // MARK: The thread
 
   /// Does what is due and says when there is more.
-  private func work(_ wake: @Sendable (Int) -> Void, _ evicted: @Sendable () -> Void) -> UInt64 {
+  private func work(_ wake: @Sendable (Int) -> Void, _ evict: @Sendable (Int) -> Void) -> UInt64 {
     let now = HostClock.monotonic
-    let (due, next) = takeDue(now)
-    for fill in due { wake(fill.cpu) }
-    let (isTime, nextEviction) = state.withLock { state in
-      let isTime = now >= state.nextEviction
-      if isTime { state.nextEviction = now &+ evictionInterval }
-      return (isTime, state.nextEviction)
+    bringWhatIsDue(now, wake)
+    let isTime = state.withLock { state in
+      defer { if now >= state.nextEviction { state.nextEviction = now &+ evictionInterval } }
+      return now >= state.nextEviction
     }
-    if isTime, memory.evictUsedPages() > 0 { evicted() }
-    return min(next, nextEviction)
+    if isTime { evict(pagesPerEviction) }
+    return state.withLock { state in min(state.nextEviction, state.fills.map(\.due).min() ?? .max) }
   }
 
-  /// Brings the pages that are due and says when the next one is.
-  private func takeDue(_ now: UInt64) -> (due: [Fill], next: UInt64) {
+  /// First the pages, then the news of them.
+  private func bringWhatIsDue(_ now: UInt64, _ wake: @Sendable (Int) -> Void) {
+    let due = state.withLock { state in
+      defer { state.fills.removeAll { $0.due <= now } }
+      return state.fills.filter { $0.due <= now }
+    }
+    guard !due.isEmpty else { return }
+    for fill in due { memory.fetch(fill.address) }
     state.withLock { state in
-      let due = state.fills.filter { $0.due <= now }
-      guard !due.isEmpty else { return ([], state.fills.map(\.due).min() ?? .max) }
-      state.fills.removeAll { $0.due <= now }
       for fill in due {
-        memory.setPresent(GuestPhysical(fill.page))
-        state.due[fill.page] = nil
         state.finished[fill.cpu].append(fill.token)
         finishedCounts[fill.cpu].value.add(1, ordering: .releasing)
       }
-      return (due, state.fills.map(\.due).min() ?? .max)
     }
+    for fill in due { wake(fill.cpu) }
   }
 }

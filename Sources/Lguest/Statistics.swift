@@ -20,6 +20,9 @@ public struct Statistics: Sendable {
   /// Asynchronous page faults: told "not present", told "ready".
   public var pagesNotPresent: UInt64 = 0
   public var pagesReady: UInt64 = 0
+  /// Pages of RAM that went away, and waits for one of them to come.
+  public var pagesEvicted: UInt64 = 0
+  public var pagesAwaited: UInt64 = 0
   /// TLB flushes that another vCPU left for one that did not run, instead of interrupting it.
   public var tlbFlushesSkipped: UInt64 = 0
   /// How long vCPUs could have run and waited: for a thread and, where the guest has registered steal time, for a host
@@ -91,6 +94,8 @@ public struct Statistics: Sendable {
     ("interruptsEndedInMemory", \.interruptsEndedInMemory),
     ("pagesNotPresent", \.pagesNotPresent),
     ("pagesReady", \.pagesReady),
+    ("pagesEvicted", \.pagesEvicted),
+    ("pagesAwaited", \.pagesAwaited),
     ("tlbFlushesSkipped", \.tlbFlushesSkipped),
     ("stealNanoseconds", \.stealNanoseconds),
     ("kicks", \.kicks),

@@ -122,7 +122,7 @@ extension VirtualMachine {
   private func runMachine() throws(ConfigurationError) -> RunResult {
     if let ending = stopRequested { return result(ending) }
     let machine = try Machine(configuration, input: consoleInput)
-    setKick { machine.scheduler.end(.stopped) }
+    setKick { machine.end(.stopped) }
     defer {
       setRunning(nil)
       setSample(nil)
@@ -130,7 +130,7 @@ extension VirtualMachine {
       machine.stop()
     }
     // Asked before there was anyone to kick.
-    if stopRequested != nil { machine.scheduler.end(.stopped) }
+    if stopRequested != nil { machine.end(.stopped) }
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
     if let saved = configuration.saved { try machine.restore(saved, loops) }
     setRunning(RunningMachine(machine, loops))
@@ -145,17 +145,21 @@ extension VirtualMachine {
             do throws(HostError) {
               try HostCPU.withPreparedThread {
                 let delay = RunQueueDelay()
-                machine.scheduler.work(thread: number) { loops[$0].run(on: delay) }
+                machine.scheduler.work(thread: number) { cpu in
+                  let pause = loops[cpu].run(on: delay)
+                  if case .ended(let outcome) = pause { machine.end(outcome, by: cpu) }
+                  return pause
+                }
               }
             } catch {
               failure.withLock { $0 = error }
-              machine.scheduler.end(.stopped)
+              machine.end(.stopped)
             }
           })
       }
     } catch {
       failure.withLock { $0 = error }
-      machine.scheduler.end(.stopped)
+      machine.end(.stopped)
     }
     for thread in threads { thread.join() }
     if let error = failure.withLock({ $0 }) { return result(.cannotStart, detail: error.description) }

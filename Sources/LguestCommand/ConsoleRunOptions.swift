@@ -33,6 +33,13 @@ struct ConsoleRunOptions: ParsableArguments {
     transform: Limit.init)
   var bootTimeout = Limit(.seconds(120))
 
+  @Option(
+    help: ArgumentHelp(
+      "Let pages that programs use go away now and then and take this long to come back, to see asynchronous page faults.",
+      valueName: "time"),
+    transform: Limit.init)
+  var slowMemory = Limit(nil)
+
   @Flag(help: "Print counters to stderr at the end.")
   var stats = false
 
@@ -61,6 +68,7 @@ struct ConsoleRunOptions: ParsableArguments {
     configuration.hostThreadCount = hostThreads
     configuration.bootTimeout = bootTimeout.duration
     configuration.timeout = timeout.duration
+    configuration.slowMemory = slowMemory.duration
     configuration.start = processStart
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)

@@ -102,13 +102,6 @@ struct RunCommand: ParsableCommand {
   @Option(help: ArgumentHelp("The CPU engine; there is one: translator.", valueName: "name"))
   var engine = VirtualMachine.Configuration.Engine.translator
 
-  @Option(
-    help: ArgumentHelp(
-      "Let pages that programs use go away now and then and take this long to come back, to see asynchronous page faults.",
-      valueName: "time"),
-    transform: ConsoleRunOptions.Limit.init)
-  var slowMemory = ConsoleRunOptions.Limit(nil)
-
   @OptionGroup(title: "Looking into the engine") var inspection: InspectionOptions
 
   private static func checked(
@@ -161,7 +154,6 @@ struct RunCommand: ParsableCommand {
     configuration.kvmAPI = kvmApi
     configuration.kvmFeatures = kvmFeatures
     configuration.kvmHints = kvmHints
-    configuration.slowMemory = slowMemory.duration
     configuration.inspection = inspection.value
     console.apply(to: &configuration)
     RunSession(configuration, console.session).run()

@@ -186,6 +186,11 @@ import X86
     memory.setFlag(.code, isCode, at: GuestPhysical(physical))
   }
 
+  /// Whether code may be read: the page is protected, and its bytes are there.
+  private func isReadable(_ physical: UInt64) -> Bool {
+    isCode(physical) && !memory.isAbsent(GuestPhysical(physical))
+  }
+
   /// Finds or translates the block at guest-physical `physical`, which continues at the start of `secondPage` if its
   /// first instruction does.
   func make(_ physical: UInt64, secondPage: UInt64, mode: UInt32) -> Made {
@@ -195,7 +200,7 @@ import X86
       return .block(found)
     }
     guard hasRoom else { return .needsRoom }
-    guard isCode(physical), secondPage == Block.noPage || isCode(secondPage) else { return .needsPage }
+    guard isReadable(physical), secondPage == Block.noPage || isReadable(secondPage) else { return .needsPage }
     let offset = Int(physical & 4095)
     let base = unsafe UnsafePointer(memory.baseAddress.assumingMemoryBound(to: UInt8.self) + Int(physical & ~4095))
     if secondPage == Block.noPage {

@@ -56,7 +56,7 @@ extension TranslatedCPU {
         if row.rule == .sse && row.operand1 == .Pq && hasPendingX87Exception { throw .floatingPoint }
         if try prepare(instruction, row) {
           // Copied, changed and copied back is no atomic operation, unless nobody else looks.
-          return isAtomic(instruction, row) ? translation.alone(as: self) { continueSlow() } : continueSlow()
+          return isAtomic(instruction, row) ? translation.alone(as: self) { continueAlone() } : continueSlow()
         }
         processor.advance(instruction)
         if wasStepping { processor.state.pendingDebug |= DR6.step }
@@ -91,6 +91,12 @@ extension TranslatedCPU {
       return nil
     }
     return nil
+  }
+
+  private func continueAlone() -> VCPUExit? {
+    isAlone = true
+    defer { isAlone = false }
+    return continueSlow()
   }
 
   private var isStepping: Bool { page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.tf) != 0 }

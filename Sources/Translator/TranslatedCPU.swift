@@ -28,10 +28,10 @@ public import X86
   var slow: SlowAccess?
   /// The instruction at RIP is executed again once a device has answered (DeviceAccess.swift).
   var isRestarting = false
+  /// The other vCPUs stand still for what this one executes.
+  var isAlone = false
   /// What is being delivered, if that is what waits for a device.
   var undelivered: Event?
-  /// Another thread wants the software TLB emptied at the next boundary.
-  private let flushRequest = Atomic<Bool>(false)
   /// The A20 gate as the machine last set it; adopted at the next boundary.
   let isA20Open = Atomic<Bool>(true)
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
@@ -72,7 +72,7 @@ public import X86
     page[\.uses_xsave] = chost_xgetbv0() & 6 == 6 ? 1 : 0
     unsafe chost_set_stubs(page.pointer)
     page.setConstantHypercalls(options.constantHypercalls)
-    page[\.late_pages] = options.waitForPage == nil ? 0 : 1
+    page[\.late_pages] = memory.hasStore ? 1 : 0
     shadowStacks.install(in: page)
     unsafe chost_reset_tables(page.pointer)
     state.codeObserver = self
@@ -152,7 +152,6 @@ public import X86
     let state = processor.state
     if page[\.attention] != 0 {
       page[\.attention] = 0
-      if flushRequest.exchange(false, ordering: .sequentiallyConsistent) { unsafe chost_flush_all(page.pointer) }
       adoptA20()
       if translation.safePoint.isWanted {
         translation.safePoint.end(activity)
@@ -266,7 +265,8 @@ public import X86
         }
         return cache.entry(index)
       case .needsSecondPage: second = 0
-      // Another vCPU has discarded the last block of the page in between: it is no longer protected.
+      // In between another vCPU has discarded the last block of the page, which is no longer protected, or the page has
+      // gone away.
       case .needsPage: break
       case .needsRoom: makeRoom()
       case .tooLong: throw .generalProtection()
@@ -308,17 +308,14 @@ public import X86
   /// Forgets every translation of an address, global ones too. On the vCPU's own thread, between runs.
   public func flushTLB() { busy { unsafe chost_flush_all(page.pointer) } }
 
-  /// The same from any thread, before the vCPU executes much more.
-  public func flushTLBSoon() {
-    flushRequest.store(true, ordering: .sequentiallyConsistent)
-    unsafe chost_set_attention(page.pointer)
-  }
-
-  /// Others need not wait for the page too. What is known of this vCPU's tables may have changed afterwards.
+  /// Others need not wait for the page too. What is known of this vCPU's tables, and of which other pages are there, may
+  /// have changed afterwards.
   func waitForPage(_ physical: UInt64) {
+    // Pages seldom go away between an operand's translation and this vCPU's turn; then everybody waits.
+    if isAlone { return translation.memory.wait(for: GuestPhysical(physical)) }
     translation.safePoint.end(activity)
     defer { translation.safePoint.begin(activity) }
-    translation.options.waitForPage?(physical)
+    translation.memory.wait(for: GuestPhysical(physical))
   }
 
   func codeWritten(physical: UInt64, count: Int) { translation.bytesChanged(physical, count: count) }

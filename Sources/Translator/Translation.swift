@@ -24,8 +24,6 @@ public struct TranslationOptions: Sendable {
   /// Hypercalls of 64-bit code at level 0 that the engine answers by itself, by number (0..<16): those whose answer
   /// depends on nothing. The others are exits.
   public var constantHypercalls: [UInt64: Int32] = [:]
-  /// Waits, on any thread, until a page (guest-physical) that the memory says is absent is there; nil: none ever is.
-  public var waitForPage: (@Sendable (UInt64) -> Void)?
   /// One instruction a block: slow, for comparing against.
   public var singleInstruction = false
   /// The arithmetic flags that a fault pushes are exact even where nothing reads them.
@@ -117,6 +115,19 @@ public final class Translation: Sendable {
   /// Runs `body` while no vCPU but the caller's executes guest code or uses its tables (SafePoint.swift).
   func alone<Result>(as caller: TranslatedCPU?, _ body: () -> Result) -> Result {
     options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
+  }
+
+  /// Takes pages away that user code has accessed since the last time, while every vCPU stands still, and lets them forget
+  /// how they reached them. Any thread but a vCPU's.
+  ///
+  /// - Parameter limit: As in `GuestMemory.evictUsedPages`.
+  /// - Returns: How many pages.
+  public func evictUsedPages(limit: Int = .max) -> Int {
+    alone(as: nil) {
+      let count = memory.evictUsedPages(limit: limit)
+      if count > 0 { forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
+      return count
+    }
   }
 
   /// Whether another vCPU may be storing to a page of code, in a chunk that held none when it looked. To be asked after

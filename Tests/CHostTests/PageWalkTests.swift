@@ -73,6 +73,75 @@ struct PageWalkTests {
     #expect(!vcpu.hits(linear), "the right ends with CLAC, which flushes nothing")
   }
 
+  @Test(
+    "A table that has gone away is not read, at any level",
+    arguments: zip([0x1000, 0x2000, 0x3000, 0x4000] as [UInt64], [39, 30, 21, 12] as [UInt64]))
+  func absentTable(table: UInt64, shift: UInt64) {
+    let vcpu = BareVCPU()
+    vcpu.enterLongMode()
+    vcpu.map(linear, 0x10_0007)
+    let entry = table + (linear >> shift & 511) * 8
+    let before: UInt64 = vcpu.load(entry)
+    vcpu.setPageFlags(UInt8(CHOST_PAGE_ABSENT), table)
+    // Of a guest none of whose pages ever goes away, the flag is not looked at.
+    #expect(vcpu.translate(linear).physical == 0x10_0678)
+    vcpu.store(0 as UInt64, at: entry)
+    vcpu[\.late_pages] = 1
+    var physical: UInt64 = 0
+    for access in [Access.read, [.write, .user], .fetch] {
+      physical = 0
+      let code = unsafe chost_translate(vcpu.cpu, linear, access.rawValue, &physical)
+      #expect(code == UInt32(CHOST_TABLE_ABSENT) && physical == entry)
+      let probed = unsafe chost_probe(vcpu.cpu, linear, access.rawValue, &physical)
+      #expect(probed == UInt32(CHOST_TABLE_ABSENT) && physical == entry)
+    }
+    vcpu.flushAll()
+    #expect(vcpu.fill(linear) == nil && !vcpu.hits(linear) && vcpu.lookup(linear) == 0)
+    #expect(vcpu.load(entry, as: UInt64.self) == 0)
+    vcpu.store(before, at: entry)
+    vcpu.setPageFlags(0, table)
+    #expect(vcpu.fill(linear, write: true) == 0x10_0678)
+  }
+
+  @Test("The same without and with PAE") func absentNarrowTable() {
+    let vcpu = BareVCPU()
+    vcpu[\.cr0] = 0x8001_0001
+    vcpu[\.cr3] = 0x1000
+    vcpu[\.late_pages] = 1
+    vcpu.store(0x2007 as UInt32, at: 0x1000)
+    vcpu.store(0x10_0007 as UInt32, at: 0x2000 + 4)
+    for table in [0x1000, 0x2000] as [UInt64] {
+      vcpu.setPageFlags(UInt8(CHOST_PAGE_ABSENT), table)
+      var physical: UInt64 = 0
+      #expect(unsafe chost_translate(vcpu.cpu, 0x1000, 0, &physical) == UInt32(CHOST_TABLE_ABSENT))
+      #expect(physical == table + (table == 0x2000 ? 4 : 0))
+      vcpu.setPageFlags(0, table)
+    }
+    #expect(vcpu.translate(0x1678).physical == 0x10_0678)
+    vcpu[\.cr4] = 0x20
+    vcpu[\.pdpte.0] = 0x3001
+    vcpu.store(0x4007 as UInt64, at: 0x3000)
+    vcpu.store(0x10_0007 as UInt64, at: 0x4000 + 8)
+    vcpu.setPageFlags(UInt8(CHOST_PAGE_ABSENT), 0x4000)
+    var physical: UInt64 = 0
+    #expect(unsafe chost_translate(vcpu.cpu, 0x1000, 0, &physical) == UInt32(CHOST_TABLE_ABSENT))
+    #expect(physical == 0x4008)
+    vcpu.setPageFlags(0, 0x4000)
+    #expect(vcpu.translate(0x1678).physical == 0x10_0678)
+  }
+
+  @Test("Code in a page that has gone away is not found") func absentCode() {
+    let vcpu = BareVCPU()
+    vcpu.enterLongMode()
+    vcpu.map(linear, 0x10_0007)
+    vcpu.insertBlock(physical: 0x10_0678, 0x4444)
+    vcpu[\.late_pages] = 1
+    vcpu.setPageFlags(UInt8(CHOST_PAGE_ABSENT), 0x10_0000)
+    #expect(vcpu.lookup(linear) == 0 && vcpu.jumpTarget(linear) == nil)
+    vcpu.setPageFlags(0, 0x10_0000)
+    #expect(vcpu.lookup(linear) == 0x4444 && vcpu.jumpTarget(linear) == 0x4444)
+  }
+
   @Test("Accessed at every level, dirty at the last, nothing on a fault")
   func accessedAndDirty() {
     let vcpu = BareVCPU()

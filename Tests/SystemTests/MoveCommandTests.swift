@@ -76,6 +76,37 @@ extension SystemTests {
       }
     }
 
+    /// A program with memory that is touched now and then only.
+    private static let summingScript = """
+      mount -t proc p /proc; (i=0; while [ $i -lt 50 ]; do echo sum $i; i=$((i+1)); usleep 100000; done) | awk \
+      'BEGIN { for (i = 0; i < 20000; i++) a[i] = i * 7 } \
+      { if (NR % 5 == 1) { s = 0; for (i = 0; i < 20000; i++) s += a[i] } print $0, s; fflush() }'; \
+      echo fact calm $(dmesg | grep -v grep | grep -c -E 'WARNING:|BUG:|stall|Call Trace|segfault'); poweroff -f
+      """
+
+    @Test("pages that are away are saved; a restored guest can lose them too") func slow() throws {
+      try withFile { file in
+        let json = Guest.temporaryPath()
+        let slow = ["--slow-memory", "1ms"]
+        var run = try start(
+          cpus: 2, "--memory", "256M", slow[0], slow[1], script: MoveCommandTests.summingScript, name: "slow")
+        var output = ""
+        for more in [slow + ["--json", json], []] {
+          #expect(run.waitForOutput("sum ", count: 12, seconds: 100))
+          try Guest.run(["save", "\(run.process.processIdentifier)", file], expecting: 0)
+          output += run.finish(expecting: 0).output
+          run = try Guest.Running(
+            ["restore", file, "--timeout", "120s", "--tty", "never"] + more, limit: 130, name: "slow")
+        }
+        output += run.finish(expecting: 0).output
+        let lines = output.split(whereSeparator: \.isNewline).map(String.init)
+        #expect(lines.filter { $0.hasPrefix("sum ") } == (0..<50).map { "sum \($0) 1399930000" })
+        #expect(lines.contains("fact calm 0"))
+        let counters = try #require(Guest.json(json)["counters"] as? [String: Any])
+        #expect(counters["pagesEvicted"] as? Int ?? 0 > 100 && counters["pagesNotPresent"] as? Int ?? 0 > 20)
+      }
+    }
+
     @Test("kept, paused, resumed; restored twice from one file") func kept() throws {
       try withFile { file in
         let run = try start(cpus: 2, "--memory", "1G", name: "kept")

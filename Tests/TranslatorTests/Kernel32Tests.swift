@@ -4,6 +4,8 @@
 
 import CHost
 import GuestMemory
+import Host
+import Synchronization
 import Testing
 import X86
 
@@ -15,9 +17,39 @@ import X86
     guest.poke(target & 0xFFFF | 8 << 16 | access << 40 | (target >> 16) << 48, at: KernelGuest.idt + vector * 8)
   }
 
+  /// Runs the guest to its HLT, as the machine would where a page has gone away.
+  private func halt(_ guest: KernelGuest) {
+    var exit = guest.cpu.run()
+    while case .pageAbsent(let address) = exit {
+      guest.memory.wait(for: GuestPhysical(address))
+      exit = guest.cpu.run()
+    }
+    #expect(exit == .halt)
+  }
+
+  /// The same while every page goes away again and again: tables, descriptors, stacks, code and data.
+  private func haltEvicting(_ guest: KernelGuest) throws {
+    let isOver = Atomic<Bool>(false)
+    let (memory, translation) = (guest.memory, guest.translation)
+    let store = try HostThread(name: "store") {
+      while !isOver.load(ordering: .acquiring) {
+        for page in UInt64(0)..<0xC0 { memory.setFlag(.used, true, at: GuestPhysical(page << 12)) }
+        _ = translation.evictUsedPages()
+        HostClock.sleep(until: HostClock.after(nanoseconds: 1_000_000))
+      }
+    }
+    while memory.storeCounts.evicted == 0 { HostClock.sleep(until: HostClock.after(nanoseconds: 100_000)) }
+    halt(guest)
+    isOver.store(true, ordering: .releasing)
+    store.join()
+    #expect(memory.storeCounts.awaited > 0)
+  }
+
   /// Runs the guest; returns its state and how often translated code was left.
-  private func run(pae: Bool, light: Bool) throws -> (state: CPUState, exits: UInt64, guest: KernelGuest) {
-    let guest = try KernelGuest { $0.lightPaths = light }
+  private func run(
+    pae: Bool, light: Bool, evicting: Bool = false
+  ) throws -> (state: CPUState, exits: UInt64, guest: KernelGuest) {
+    let guest = try KernelGuest(fetchDelay: evicting ? 10_000 : nil) { $0.lightPaths = light }
     let name = "kernel32"
     guest.load(name)
     for vector in UInt64(0)..<32 { gate(guest, vector, KernelGuest.handlers + vector * 16, privilege: 0) }
@@ -59,15 +91,29 @@ import X86
       state.sysenterEIP = KernelGuest.mark("kernel32.sysenter", in: name)
       state.sysenterESP = KernelGuest.stack0
     }
-    #expect(guest.cpu.run() == .halt)
+    if evicting { try haltEvicting(guest) } else { halt(guest) }
     var exits: UInt64 = 0
     for index in guest.cpu.exitCounts.indices { exits += guest.cpu.exitCounts[index] }
     return (guest.cpu.state, exits, guest)
   }
 
   @Test("system calls, faults, segments", arguments: [false, true]) func kernel(pae: Bool) throws {
-    let (state, exits, guest) = try run(pae: pae, light: true)
-    let (slow, slowExits, other) = try run(pae: pae, light: false)
+    let fast = try run(pae: pae, light: true)
+    let slow = try run(pae: pae, light: false)
+    compare(fast, slow)
+    print("32-bit kernel: \(fast.exits) exits with light helpers, \(slow.exits) without")
+    #expect(fast.exits < 60 && slow.exits > 600)
+  }
+
+  @Test("the same while every page goes away again and again", arguments: [false, true], [false, true])
+  func evicted(pae: Bool, light: Bool) throws {
+    compare(try run(pae: pae, light: light, evicting: true), try run(pae: pae, light: true))
+  }
+
+  private typealias Run = (state: CPUState, exits: UInt64, guest: KernelGuest)
+
+  private func compare(_ one: Run, _ two: Run) {
+    let (state, guest, slow, other) = (one.state, one.guest, two.state, two.guest)
     for (number, value) in state.registers.enumerated() {
       #expect(value == slow.registers[number], "register \(number)")
     }
@@ -84,7 +130,5 @@ import X86
       #expect(guest.peek(UInt32.self, at: address) == other.peek(UInt32.self, at: address), "\(address)")
     }
     #expect(guest.peek(UInt32.self, at: 0x20060) == 0x1234_5678 && guest.peek(UInt8.self, at: 0x20068) == 1)
-    print("32-bit kernel: \(exits) exits with light helpers, \(slowExits) without")
-    #expect(exits < 60 && slowExits > 600)
   }
 }

@@ -49,8 +49,10 @@ struct Delivered: Equatable {
     .init(0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
   ])
 
-  init(megabytes: UInt64 = 16, edit: (inout TranslationOptions) -> Void = { _ in }) throws {
-    memory = try GuestMemory(byteCount: megabytes << 20)
+  init(
+    megabytes: UInt64 = 16, fetchDelay: UInt64? = nil, edit: (inout TranslationOptions) -> Void = { _ in }
+  ) throws {
+    memory = try GuestMemory(byteCount: megabytes << 20, fetchDelay: fetchDelay)
     var options = TranslationOptions(cpuid: [KernelGuest.cpuid, KernelGuest.cpuid], supports: { _ in true })
     edit(&options)
     translation = try Translation(memory: memory, options: options)

@@ -18,8 +18,8 @@ import X86
     let guest: KernelGuest
     let second: TranslatedCPU
 
-    init(_ edit: (inout TranslationOptions) -> Void = { _ in }) throws {
-      guest = try KernelGuest(edit: edit)
+    init(fetchDelay: UInt64? = nil, _ edit: (inout TranslationOptions) -> Void = { _ in }) throws {
+      guest = try KernelGuest(fetchDelay: fetchDelay, edit: edit)
       second = try guest.translation.makeCPU(1)
     }
 
@@ -62,6 +62,39 @@ import X86
     }
     #expect(try pair.succeeds(edit, edit))
     #expect(pair.guest.peek(UInt64.self, at: address) == 2 * 6 * count)
+  }
+
+  /// Page tables, descriptors, code, data: whatever the two use goes away under them, and comes back whole.
+  @Test("Locked operations while every page goes away again and again", arguments: [0x2_0000, 0x2_0FFC] as [UInt64])
+  func evicted(at address: UInt64) throws {
+    let pair = try Pair(fetchDelay: 10_000)
+    pair.guest.load("smp_count")
+    pair.guest.poke(UInt64(0), at: address)
+    let count: UInt64 = address == 0x2_0000 ? 100_000 : 2000
+    func edit(_ state: inout CPUState) {
+      state.registers[3] = address
+      state.registers[1] = count
+    }
+    let isOver = Atomic<Bool>(false)
+    let (memory, translation) = (pair.guest.memory, pair.guest.translation)
+    let store = try HostThread(name: "store") {
+      while !isOver.load(ordering: .acquiring) {
+        for page in UInt64(0)..<0xC0 { memory.setFlag(.used, true, at: GuestPhysical(page << 12)) }
+        _ = translation.evictUsedPages()
+        HostClock.sleep(until: HostClock.after(nanoseconds: 2_000_000))
+      }
+    }
+    defer {
+      isOver.store(true, ordering: .releasing)
+      store.join()
+    }
+    var rounds: UInt64 = 0
+    repeat {
+      rounds += 1
+      #expect(try pair.succeeds(edit, edit))
+      #expect(pair.guest.peek(UInt64.self, at: address) == 2 * 6 * count * rounds)
+    } while memory.storeCounts.awaited < 100 && rounds < 200
+    #expect(memory.storeCounts.awaited >= 100 && memory.storeCounts.evicted >= 100)
   }
 
   @Test("XCHG locks without a prefix", arguments: [0x2_0000, 0x2_0FFE, 0x1_0038] as [UInt64])

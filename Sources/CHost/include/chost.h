@@ -167,8 +167,9 @@ enum { CHOST_TRAP_SLOT = 255 };
 
 enum { CHOST_SHADOW_GUARD = 4096 };
 
-// Page flags. ABSENT: the page is still on its way from a slow store. What is in it is there all the same, so an access
-// that misses the flag is early, not wrong. USED: by code of level 3, since somebody cleared the flag.
+// Page flags. ABSENT: the page's bytes are in a slow store and not in RAM, which reads as zeros there: whoever wants them
+// brings them in first. It is set only while no vCPU executes or uses its tables, and then these are flushed. USED: by
+// code of level 3, since somebody cleared the flag.
 enum { CHOST_PAGE_CODE = 1, CHOST_PAGE_DIRTY = 2, CHOST_PAGE_ABSENT = 4, CHOST_PAGE_USED = 8 };
 
 // Access rights asked of a translation; the low bits are the #PF error code's.
@@ -252,7 +253,9 @@ chost_fill_result chost_group_fill(chost_cpu *cpu, uint64_t linear, uint64_t req
 // How often each site's slot held another page: 2 * CHOST_SITES for the supervisor, and as many for the user.
 uint16_t *chost_site_misses(chost_cpu *cpu);
 // Translates a linear address with the rights asked, setting accessed and dirty bits. Returns 0 and
-// *physical, or the #PF error code with bit 31 set. Non-canonical addresses are the caller's business.
+// *physical; or the #PF error code with bit 31 set; or CHOST_TABLE_ABSENT and in *physical an address in the table that
+// has to be brought in first. Whether the page itself is absent, and non-canonical addresses, are the caller's business.
+enum { CHOST_TABLE_ABSENT = 1 << 30 };
 uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
 // The same without side effects on the page tables (for debuggers and tracing).
 uint32_t chost_probe(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);

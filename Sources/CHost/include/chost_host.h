@@ -8,6 +8,8 @@
 
 // A memory file; closed on exec.
 int chost_memfd(const char *name);
+// Gives back what is behind `count` bytes of a file, through all its mappings: they are zero afterwards. 0 or -errno.
+int chost_punch_hole(int fd, uint64_t offset, uint64_t count);
 
 // Waits while *word == expected, until the CLOCK_MONOTONIC instant `deadline` in ns (UINT64_MAX: for ever).
 // 0: woken (perhaps without cause). -EAGAIN: the word differs. -ETIMEDOUT, -EINTR.

@@ -165,7 +165,9 @@ public final class SaveFile: Sendable {
   func reading() -> SavedSections { SavedSections(restoring: sections, of: path) }
 
   /// RAM with the guest's pages, each compared with its checksum. How fast that went is logged.
-  func makeMemory(_ logger: Logger?) throws(ConfigurationError) -> GuestMemory {
+  ///
+  /// - Parameter fetchDelay: As in `GuestMemory`.
+  func makeMemory(_ logger: Logger?, fetchDelay: UInt64? = nil) throws(ConfigurationError) -> GuestMemory {
     var sums: [UInt32] = []
     var sections = reading()
     let pageCount = header.memoryByteCount / UInt64(hostPageSize)
@@ -178,7 +180,8 @@ public final class SaveFile: Sendable {
     let memory: GuestMemory
     let begin = HostClock.monotonic
     do throws(HostError) {
-      memory = try GuestMemory(byteCount: header.memoryByteCount, image: file, at: Int(header.memoryOffset))
+      memory = try GuestMemory(
+        byteCount: header.memoryByteCount, image: file, at: Int(header.memoryOffset), fetchDelay: fetchDelay)
       difference = try memory.firstDifference(from: sums, threadCount: threadCount)
     } catch { throw ConfigurationError(error) }
     if let page = difference.page { throw SaveFileProblem.damaged("page \(page) of its RAM").configurationError(path) }

@@ -92,18 +92,33 @@ extension Processor {
   /// Translates one linear address.
   func translate(_ linear: UInt64, _ access: UInt32) throws(Fault) -> UInt64 {
     var physical: UInt64 = 0
-    let code = unsafe chost_translate(page.pointer, linear, access, &physical)
+    var code = unsafe chost_translate(page.pointer, linear, access, &physical)
+    while code == UInt32(CHOST_TABLE_ABSENT) {
+      // Nothing that the guest could be told about.
+      waitUntilPresent(physical)
+      code = unsafe chost_translate(page.pointer, linear, access, &physical)
+    }
     if code != 0 { throw .pageFault(linear, code: code & 0x7FFF_FFFF) }
     if page[\.late_pages] != 0 { try checkPresence(of: physical, access) }
     return physical
   }
 
+  private func pageFlags(_ physical: UInt64) -> UnsafeMutablePointer<Atomic<UInt8>>? {
+    // SAFETY: there is a flag byte for every page of RAM.
+    unsafe UnsafeMutablePointer(bitPattern: UInt(page[\.page_flags] &+ physical >> 12))
+  }
+
+  /// Waits for a page of RAM, if it has gone away.
+  private func waitUntilPresent(_ physical: UInt64) {
+    while let observer = state.codeObserver, let flags = unsafe pageFlags(physical),
+      unsafe flags.pointee.load(ordering: .acquiring) & UInt8(CHOST_PAGE_ABSENT) != 0
+    { observer.waitForPage(physical) }
+  }
+
   /// An absent page: user code leaves for the machine, which may let another task run; so does other code of a guest
   /// that takes part in this at every level. Everybody else waits here.
   private func checkPresence(of physical: UInt64, _ access: UInt32) throws(Fault) {
-    let address = UInt(page[\.page_flags] &+ physical >> 12)
-    guard isRAM(physical), let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else { return }
-    // SAFETY: there is a flag byte for every page of RAM.
+    guard isRAM(physical), let flags = unsafe pageFlags(physical) else { return }
     let value = unsafe flags.pointee.load(ordering: .acquiring)
     let isUser = access & UInt32(CHOST_ACCESS_USER) != 0
     if value & UInt8(CHOST_PAGE_ABSENT) != 0 {
@@ -228,16 +243,14 @@ extension Processor {
 
   private func host(_ physical: UInt64) -> UnsafeMutableRawPointer? {
     guard isRAM(physical) else { return nil }
+    // It was there when it was translated, but may have gone away while this vCPU waited for another one.
+    if page[\.late_pages] != 0 { waitUntilPresent(physical) }
     return unsafe UnsafeMutableRawPointer(bitPattern: UInt(page[\.ram] &+ physical))
   }
 
   /// Logs a store: the page is dirty, and code translated from it is stale.
   private func written(_ physical: UInt64, _ count: Int) {
-    let address = UInt(page[\.page_flags] &+ physical >> 12)
-    guard page[\.page_flags] != 0, let flags = unsafe UnsafeMutablePointer<Atomic<UInt8>>(bitPattern: address) else {
-      return
-    }
-    // SAFETY: there is a flag byte for every page of RAM.
+    guard page[\.page_flags] != 0, let flags = unsafe pageFlags(physical) else { return }
     let old = unsafe flags.pointee.load(ordering: .sequentiallyConsistent)
     if old & UInt8(CHOST_PAGE_DIRTY) == 0 {
       unsafe _ = flags.pointee.bitwiseOr(UInt8(CHOST_PAGE_DIRTY), ordering: .relaxed)
