@@ -16,7 +16,8 @@ struct BlockChecker {
   private var work: [UInt64] = []
   /// The instruction whose paths are followed.
   private var current: UInt64 = 0
-  private var problem: String?
+  /// What is wrong with an instruction by what is known before it, which may change while paths still join.
+  private var problems: [UInt64: String] = [:]
 
   private init(_ code: CheckedCode) {
     self.code = code
@@ -33,17 +34,19 @@ struct BlockChecker {
     for entry in code.entries { checker.arrive(entry, start) }
     // An instruction is looked at again for every path that joins before it: few.
     var steps = (code.hotBytes.count + code.coldBytes.count) * 16
-    while let address = checker.work.popLast(), checker.problem == nil {
+    while let address = checker.work.popLast() {
+      checker.problems[address] = nil
       checker.current = address
       checker.step(address)
       steps -= 1
-      if steps == 0 { checker.fail(address, "paths without end") }
+      if steps == 0 { return "paths without end" }
     }
-    return checker.problem
+    guard let (address, problem) = checker.problems.min(by: { $0.key < $1.key }) else { return nil }
+    return "at 0x\(String(address, radix: 16)): \(problem)"
   }
 
   private mutating func fail(_ address: UInt64, _ text: String) {
-    if problem == nil { problem = "at 0x\(String(address, radix: 16)): \(text)" }
+    problems[address] = text
   }
 
   // MARK: Paths

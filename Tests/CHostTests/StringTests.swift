@@ -30,6 +30,22 @@ struct StringTests {
     }
   }
 
+  @Test("A run goes on across pages only where the host's memory does")
+  func pages() {
+    let vcpu = machine(source: 0x10F01, destination: 0x16E02, count: 0x1300)
+    vcpu.map(0x16000, 0x1A003)
+    vcpu.map(0x17000, 0x1B003)
+    vcpu.map(0x18000, 0x16003)
+    for offset in UInt64(0)..<0x1300 { vcpu.store(UInt8(truncatingIfNeeded: offset &* 11), at: 0x10F01 + offset) }
+    #expect(vcpu.string(CHOST_STRING_MOVS, size: 0, rep: 1) == 0)
+    #expect(vcpu[\.gpr.7] == 0x18102 && vcpu[\.gpr.6] == 0x12201 && vcpu[\.gpr.1] == 0)
+    for offset in UInt64(0)..<0x1300 {
+      let place = offset < 0x11FE ? 0x1AE02 + offset : 0x16000 + offset - 0x11FE
+      #expect(vcpu.load(place, as: UInt8.self) == UInt8(truncatingIfNeeded: offset &* 11))
+    }
+    #expect(vcpu.load(0x1AE01, as: UInt8.self) == 0 && vcpu.load(0x16102, as: UInt8.self) == 0)
+  }
+
   @Test("Overlap repeats the pattern element by element, in either direction")
   func overlap() {
     let up = machine(source: 0x10000, destination: 0x10002, count: 100)

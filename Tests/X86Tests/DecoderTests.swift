@@ -134,4 +134,25 @@ import Testing
     #expect(FlagEffect.arithCarry.reads(condition: 0) == F.cf)
     #expect(FlagEffect.bitTest.undefined == F.all & ~(F.zf | F.cf))
   }
+
+  @Test(
+    "flags that an instruction overwrites whatever it is given",
+    arguments: [
+      ([0xC1, 0xE0, 0x03], ArithmeticFlags.all),  // SHL EAX,3
+      ([0xC1, 0xE0, 0x20], 0),  // SHL EAX,32: by none
+      ([0x48, 0xC1, 0xE0, 0x20], ArithmeticFlags.all),  // SHL RAX,32
+      ([0x48, 0xC1, 0xF8, 0x40], 0),  // SAR RAX,64
+      ([0x48, 0xC0, 0xE0, 0x20], 0),  // SHL AL,32
+      ([0xD3, 0xE0], 0),  // SHL EAX,CL
+      ([0xD1, 0xE0], ArithmeticFlags.all),  // SHL EAX,1
+      ([0x0F, 0xA4, 0xC8, 0x05], ArithmeticFlags.all),  // SHLD EAX,ECX,5
+      ([0xC1, 0xC0, 0x07], ArithmeticFlags.cf | ArithmeticFlags.of),  // ROL EAX,7
+      ([0xC1, 0xD0, 0x07], 0),  // RCL EAX,7
+      ([0xF3, 0xA6], 0),  // REPE CMPSB
+      ([0xA6], ArithmeticFlags.all),  // CMPSB
+    ] as [([UInt8], UInt8)])
+  func overwritten(bytes: [UInt8], flags: UInt8) {
+    let i = decode(bytes)
+    #expect(OpcodeTable.shared[i.row].overwrites(i) == flags)
+  }
 }
