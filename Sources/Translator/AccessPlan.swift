@@ -48,7 +48,8 @@ struct AccessGroup {
   var count = 0
   /// Its check has been emitted.
   var isOpen = false
-  /// It stands before a branch and only reads: a store behind the branch, which may never come, is not its own.
+  /// It stands before a branch and only reads: a store behind the branch, which may never come, is not its own, but for
+  /// the stack, whose pages are written all the time.
   var isReadOnly = false
   /// How often the base register had been moved before the first access.
   var moves: UInt8 = 0
