@@ -121,7 +121,7 @@ public enum BootLoader {
     _ elf: ELFImage, _ file: HostFile, _ entry: EntryPoint, into memory: GuestMemory
   ) throws(BootError) -> LoadedKernel {
     try elf.load(from: file, into: memory)
-    let address = entry == .pvh ? elf.pvhEntry! : elf.entry
+    let address = (entry == .pvh ? elf.pvhEntry : nil) ?? elf.entry
     guard elf.segments.contains(where: { address >= $0.physicalAddress && address < $0.physicalEnd }) else {
       throw BootError(
         .malformed, "\(file) has its entry point at 0x\(String(address, radix: 16)), in no segment",

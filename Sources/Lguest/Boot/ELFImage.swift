@@ -45,10 +45,8 @@ public struct ELFImage: Sendable {
   /// The multiboot 1 header, if there is one.
   public let multiboot: MultibootHeader?
 
-  /// The lowest and the highest physical address it occupies.
-  public var physicalRange: Range<UInt64> {
-    segments.map(\.physicalAddress).min()!..<segments.map(\.physicalEnd).max()!
-  }
+  /// From the lowest physical address it occupies to the highest.
+  public let physicalRange: Range<UInt64>
 
   /// Machines by their number in e_machine (System V ABI), as far as Linux runs on them.
   private static let machines: [UInt16: String] = [
@@ -72,8 +70,12 @@ public struct ELFImage: Sendable {
       }
       do throws(HostError) { return try file.bytes(at: Int(offset), count: count) } catch { throw BootError(error) }
     }
+    func number<T: FixedWidthInteger>(_ type: T.Type, _ bytes: [UInt8], _ offset: Int) throws(BootError) -> T {
+      guard let value = bytes.little(type, at: offset) else { throw malformed("its header ends too early") }
+      return value
+    }
     let header = try bytes(0, 52, "header")
-    let machine = header.little(UInt16.self, at: 18)!
+    let machine = try number(UInt16.self, header, 18)
     guard header[5] == 1 || header[5] == 2 else { throw malformed("its byte order is neither little nor big") }
     if header[5] == 2 {
       throw BootError(
@@ -87,7 +89,7 @@ public struct ELFImage: Sendable {
     }
     let is64Bit = header[4] == 2
     guard header[4] == 1 || is64Bit else { throw malformed("its class is neither 32 nor 64 bits") }
-    let type = header.little(UInt16.self, at: 16)!
+    let type = try number(UInt16.self, header, 16)
     guard type == 2 || type == 3 else {
       let what = type == 1 ? "an object file or kernel module" : type == 4 ? "a core dump" : "ELF type \(type)"
       throw BootError(
@@ -95,13 +97,13 @@ public struct ELFImage: Sendable {
     }
 
     let full = is64Bit ? try bytes(0, 64, "header") : header
-    func word(_ bytes: [UInt8], _ at64: Int, _ at32: Int) -> UInt64 {
-      is64Bit ? bytes.little(UInt64.self, at: at64)! : UInt64(bytes.little(UInt32.self, at: at32)!)
+    func word(_ bytes: [UInt8], _ at64: Int, _ at32: Int) throws(BootError) -> UInt64 {
+      is64Bit ? try number(UInt64.self, bytes, at64) : UInt64(try number(UInt32.self, bytes, at32))
     }
-    let entry = word(full, 24, 24)
-    let tableOffset = word(full, 32, 28)
-    let entrySize = Int(full.little(UInt16.self, at: is64Bit ? 54 : 42)!)
-    let entryCount = Int(full.little(UInt16.self, at: is64Bit ? 56 : 44)!)
+    let entry = try word(full, 24, 24)
+    let tableOffset = try word(full, 32, 28)
+    let entrySize = Int(try number(UInt16.self, full, is64Bit ? 54 : 42))
+    let entryCount = Int(try number(UInt16.self, full, is64Bit ? 56 : 44))
     guard entrySize >= (is64Bit ? 56 : 32), entryCount > 0 else { throw malformed("it has no program headers") }
     let table = try bytes(tableOffset, entrySize * entryCount, "program header table")
 
@@ -109,9 +111,9 @@ public struct ELFImage: Sendable {
     var pvhEntry: UInt64?
     for index in 0..<entryCount {
       let row = [UInt8](table[index * entrySize..<(index + 1) * entrySize])
-      let kind = row.little(UInt32.self, at: 0)!
-      let offset = word(row, 8, 4)
-      let fileCount = word(row, 32, 16)
+      let kind = try number(UInt32.self, row, 0)
+      let offset = try word(row, 8, 4)
+      let fileCount = try word(row, 32, 16)
       if kind == 2 || kind == 3 {
         throw BootError(
           .notAKernel, "\(file) is a dynamically linked program, not a kernel",
@@ -121,8 +123,8 @@ public struct ELFImage: Sendable {
         pvhEntry = ELFImage.pvhEntry(inNotes: try bytes(offset, Int(fileCount), "note segment"))
       }
       guard kind == 1 else { continue }
-      let memoryCount = word(row, 40, 20)
-      let physical = word(row, 24, 12)
+      let memoryCount = try word(row, 40, 20)
+      let physical = try word(row, 24, 12)
       guard memoryCount > 0 else { continue }
       guard fileCount <= memoryCount else { throw malformed("segment \(index) is larger in the file than in memory") }
       guard offset <= UInt64(file.byteCount), fileCount <= UInt64(file.byteCount) - offset else {
@@ -135,10 +137,13 @@ public struct ELFImage: Sendable {
       }
       segments.append(
         LoadSegment(
-          offset: Int(offset), fileByteCount: Int(fileCount), virtualAddress: word(row, 16, 8),
+          offset: Int(offset), fileByteCount: Int(fileCount), virtualAddress: try word(row, 16, 8),
           physicalAddress: physical, memoryByteCount: memoryCount))
     }
-    guard !segments.isEmpty else { throw malformed("it has nothing to load") }
+    guard let first = segments.first else { throw malformed("it has nothing to load") }
+    physicalRange = segments.reduce(first.physicalAddress..<first.physicalEnd) {
+      min($0.lowerBound, $1.physicalAddress)..<max($0.upperBound, $1.physicalEnd)
+    }
     func isIn(_ address: UInt64, _ start: UInt64, _ segment: LoadSegment) -> Bool {
       address >= start && address - start < segment.memoryByteCount
     }

@@ -24,7 +24,7 @@ struct KernelRelocations {
     guard start < file.byteCount, (file.byteCount - start) % 4 == 0,
       let bytes = try? file.bytes(at: start, count: file.byteCount - start)
     else { return nil }
-    let words = stride(from: 0, to: bytes.count, by: 4).map { bytes.little(UInt32.self, at: $0)! }
+    let words = stride(from: 0, to: bytes.count, by: 4).compactMap { bytes.little(UInt32.self, at: $0) }
     let lists = words.split(separator: 0, omittingEmptySubsequences: false)
     // Nothing stands before the first zero.
     guard lists.count == 3 || lists.count == 4, lists[0].isEmpty else { return nil }

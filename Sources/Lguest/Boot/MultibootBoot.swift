@@ -41,7 +41,7 @@ enum MultibootBoot {
       try check(segment, file, memory)
       try segment.load(from: file, into: memory)
     }
-    let end = segments.map(\.physicalEnd).max()!
+    let end = segments.reduce(0) { max($0, $1.physicalEnd) }
     let module = try initrd?.load(
       into: memory, above: max(end, BootLayout.kernelFloor), below: memory.lowEnd, place: .lowest)
     let block = try placeInformation(

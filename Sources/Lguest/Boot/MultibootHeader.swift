@@ -37,10 +37,12 @@ public struct MultibootHeader: Sendable, Equatable {
   ///
   /// - Parameter head: The file's beginning, 8 KiB or all of it.
   init?(in head: [UInt8]) {
-    guard let offset = MultibootHeader.candidates(in: head).first(where: { MultibootHeader.sum(in: head, at: $0) == 0 })
+    guard
+      let offset = MultibootHeader.candidates(in: head).first(where: { MultibootHeader.sum(in: head, at: $0) == 0 }),
+      let flags = head.little(UInt32.self, at: offset + 4)
     else { return nil }
     self.offset = offset
-    flags = head.little(UInt32.self, at: offset + 4)!
+    self.flags = flags
     func field(_ index: Int) -> UInt32? { head.little(UInt32.self, at: offset + 12 + 4 * index) }
     if flags & MultibootHeader.hasAddresses != 0, let header = field(0), let load = field(1), let loadEnd = field(2),
       let bssEnd = field(3), let entry = field(4)
@@ -61,7 +63,7 @@ public struct MultibootHeader: Sendable, Equatable {
   }
 
   private static func sum(in head: [UInt8], at offset: Int) -> UInt32 {
-    (0..<3).reduce(0) { $0 &+ head.little(UInt32.self, at: offset + 4 * $1)! }
+    (0..<3).compactMap { head.little(UInt32.self, at: offset + 4 * $0) }.reduce(0, &+)
   }
 
   /// Refuses what this loader cannot do for the kernel (specification, 3.1.2: a loader must).
