@@ -57,7 +57,8 @@ static bool is_code(uint64_t address) {
   return false;
 }
 
-// What a guest's instruction can raise by itself. A host page fault cannot be one: every access was checked.
+// What a guest's instruction can raise by itself. A host page fault cannot be one: every access was checked. Should it
+// happen, Swift deals with it all the same.
 static bool is_guest_exception(int signal, uint64_t trap) {
   switch (signal) {
   case SIGSEGV: return trap == TRAP_GP;
@@ -119,10 +120,7 @@ static void handle(int signal, siginfo_t *info, void *context) {
     return;
   }
   const bool slot = page_fault && (uint64_t)info->si_addr - cpu->slot_guard < CHOST_SLOT_GUARD;
-  if (page_fault && !slot) {
-    if (!wrap_shadow_stack(cpu, (uint64_t)info->si_addr, registers)) pass_on(signal, info, context);
-    return;
-  }
+  if (page_fault && !slot && wrap_shadow_stack(cpu, (uint64_t)info->si_addr, registers)) return;
   cpu->fault_pc = pc;
   cpu->fault_trap = slot ? CHOST_TRAP_SLOT : (uint32_t)registers[REG_TRAPNO];
   cpu->fault_code = (uint32_t)registers[REG_ERR];

@@ -80,6 +80,16 @@ INLINE void set_segment(chost_segment *segment, uint16_t selector, uint64_t desc
       .base = base_of(descriptor), .limit = limit_of(descriptor), .attributes = attributes_of(descriptor), .selector = selector};
 }
 
+// Whether the register holds what a load of `selector` would load into it: the descriptor may have changed since. A null
+// selector in SS is one that an interrupt left.
+INLINE bool is_loaded(chost_cpu *cpu, unsigned number, uint16_t selector) {
+  const chost_segment *segment = &cpu->segments[number];
+  if (segment->selector != selector) return false;
+  if (!(selector & 0xfffc)) return segment->attributes & 1 << 16;
+  uint64_t found = descriptor(cpu, selector);
+  return base_of(found) == segment->base && limit_of(found) == segment->limit && attributes_of(found) == segment->attributes;
+}
+
 // Data segments that the outer level may not use are cleared by IRET: Swift's business.
 INLINE bool keeps_data_segments(const chost_cpu *cpu) {
   static const uint8_t numbers[] = {CHOST_ES, CHOST_DS, CHOST_FS, CHOST_GS};

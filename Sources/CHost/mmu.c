@@ -387,8 +387,10 @@ INLINE uint64_t slot_class(uint64_t index) {
   return classes.size[i];
 }
 
-// No distance is below 0; 1 is no multiple of a region's size.
-INLINE void slot_clear(chost_slot *slots, uint64_t index) { slots[index] = (chost_slot){1, 0, 0, 0}; }
+// What no operand's region starts at: pages are multiples of their size, and from a canonical base of FS or GS a
+// displacement does not reach the middle of the addresses that are not canonical. A site's distance is never below 0.
+#define SLOT_EMPTY ((1ull << 63) + 1)
+INLINE void slot_clear(chost_slot *slots, uint64_t index) { slots[index] = (chost_slot){SLOT_EMPTY, 0, 0, 0}; }
 
 // The stack's tag is compared with any address: one that is not canonical is least likely, and what hits it all the same
 // goes to inaccessible memory, where the access is done again slowly.
@@ -444,12 +446,19 @@ typedef struct run { // of linear memory that is one in the host's
   uint64_t start, size;
 } run;
 
-// Pages from `from` up to `to` that the table maps with `addend`: whether that is all of them.
-static bool table_maps(const chost_tlb_entry *table, uint64_t from, uint64_t to, uint64_t addend) {
+// Pages from `from` up to `to` that the table maps with `addend`: whether that is all of them. `*global` is kept only if
+// they all are; `globals`: which entries of the table are.
+static bool table_maps(const chost_tlb_entry *table, const uint64_t *globals, uint64_t from, uint64_t to, uint64_t addend,
+                       bool *global) {
   enum { MOST = 64 };
   if (to - from > MOST * PAGE_SIZE) return false;
-  for (; from != to; from += PAGE_SIZE)
-    if (table[tlb_index(from)].tag != from || table[tlb_index(from)].addend != addend) return false;
+  bool all = *global;
+  for (; from != to; from += PAGE_SIZE) {
+    uint64_t index = tlb_index(from);
+    if (table[index].tag != from || table[index].addend != addend) return false;
+    all &= test_bit(globals, index);
+  }
+  *global = all;
   return true;
 }
 
@@ -475,8 +484,11 @@ static void site_fill(chost_cpu *cpu, unsigned user, uint64_t number, const chos
     const run old = {slot->tag, slot->bound - 1 + class};
     const uint64_t old_end = old.start + old.size, new_end = new.start + new.size;
     if (new.start - old.start < old.size && new_end - old.start <= old.size) return; // beyond the bound, not the run
-    bool above = new.start >= old_end && new.start - old_end <= 1 << 20 && table_maps(table, old_end, new.start, addend);
-    bool below = new_end <= old.start && old.start - new_end <= 1 << 20 && table_maps(table, new_end, old.start, addend);
+    const uint64_t *globals = p->tlb_global[user][write];
+    bool above = new.start >= old_end && new.start - old_end <= 1 << 20 &&
+                 table_maps(table, globals, old_end, new.start, addend, &global);
+    bool below = new_end <= old.start && old.start - new_end <= 1 << 20 &&
+                 table_maps(table, globals, new_end, old.start, addend, &global);
     bool around = new.start <= old.start && new_end >= old_end;
     if (above) new = (run){old.start, new_end - old.start};
     if (below) new = (run){new.start, old_end - new.start};

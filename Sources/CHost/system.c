@@ -64,8 +64,7 @@ uint64_t chost_light_iret(chost_cpu *cpu, uint32_t info) {
     if ((c & 0x60fd) != 0x20f9 || (s & 0xff) != 0xf3 || (ss & 3) != 3 || !keeps_data_segments(cpu))
       return CHOST_LIGHT_DECLINED;
   } else {
-    if (cs != cpu->segments[CHOST_CS].selector) return CHOST_LIGHT_DECLINED;
-    if (ss != cpu->segments[CHOST_SS].selector) return CHOST_LIGHT_DECLINED;
+    if (!is_loaded(cpu, CHOST_CS, cs) || !is_loaded(cpu, CHOST_SS, ss)) return CHOST_LIGHT_DECLINED;
   }
   // Without breakpoints, for which there is no light way, RF would only be stale at the next instruction but one.
   set_rflags(cpu, flags & 0x3e7fd7);

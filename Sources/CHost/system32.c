@@ -139,7 +139,7 @@ uint64_t chost_light32_iret(chost_cpu *cpu, uint32_t info) {
     if (!is_flat_code(code, CODE3) || !is_flat_stack(stack, STACK3) || (ss & 3) != 3 || !keeps_data_segments(cpu))
       return CHOST_LIGHT_DECLINED;
   } else {
-    if (cs != cpu->segments[CHOST_CS].selector) return CHOST_LIGHT_DECLINED;
+    if (!is_loaded(cpu, CHOST_CS, cs)) return CHOST_LIGHT_DECLINED;
     esp += 12;
   }
   // Without breakpoints, for which there is no light way, RF would only be stale at the next instruction but one.
@@ -195,7 +195,7 @@ uint64_t chost_light_segment(chost_cpu *cpu, uint32_t info) {
 // MOV CR3: the value is in scratch[0]. With PAE it loads the four top entries (SDM volume 3, 4.4.1).
 uint64_t chost_light32_cr3(chost_cpu *cpu, uint32_t info) {
   (void)info;
-  uint32_t value = (uint32_t)cpu->scratch[0], table = value & ~31u;
+  uint32_t value = (uint32_t)cpu->scratch[0], table = value & ~31u & ~(uint32_t)cpu->address_cut;
   if (!plain_kernel(cpu)) return CHOST_LIGHT_DECLINED;
   if ((cpu->cr0 & CR0_PG_BIT) && (cpu->cr4 & CR4_PAE_BIT)) {
     uint64_t entries[4], reserved = ~cpu->physical_mask | 0x1e6;

@@ -6,8 +6,9 @@
 //                      RAM                     devices (APICs, virtio)  the RAM above 3 GiB
 //   host address       base + the guest-physical address, for every byte of RAM
 //
-// The whole range is one reservation of address space; only RAM is mapped into it, so a stray access past the
-// checks faults in the host rather than touching something else.
+// The whole range is one reservation of address space, with nothing else in reach of a 32-bit displacement from any of
+// it; only RAM is mapped into it, so a stray access past the checks faults in the host rather than touching something
+// else.
 
 public import Host
 import Synchronization
@@ -82,9 +83,9 @@ import Synchronization
     let highEnd = GuestMemory.highStart + highCount
     let end = highCount > 0 ? highEnd : lowEnd
 
-    // 2 MiB more, so that guest-physical 0 can be 2 MiB aligned; at least 64 KiB of it is a guard behind RAM.
+    // 2 MiB more, so that guest-physical 0 can be 2 MiB aligned.
     let alignment = 2 << 20
-    region = try .reserve(byteCount: Int(end) + alignment + 65536)
+    region = try .reserveAlone(byteCount: Int(end) + alignment)
     let slack = unsafe (alignment - Int(bitPattern: region.base) % alignment) % alignment
     let parts = [(0, slack, Int(lowEnd)), (Int(lowEnd), slack + Int(GuestMemory.highStart), Int(highCount))]
     self.image = image

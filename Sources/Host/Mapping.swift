@@ -27,6 +27,9 @@ public let hostPageSize = 4096
   public let base: UnsafeMutableRawPointer
   /// Size, a multiple of the page size.
   public let byteCount: Int
+  /// Inaccessible address space of ours before and behind it, in bytes.
+  private let before: Int
+  private let behind: Int
 
   private init(byteCount: Int, _ access: Access, flags: Int32, fd: Int32, offset: Int) throws(HostError) {
     let subject = "\(describe(byteCount: UInt64(clamping: byteCount))) of address space"
@@ -37,13 +40,31 @@ public let hostPageSize = 4096
     // SAFETY: without MAP_FIXED the kernel picks an address nobody uses.
     let result = unsafe mmap(nil, rounded, access.rawValue, flags, fd, offset)
     guard let result = unsafe result, unsafe result != MAP_FAILED else {
-      throw HostError("map", subject, errno: currentErrno)
+      let error = currentErrno
+      throw AddressSpaceLimit.error(UInt64(rounded), error) ?? HostError("map", subject, errno: error)
     }
     unsafe self.base = result
     self.byteCount = rounded
+    before = 0
+    behind = 0
   }
 
-  deinit { unsafe _ = munmap(base, byteCount) }
+  private init(_ base: UnsafeMutableRawPointer, byteCount: Int, before: Int, behind: Int) {
+    unsafe self.base = base
+    self.byteCount = byteCount
+    self.before = before
+    self.behind = behind
+  }
+
+  /// The same region, of which only `byteCount` bytes from `offset` on are to be used.
+  private consuming func narrowed(from offset: Int, byteCount: Int) -> Mapping {
+    let inner = unsafe Mapping(
+      base + offset, byteCount: byteCount, before: offset, behind: self.byteCount - offset - byteCount)
+    discard self
+    return inner
+  }
+
+  deinit { unsafe _ = munmap(base - before, before + byteCount + behind) }
 
   /// Zeroed private memory; pages are taken from the host when first touched.
   public static func anonymous(byteCount: Int, _ access: Access = [.read, .write]) throws(HostError) -> Mapping {
@@ -53,6 +74,31 @@ public let hostPageSize = 4096
   /// Address space that faults on every access until something is placed in it.
   public static func reserve(byteCount: Int) throws(HostError) -> Mapping {
     try anonymous(byteCount: byteCount, .none)
+  }
+
+  /// The same, alone: nothing else of this process lies within 4 GiB and 64 KiB below it or 8 GiB above it, so that an
+  /// address that was checked, plus or minus any 32-bit displacement, twice, meets nothing at all. Costs address space
+  /// only: not memory, and no part of what the host may overcommit.
+  public static func reserveAlone(byteCount: Int) throws(HostError) -> Mapping {
+    guard byteCount > 0, byteCount <= Int.max / 2 else {
+      throw HostError("reserve", "\(byteCount) bytes of address space", reason: "the size is out of range")
+    }
+    let rounded = (byteCount + hostPageSize - 1) & ~(hostPageSize - 1)
+    return try reserve(byteCount: Guard.below + rounded + Guard.above).narrowed(
+      from: Guard.below, byteCount: rounded)
+  }
+
+  /// Zeroed private memory, alone as `reserveAlone` says.
+  public static func anonymousAlone(byteCount: Int) throws(HostError) -> Mapping {
+    let mapping = try reserveAlone(byteCount: byteCount)
+    try mapping.protect(at: 0, byteCount: mapping.byteCount, [.read, .write])
+    return mapping
+  }
+
+  /// What `reserveAlone` keeps free, in bytes.
+  public enum Guard {
+    public static let below = 4 << 30 + 64 << 10
+    public static let above = 8 << 30
   }
 
   /// A shared mapping of a memory file.
@@ -190,7 +236,8 @@ public struct MemoryFile: ~Copyable, Sendable {
   deinit { _ = Glibc.close(descriptor.rawValue) }
 }
 
-/// One memory file mapped twice, writable and executable, so that no address is ever both.
+/// One memory file mapped twice, writable and executable, so that no address is ever both. Each lies alone
+/// (`Mapping.reserveAlone`).
 @safe public final class DualMapping: @unchecked Sendable {
   private let writableMapping: Mapping
   private let executableMapping: Mapping
@@ -209,8 +256,10 @@ public struct MemoryFile: ~Copyable, Sendable {
   public init(byteCount: Int) throws(HostError) {
     let rounded = (max(byteCount, 1) + hostPageSize - 1) & ~(hostPageSize - 1)
     let file = try MemoryFile(name: "lguest-code", byteCount: rounded)
-    writableMapping = try .shared(file, byteCount: rounded, [.read, .write])
-    executableMapping = try .shared(file, byteCount: rounded, [.read, .execute])
+    writableMapping = try .reserveAlone(byteCount: rounded)
+    executableMapping = try .reserveAlone(byteCount: rounded)
+    try writableMapping.place(file, fileOffset: 0, at: 0, byteCount: rounded, [.read, .write])
+    try executableMapping.place(file, fileOffset: 0, at: 0, byteCount: rounded, [.read, .execute])
     unsafe writable = writableMapping.base
     unsafe executable = UnsafeRawPointer(executableMapping.base)
   }

@@ -17,6 +17,8 @@ public struct HostReport: Sendable {
   public var memoryTotal: UInt64?
   public var memoryAvailable: UInt64?
   public var kvm = HostProbe.KVM.absent
+  /// The limit on address space, in bytes; nil when there is none.
+  public var addressSpaceLimit: UInt64?
   /// Why code memory cannot be made; nil when it can.
   public var codeMemoryProblem: String?
   /// The value of the vm.memfd_noexec sysctl, where the kernel has it.
@@ -38,6 +40,7 @@ public struct HostReport: Sendable {
     memoryTotal = HostReport.memoryTotal()
     memoryAvailable = HostReport.memory("MemAvailable")
     kvm = HostProbe.kvm()
+    addressSpaceLimit = AddressSpaceLimit.current
     codeMemoryProblem = HostProbe.codeMemoryProblem()
     memfdNoexec = HostFile.text("/proc/sys/vm/memfd_noexec").map(HostReport.trimmed)
     kernelRelease = HostFile.text("/proc/sys/kernel/osrelease").map(HostReport.trimmed)
@@ -54,12 +57,23 @@ public struct HostReport: Sendable {
     "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave",
   ])
 
+  /// What a machine with one vCPU and the usual memory reserves, about, in bytes: RAM, code twice, the vCPU and its
+  /// stacks, each alone.
+  static let addressSpaceNeeded = UInt64(5 * (Mapping.Guard.below + Mapping.Guard.above) + 4 << 30)
+
   /// What stands in the way of running a guest here; empty when nothing does.
   public var problems: [ConfigurationError] {
     var problems: [ConfigurationError] = []
     if cpuLevel == nil {
       problems.append(
         ConfigurationError("this CPU is below x86-64-v2", remedy: "use a machine with SSE4.2, POPCNT and CMPXCHG16B"))
+    }
+    if let limit = addressSpaceLimit, limit < HostReport.addressSpaceNeeded {
+      problems.append(
+        ConfigurationError(
+          "this process may use \(describe(byteCount: limit)) of address space (RLIMIT_AS), and a machine with one vCPU "
+            + "reserves \(describe(byteCount: HostReport.addressSpaceNeeded))",
+          remedy: "raise the limit (ulimit -v unlimited); reserved addresses cost no memory"))
     }
     if let codeMemoryProblem {
       problems.append(
@@ -97,6 +111,7 @@ public struct HostReport: Sendable {
       "memory          \(HostReport.megabytes(memoryTotal)), \(HostReport.megabytes(memoryAvailable)) available",
       "kernel          \(kernelRelease ?? "unknown")",
       "/dev/kvm        \(kvmWords.text)",
+      "address space   \(addressSpaceLimit.map { "\(describe(byteCount: $0)) (RLIMIT_AS)" } ?? "no limit")",
       "code memory     \(codeMemoryProblem ?? "ok") (vm.memfd_noexec \(memfdNoexec ?? "not known to this kernel"))",
       "engine          \(engineChoice)",
     ]
@@ -128,6 +143,7 @@ public struct HostReport: Sendable {
           ("availableBytes", memoryAvailable.map(JSON.unsigned) ?? .null),
         ])
       ),
+      ("addressSpaceLimitBytes", addressSpaceLimit.map(JSON.unsigned) ?? .null),
       ("kernelRelease", kernelRelease.map(JSON.string) ?? .null),
       (
         "kvm",

@@ -67,6 +67,7 @@ extension Statistics {
     tlbFlushes &+= counters.tlbFlushes
     lookups &+= counters.lookups
     lookupMisses &+= counters.lookupMisses
+    softFaults &+= counters.softFaults
     let pages = machine.memory.storeCounts
     pagesEvicted &+= pages.evicted
     pagesAwaited &+= pages.awaited

@@ -24,6 +24,8 @@ public struct RunResult: Sendable {
   public var vcpuStatistics: [Statistics] = []
   /// The engine that ran the guest.
   public var engine: VirtualMachine.Configuration.Engine
+  /// The first unexpected host fault in translated code (`Statistics.softFaults`), in words.
+  public var softFault: String?
   /// Registers of every vCPU, as text; empty unless the ending calls for it (panic, triple fault, internal error, a
   /// time limit).
   public var processorState = ""

@@ -43,6 +43,9 @@ public struct Statistics: Sendable {
   public var lookupMisses: UInt64 = 0
   /// Returns from translated code to Swift, for any reason.
   public var fullExits: UInt64 = 0
+  /// Host faults at unexpected places in translated code: mistakes of the translator's that cost a block its
+  /// optimizations, and not the run its life.
+  public var softFaults: UInt64 = 0
   /// Instructions executed by a Swift helper instead of translated code.
   public var helperInstructions: UInt64 = 0
   public var exceptions: UInt64 = 0
@@ -111,6 +114,7 @@ public struct Statistics: Sendable {
     ("lookups", \.lookups),
     ("lookupMisses", \.lookupMisses),
     ("fullExits", \.fullExits),
+    ("softFaults", \.softFaults),
     ("helperInstructions", \.helperInstructions),
     ("hypercallsEmulated", \.hypercallsEmulated),
     ("hypercallsPatched", \.hypercallsPatched),

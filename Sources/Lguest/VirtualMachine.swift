@@ -176,6 +176,7 @@ extension VirtualMachine {
     // Of the same moment: a vCPU that was ready at the end goes on waiting.
     result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
     result.statistics.add(machine)
+    result.softFault = machine.translation.counters.firstSoftFault
     if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
       file.write(machine.translation.perfMap)
     }

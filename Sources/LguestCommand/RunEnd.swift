@@ -56,6 +56,11 @@ final class RunEnd: Sendable {
       for line in result.consoleTail { Messages.say("| " + line) }
     default: break
     }
+    if let fault = result.softFault, result.ending != .internal {
+      Messages.say(
+        "\(result.statistics.softFaults) mistakes of the translator were survived, the first: \(fault); please report "
+          + "this line, the command line and the kernel's version")
+    }
     if result.ending == .internal {
       Messages.say(
         "this is a bug in lguest \(VirtualMachine.version) (\(VirtualMachine.commit)); please report these lines, the "

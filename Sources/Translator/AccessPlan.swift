@@ -64,6 +64,9 @@ struct AccessPlanner {
   /// Widest group: the size field of an exit information word holds it, and wide groups cross pages often.
   static let widest: Int64 = 240
   static let most = 24
+  /// How far from either end of Int32 a displacement must stay to be grouped: more than the widest group and whatever
+  /// RSP may be due, so that every sum that the emitter makes of one is exact.
+  static let margin: Int32 = 1 << 24
 
   private var groups = InlineArray<24, AccessGroup>(repeating: AccessGroup())
   private var count = 0
@@ -160,7 +163,9 @@ struct AccessPlanner {
       item.operandGroup = add(AccessBase(kind: .region, region: region), offset, size: size, write: write)
       return
     }
-    guard !isOffset, i.segment < 4, i.base != 0xFF, !i.isRIPRelative else { return }
+    guard !isOffset, i.segment < 4, i.base != 0xFF, !i.isRIPRelative, AccessPlanner.hasRoom(i.displacement) else {
+      return
+    }
     var base = AccessBase(kind: .registers, base: i.base, baseVersion: versions[Int(i.base & 15)])
     base.wraps = !isLong && i.displacement <= BlockBuilder.farthestBelow
     if i.index != 0xFF {
@@ -172,6 +177,11 @@ struct AccessPlanner {
     }
     item.operandPosition = moved[Int(i.base & 15)] &+ Int64(i.displacement)
     item.operandGroup = add(base, item.operandPosition, size: size, write: write)
+  }
+
+  /// Whether a displacement keeps `margin`.
+  private static func hasRoom(_ displacement: Int32) -> Bool {
+    displacement >= Int32.min + margin && displacement <= Int32.max - margin
   }
 
   private mutating func takeEffect(_ i: Instruction, _ row: Opcode, _ traits: RowTraits) {

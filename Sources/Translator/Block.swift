@@ -72,14 +72,24 @@ struct Edge {
   var kind = EdgeKind.forward
 }
 
-/// A recorded host instruction that may fault.
+/// A recorded fault site, in eight bytes: there are millions.
 struct CachedFault {
-  /// Offset in the code memory.
-  var address: UInt32
-  var offset: UInt16
-  var flagsSaved: Bool
-  var restoresScratch: Bool
-  var isAccess: Bool
+  /// Offset from the start of the block's hot half.
+  private let place: UInt16
+  /// Bits 11:0 the guest instruction's offset in its page, bits 15:12 `FaultState`.
+  private let word: UInt16
+  let pendingStack: Int32
+
+  init(_ site: FaultSite, from start: UInt64) {
+    place = UInt16(truncatingIfNeeded: site.address &- start)
+    word = site.offset & 0xFFF | site.state.rawValue << 12
+    pendingStack = site.pendingStack
+  }
+
+  /// Whether it is the host instruction so far from the start of the block's hot half.
+  func isAt(_ distance: UInt32) -> Bool { UInt32(place) == distance }
+  var offset: UInt16 { word & 0xFFF }
+  var state: FaultState { FaultState(rawValue: word >> 12) }
 }
 
 /// What the cache has done, for `--stats`.

@@ -50,17 +50,29 @@ struct EdgeSite {
   var kind: EdgeKind
 }
 
-/// A host instruction that may raise an exception.
+/// A host instruction that may raise an exception, and what the guest's state is in front of it. Every access to guest
+/// memory is one: that an earlier access has succeeded is no reason for a later one to, and should a check be wrong,
+/// Swift executes the guest's instruction.
 struct FaultSite {
   var address: UInt64
   /// Offset of the guest instruction from the start of the page.
   var offset: UInt16
+  var state: FaultState
+  /// What RSP is still to be moved by.
+  var pendingStack: Int32
+}
+
+/// Where parts of the guest's state are at a fault site, and what may happen there.
+struct FaultState: OptionSet {
+  let rawValue: UInt16
   /// The flags are in the page, not in EFLAGS.
-  var flagsSaved: Bool
+  static let flagsSaved = FaultState(rawValue: 1 << 0)
   /// RAX and RDX are in `scratch[0]` and `scratch[1]`.
-  var restoresScratch: Bool
-  /// It accesses memory through a slot, which may be empty and lead nowhere: Swift executes the instruction.
-  var isAccess: Bool
+  static let restoresScratch = FaultState(rawValue: 1 << 1)
+  /// RDI is in `scratch[0]`.
+  static let restoresRDI = FaultState(rawValue: 1 << 2)
+  /// The guest's instruction raises exceptions of its own: #DE, #MF, #XM, #GP for its operand.
+  static let canRaise = FaultState(rawValue: 1 << 3)
 }
 
 @safe struct BlockBuilder: ~Copyable {
@@ -98,14 +110,15 @@ struct FaultSite {
   var held = HeldRegisters()
   /// The current instruction neither accesses memory nor can leave the block.
   var worksOnRegisters = false
-  /// The next access goes through a slot.
-  var isSlotAccess = false
+  /// RDI holds the operand's address, and `scratch[0]` the guest's value.
+  var lendsRDI = false
   /// Displacement of the slot of the current instruction's operand, if it has one of its own.
   var site: Int32?
   /// Recorded by the caller into the cache.
   var faults: UnsafeMutablePointer<FaultSite>
   var faultCount = 0
-  static let maximumFaults = 128
+  /// A guest instruction makes three accesses at most.
+  static let maximumFaults = 3 * BlockTranslator.maximumInstructions
 
   init(
     hot: consuming CodeEmitter, cold: consuming CodeEmitter, mode: UInt32, bytes: GuestCode, decoder: Decoder,
@@ -261,19 +274,16 @@ struct FaultSite {
   }
 
   /// Notes that the host instruction about to be emitted may raise an exception.
-  mutating func mayFault(restoresScratch: Bool = false) {
-    if faultCount < BlockBuilder.maximumFaults {
-      unsafe faults[faultCount] = FaultSite(
-        address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), flagsSaved: !hostFlags,
-        restoresScratch: restoresScratch, isAccess: isSlotAccess)
-      faultCount &+= 1
-    }
-    isSlotAccess = false
-  }
-
-  /// The same for an access whose address may have come from an empty slot.
-  mutating func mayFaultInSlot() {
-    if isSlotAccess { mayFault() }
+  mutating func mayFault(canRaise: Bool = false, restoresScratch: Bool = false) {
+    guard faultCount < BlockBuilder.maximumFaults else { return }
+    var state: FaultState = hostFlags ? [] : .flagsSaved
+    if canRaise { state.insert(.canRaise) }
+    if restoresScratch { state.insert(.restoresScratch) }
+    if lendsRDI { state.insert(.restoresRDI) }
+    unsafe faults[faultCount] = FaultSite(
+      address: hot.address, offset: UInt16(truncatingIfNeeded: current.offset), state: state, pendingStack: pendingStack
+    )
+    faultCount &+= 1
   }
 
   // MARK: Entries

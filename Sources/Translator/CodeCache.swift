@@ -17,7 +17,7 @@ import X86
   static let coldStart = 160 << 20
   static let maximumBlocks = 1 << 20
   static let maximumEdges = 2 << 20
-  static let maximumFaults = 4 << 20
+  static let maximumFaults = 16 << 20
   static let tableSlots = 1 << 20
 
   let code: DualMapping
@@ -52,6 +52,8 @@ import X86
   private(set) var counters = CodeCacheCounters()
   /// What is translated with a slot for each access.
   var hotCode = HotCode()
+  /// What went wrong where, and is translated without optimizations since.
+  private(set) var softFaults = SoftFaults()
   /// Counts the times everything was forgotten.
   private(set) var generation: UInt64 = 0
   let translator: BlockTranslator
@@ -156,7 +158,7 @@ import X86
     let block = self[number]
     for index in Int(block.firstFault)..<Int(block.firstFault + block.faultCount) {
       let fault = unsafe faults[index]
-      if fault.address == offset { return (block, fault) }
+      if fault.isAt(offset &- block.hot) { return (block, fault) }
     }
     return nil
   }
@@ -243,8 +245,13 @@ import X86
     let cold = unsafe CodeEmitter(
       writable: code.writable + coldUsed, executable: codeStart + UInt64(coldUsed),
       capacity: CodeCache.codeBytes - coldUsed)
+    let last = translator[count - 1]
+    let isTrusted = softFaults.trusts(
+      physical, count: Int(last.offset) + Int(last.instruction.length) - Int(physical & 4095))
+    if !isTrusted { translator.isHot = false }
     let emitted = translator.emit(
-      bytes, count: count, mode: mode, page: physical >> 12, hot: hot, cold: cold, stubs: stubs,
+      bytes, count: count, mode: isTrusted ? mode : mode | UInt32(CHOST_MODE_SPLIT), page: physical >> 12, hot: hot,
+      cold: cold, stubs: stubs,
       firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount, hotCode: &hotCode)
 
     var block = Block()
@@ -277,11 +284,8 @@ import X86
     block.firstFault = Int32(truncatingIfNeeded: faultCount)
     block.faultCount = Int32(truncatingIfNeeded: emitted.faultCount)
     for number in 0..<emitted.faultCount {
-      let site = unsafe translator.faults[number]
       unsafe faults[faultCount + number] = CachedFault(
-        address: UInt32(truncatingIfNeeded: site.address &- codeStart), offset: site.offset,
-        flagsSaved: site.flagsSaved,
-        restoresScratch: site.restoresScratch, isAccess: site.isAccess)
+        translator.faults[number], from: codeStart &+ UInt64(block.hot))
     }
     faultCount += emitted.faultCount
     let page = Int(physical >> 12)
@@ -444,6 +448,14 @@ import X86
   func retranslate(_ index: Int32) {
     removeFromPageList(index)
     forget(index)
+  }
+
+  /// The instruction at a guest-physical address has faulted in the host, where it should not. Its blocks are translated
+  /// again, carefully; false if that was not the first time, or once too often.
+  func distrust(_ physical: UInt64, _ text: String, limit: Int) -> Bool {
+    let goesOn = softFaults.note(physical, text, limit: limit)
+    for index in liveBlocks(at: physical) { retranslate(index) }
+    return goesOn
   }
 
   private func removeFromPageList(_ number: Int32) {

@@ -2,7 +2,8 @@
 // The shadow stacks: while translated code runs, the host's RSP is in one of them, so that a guest's CALL and RET can
 // be the host's own and the return predictor works. A frame is 16 bytes: the host address behind the call, and above
 // it the guest's return address; RET compares the latter with what it popped from the guest's stack and takes
-// the former only if they agree. Supervisor and user code have a stack each; both lie between guard pages.
+// the former only if they agree. Supervisor and user code have a stack each; both lie between guard pages, and nothing
+// else is near.
 //
 // A frame is right as long as the linear addresses of its page mean what they meant: MOV CR3, INVLPG and a change of
 // mode empty the stack (mmu.c). Overflow starts again at the top (fault.c); the top holds a frame that no return
@@ -19,7 +20,8 @@ final class ShadowStacks: Sendable {
   private let region: Mapping
 
   init() throws(HostError) {
-    region = try .reserve(byteCount: 3 * ShadowStacks.guardBytes + 2 * ShadowStacks.byteCount + Int(CHOST_SLOT_GUARD))
+    region = try .reserveAlone(
+      byteCount: 3 * ShadowStacks.guardBytes + 2 * ShadowStacks.byteCount + Int(CHOST_SLOT_GUARD))
     for number in 0..<2 {
       try region.protect(at: ShadowStacks.offset(number), byteCount: ShadowStacks.byteCount, [.read, .write])
     }

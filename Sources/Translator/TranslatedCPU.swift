@@ -50,7 +50,7 @@ public import X86
     self.translation = translation
     self.number = number
     let histogramBytes = translation.options.countsBlocks ? BlockHistogram.byteCount : 0
-    region = try .anonymous(byteCount: (Int(CHOST_PAGE_BYTES) + histogramBytes + 4095) & ~4095)
+    region = try .anonymousAlone(byteCount: Int(CHOST_PAGE_BYTES) + histogramBytes)
     shadowStacks = try ShadowStacks()
     unsafe page = VCPUPage(region.base.assumingMemoryBound(to: chost_cpu.self))
     let options = translation.options
@@ -205,7 +205,7 @@ public import X86
   }
 
   /// Sets RIP from a linear address.
-  private func setIP(linear: UInt64) {
+  func setIP(linear: UInt64) {
     page[\.rip] =
       page.isLongMode
       ? linear : (linear &- page[.cs].base) & (page[\.mode] & UInt32(CHOST_MODE_CODE32) != 0 ? 0xFFFF_FFFF : 0xFFFF)
@@ -360,35 +360,6 @@ public import X86
     }
     guard let (kind, generation) = missing, findEntry(step: false, split: kind == .split) != nil else { return }
     translation.lock.withLock { _ in if cache.generation == generation { _ = cache.link(index) } }
-  }
-
-  /// The host CPU raised an exception in translated code: the guest instruction's own.
-  private func hostFault() -> VCPUExit? {
-    let address = page[\.fault_pc]
-    let trap = page[\.fault_trap]
-    guard let (_, fault) = translation.lock.withLock({ _ in translation.cache.faultingInstruction(at: address) }),
-      fault.isAccess || trap != UInt32(CHOST_TRAP_SLOT)
-    else {
-      return .failed(
-        "host trap \(trap) at an unexpected place in translated code (guest page \(hex(page[\.page_va])), host code \(hostBytes(at: address)))"
-      )
-    }
-    if !fault.flagsSaved { page[\.flags] = page[\.captured_flags] }
-    if fault.restoresScratch {
-      page[register: GPR.rax] = page[\.scratch].0
-      page[register: GPR.rdx] = page[\.scratch].1
-    }
-    setIP(linear: page[\.page_va] &+ UInt64(fault.offset))
-    if trap == UInt32(CHOST_TRAP_SLOT) { return executeSlowly() }
-    self.fault(guestFault(hostTrap: trap))
-    return nil
-  }
-
-  /// The first bytes of an instruction in the code cache.
-  private func hostBytes(at address: UInt64) -> String {
-    guard address >= page[\.code_base], address < page[\.code_end] &- 16 else { return "outside" }
-    let bytes = unsafe UnsafeBufferPointer(start: UnsafePointer<UInt8>(bitPattern: UInt(address)), count: 12)
-    return unsafe bytes.map { String($0, radix: 16) }.joined(separator: " ")
   }
 
   /// What the guest sees of a host trap.

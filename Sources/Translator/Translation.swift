@@ -36,6 +36,8 @@ public struct TranslationOptions: Sendable {
   public var countsBlocks = false
   /// PAUSE instructions after which a vCPU leaves with `VCPUExit.spinning`; nil: it never does.
   public var pausesToExit: UInt32?
+  /// Unexpected host faults in translated code (SoftFaults.swift) that end the run; 1: the first does.
+  public var softFaultLimit = SoftFaults.limit
   /// Called with a line per instruction, which runs alone: RIP, registers, flags. Very slow.
   public var trace: (@Sendable (String) -> Void)?
 
@@ -57,6 +59,9 @@ public struct TranslationCounters: Sendable {
   public var tlbFills: UInt64 = 0, tlbFlushes: UInt64 = 0, lookups: UInt64 = 0, lookupMisses: UInt64 = 0
   /// Hypercalls that the engine answered, by number.
   public var hypercalls: [UInt64: UInt64] = [:]
+  /// Host faults at unexpected places in translated code, each a bug that cost a block its optimizations, and the first
+  /// of them in words.
+  public var softFaults: UInt64 = 0, firstSoftFault: String?
   /// Full exits by reason: name and count.
   public var exits: [(name: String, count: UInt64)] = []
 
@@ -188,6 +193,9 @@ public final class Translation: Sendable {
     result.discards = c.discards
     result.flushes = c.flushes
     result.ticks = c.ticks
+    (result.softFaults, result.firstSoftFault) = lock.withLock { _ in
+      (cache.softFaults.count, cache.softFaults.first)
+    }
     var exits = [UInt64](repeating: 0, count: TranslatedCPU.exitNames.count)
     forEachCPU { cpu in
       result.tlbFills &+= cpu.page[\.count_tlb_fill]

@@ -162,8 +162,8 @@ enum {
   CHOST_EXIT_REPEAT,      // the string instruction at `rip` has elements left: like CHOST_EXIT_ATTENTION
 };
 
-// fault_trap of an access that went where empty slots lead: no exception of the host's has this number.
-enum { CHOST_TRAP_SLOT = 255 };
+// fault_trap of a page fault, and of one where empty stack entries lead: no exception of the host's has the latter number.
+enum { CHOST_TRAP_PAGE = 14, CHOST_TRAP_SLOT = 255 };
 
 enum { CHOST_SHADOW_GUARD = 4096 };
 

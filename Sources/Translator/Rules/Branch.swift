@@ -43,14 +43,15 @@ extension BlockBuilder {
   /// Goes to `target` (from the start of the page) by its linear address.
   mutating func goIndirect(to target: Int64) {
     needPageFlags()
-    hot.load(RegisterMap.t0, .env(Slot.pageAddress))
-    addToT0(target)
+    loadTarget(target)
     jumpThroughCache()
   }
 
-  private mutating func addToT0(_ offset: Int64) {
-    let target = HostMemory(RegisterMap.t0, Int32(truncatingIfNeeded: offset))
-    if isLong { hot.lea(RegisterMap.t0, target) } else { hot.lea32(RegisterMap.t0, target) }
+  /// T0 = the linear address of `target`, from the start of the page. Keeps EFLAGS.
+  private mutating func loadTarget(_ target: Int64) {
+    let t0 = RegisterMap.t0
+    hot.load(t0, .env(Slot.pageAddress))
+    if isLong { add(target, to: t0) } else { hot.lea32(t0, HostMemory(t0, Int32(truncatingIfNeeded: target))) }
   }
 
   /// Goes to the linear address in T0. The page's flags are current.
@@ -121,10 +122,8 @@ extension BlockBuilder {
       hot.jump(if: condition, to: over)
       // The far side of the branch is cold code: it may be long, and is not the common case in loops.
       if !pageFlags { cold.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags)) }
-      cold.load(RegisterMap.t0, .env(Slot.pageAddress))
-      cold.lea(RegisterMap.t0, HostMemory(RegisterMap.t0, Int32(truncatingIfNeeded: target)))
-      if !isLong { cold.mov32(RegisterMap.t0, RegisterMap.t0) }
       swap(&hot, &cold)
+      loadTarget(target)
       jumpThroughCache()
       swap(&hot, &cold)
     }
@@ -161,8 +160,7 @@ extension BlockBuilder {
       afterCall()
     } else {
       needPageFlags()
-      hot.load(RegisterMap.t0, .env(Slot.pageAddress))
-      addToT0(target)
+      loadTarget(target)
       callThroughCache()
     }
     return true
@@ -208,7 +206,6 @@ extension BlockBuilder {
     let size: Int32 = isLong ? 8 : 4
     if i.isMemory {
       let memory = access(size: Int(size), write: false)
-      mayFaultInSlot()
       loadOperand(scratch, memory, size: size)
     } else {
       let value = value(of: i.rm, scratch: scratch)

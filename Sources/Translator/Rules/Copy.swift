@@ -32,7 +32,9 @@ extension BlockBuilder {
         prepareFlags()
         hot.store(.env(Slot.scratch0), RegisterMap.rdi)
         hot.mov(RegisterMap.rdi, RegisterMap.t0)
+        lendsRDI = true
         emit(memory: HostMemory(RegisterMap.rdi))
+        lendsRDI = false
         hot.load(RegisterMap.rdi, .env(Slot.scratch0))
       } else {
         prepareFlags()
@@ -94,7 +96,7 @@ extension BlockBuilder {
       encode(fields, memory: nil)
       hot.load(RegisterMap.rdi, .env(Slot.scratch0))
     } else {
-      if mayRaise || isSlotAccess { mayFault() }
+      if mayRaise || memory != nil { mayFault(canRaise: mayRaise) }
       encode(fields, memory: direct ? .env(RegisterMap.slot(i.rm)) : memory)
     }
 

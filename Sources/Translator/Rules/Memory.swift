@@ -147,11 +147,8 @@ extension BlockBuilder {
   /// Displacement of the slot for an access relative to a host register, if it has one: the operand's own, or that of
   /// the stack's page.
   private func slot(for base: HostRegister, size: Int) -> Int32? {
-    // Where a fault could not undo the loan of RDI (the copy rule's AH...BH) there is none.
-    let i = instruction
-    let lends = i.isMemory && traits.reg.isGeneral && traits.reg.isByte && i.isHighByte(i.reg)
     if let site { return site }
-    guard base == RegisterMap.stackPointer, size <= 64, !lends else { return nil }
+    guard base == RegisterMap.stackPointer, size <= 64 else { return nil }
     return Slot.stack &+ (privilege == 3 ? 16 : 0)
   }
 
@@ -209,7 +206,6 @@ extension BlockBuilder {
       hot.alu(.cmp, offset, .env(slot &+ 16))
       hot.jump(if: CodeEmitter.aboveOrEqual, to: cold.address)
     } else {
-      isSlotAccess = slot != nil
       hot.alu(.cmp, offset, immediate: 4096 &- Int32(truncatingIfNeeded: size), w: true)
       hot.jump(if: CodeEmitter.above, to: cold.address)
     }
@@ -226,11 +222,11 @@ extension BlockBuilder {
     switch region.kind {
     case .page:
       hot.load(t0, .env(Slot.pageAddress))
-      if start != 0 { hot.lea(t0, HostMemory(t0, Int32(truncatingIfNeeded: start))) }
+      add(start, to: t0)
     case .absolute: hot.mov(t0, immediate: UInt64(bitPattern: start))
     case .fs, .gs:
       hot.load(t0, .env(BlockBuilder.segmentBase(region.kind == .fs ? 4 : 5)))
-      if start != 0 { hot.lea(t0, HostMemory(t0, Int32(truncatingIfNeeded: start))) }
+      add(start, to: t0)
     }
     let slot = regionSlot(region, write: write)
     hot.alu(.cmp, t0, .env(slot))
@@ -391,7 +387,7 @@ extension BlockBuilder {
     let t0 = RegisterMap.t0, t2 = RegisterMap.t2
     if i.isRIPRelative {
       hot.load(t0, .env(Slot.pageAddress))
-      hot.lea(t0, HostMemory(t0, nextOffset &+ i.displacement))
+      add(Int64(nextOffset) &+ Int64(i.displacement), to: t0)
       if i.addressSize == 4 { hot.mov32(t0, t0) }
       return
     }
@@ -417,6 +413,15 @@ extension BlockBuilder {
     }
     if i.addressSize == 8 { hot.lea(t0, memory) } else { hot.lea32(t0, memory) }
     if i.addressSize == 2 { hot.zeroExtend16(t0, t0) }
+  }
+
+  /// Adds a constant of up to 33 bits, which one displacement may not hold: an offset in the page plus a displacement or
+  /// a branch's. Keeps EFLAGS.
+  mutating func add(_ constant: Int64, to register: HostRegister) {
+    let part = Int32(clamping: constant)
+    if part != 0 { hot.lea(register, HostMemory(register, part)) }
+    let rest = Int32(truncatingIfNeeded: constant &- Int64(part))
+    if rest != 0 { hot.lea(register, HostMemory(register, rest)) }
   }
 
   /// LEA target, [index << scale + displacement]: the form without a base.

@@ -37,7 +37,7 @@ extension BlockBuilder {
       if i.operandSize == 8 { hot.lea(target, memory) } else { hot.lea32(target, memory) }
     } else if isLong && i.isRIPRelative && i.operandSize == 8 && i.addressSize == 8 && target != RegisterMap.inMemory {
       hot.load(target, .env(Slot.pageAddress))
-      hot.lea(target, HostMemory(target, nextOffset &+ i.displacement))
+      add(Int64(nextOffset) &+ Int64(i.displacement), to: target)
     } else {
       effectiveAddress()
       write(i.reg, RegisterMap.t0, size: Int32(i.operandSize))
@@ -93,6 +93,7 @@ extension BlockBuilder {
     if bits != t2 { hot.mov(t2, bits) }
     hot.alu(.and, t2, immediate: Int32(size) &* 8 &- 1, w: false)
     prepareFlags(scratch: t1)
+    mayFault()
     if i.hasLock { hot.byte(0xF0) }
     if size == 2 { hot.byte(0x66) }
     let target = HostMemory(t0)
@@ -118,6 +119,7 @@ extension BlockBuilder {
 
   /// MOV between a register's low bytes and memory.
   private mutating func move(_ register: HostRegister, _ memory: HostMemory, size: Int, isStore: Bool) {
+    mayFault()
     if !isStore { hot.note(register) }
     if size == 2 { hot.byte(0x66) }
     hot.rex(w: size == 8, reg: register, memory: memory)
@@ -151,6 +153,7 @@ extension BlockBuilder {
     wrapAddress()
     toLinear(i.segment, size: 1, write: false)
     let memory = accessAtT0(size: 1, write: false)
+    mayFault()
     hot.rex(w: false, reg: RegisterMap.rax, memory: memory)
     hot.byte(0x8A)
     hot.modRM(reg: RegisterMap.rax, memory: memory)

@@ -25,7 +25,6 @@ extension BlockBuilder {
     let sp = RegisterMap.stackPointer
     if hasPlainAddresses {
       let memory = accessStack(displacement: -size, size: Int(stored ?? size), write: true)
-      mayFaultInSlot()
       storeOperand(memory, value, size: stored ?? size)
       release(-size)
     } else {
@@ -56,7 +55,6 @@ extension BlockBuilder {
     let memory: HostMemory
     if hasPlainAddresses {
       memory = accessStack(displacement: 0, size: Int(size), write: false)
-      mayFaultInSlot()
     } else {
       clobberFlags()
       // LEA and not MOV, which the checker takes for the beginning of a check.
@@ -85,6 +83,7 @@ extension BlockBuilder {
 
   /// MOV [memory], register of 2, 4 or 8 bytes.
   mutating func storeOperand(_ memory: HostMemory, _ value: HostRegister, size: Int32) {
+    if memory.base != RegisterMap.env { mayFault() }
     switch size {
     case 8: hot.store(memory, value)
     case 4: hot.store32(memory, value)
@@ -96,6 +95,7 @@ extension BlockBuilder {
 
   /// MOV or MOVZX register, [memory].
   mutating func loadOperand(_ target: HostRegister, _ memory: HostMemory, size: Int32) {
+    mayFault()
     switch size {
     case 8: hot.load(target, memory)
     case 4: hot.load32(target, memory)
@@ -152,7 +152,6 @@ extension BlockBuilder {
     } else if i.hasModRM {
       if i.isMemory {
         let memory = access(size: Int(size), write: false)
-        mayFaultInSlot()
         loadOperand(RegisterMap.t2, memory, size: size)
         pushT2(size: size)
       } else {

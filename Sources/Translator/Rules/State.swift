@@ -38,9 +38,11 @@ extension BlockBuilder {
       // Components beyond the guest's XCR0 and the compacted format: #GP, which the host's XCR0 would not raise.
       hot.load(t2, .env(Slot.xcr0))
       hot.not(t2)
+      mayFault()
       hot.load(t1, HostMemory(t0, 512))
       hot.test(t2, t1)
       hot.jump(if: CodeEmitter.notEqual, to: misaligned)
+      mayFault()
       hot.load(t1, HostMemory(t0, 520))
       hot.test(t1, t1)
       hot.jump(if: CodeEmitter.notEqual, to: misaligned)
@@ -51,7 +53,7 @@ extension BlockBuilder {
       hot.alu32(.and, RegisterMap.rax, .env(Slot.xcr0))
       hot.mov(2, immediate: 0)
     }
-    mayFault(restoresScratch: masks)
+    mayFault(canRaise: true, restoresScratch: masks)
     hot.rex(w: instruction.w, reg: 0, memory: HostMemory(t0))
     hot.byte(0x0F)
     hot.byte(0xAE)
@@ -63,8 +65,10 @@ extension BlockBuilder {
         hot.byte(0x74)
         hot.byte(16)
       }
-      hot.storeImmediate64(HostMemory(t0, 8), 0)  // 8 bytes each
-      hot.storeImmediate64(HostMemory(t0, 16), 0)
+      for offset: Int32 in [8, 16] {
+        mayFault(restoresScratch: masks)
+        hot.storeImmediate64(HostMemory(t0, offset), 0)  // 8 bytes each
+      }
     }
     if masks {
       hot.load(RegisterMap.rax, .env(Slot.scratch0))
