@@ -35,9 +35,11 @@ struct Window {
     base: 0x2000_0000,
     kinds: [.ram, .ram, .ram, .absent, .ram, .readOnly, .ram, .absent, .ram, .code, .ram, .absent, .device, .absent])
   static let high = Window(base: 0x1_1000_0000, kinds: low.kinds)
+  /// 2 GiB below `high`, so that displacements reach from one to the other.
+  static let opposite = Window(base: 0x9000_0000, kinds: [.ram, .ram, .ram])
   /// Both sides of 4 GiB.
   static let border = Window(base: 0xFFFF_F000, kinds: [.ram, .ram])
-  static let windows = [low, high, border]
+  static let windows = [low, opposite, high, border]
   /// Guest-physical address of the first device page; no RAM there.
   static let deviceBase: UInt64 = 0xD000_0000
 

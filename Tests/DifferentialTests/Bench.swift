@@ -55,6 +55,7 @@ import X86
       .init(0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
     ])
     var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
+    options.softFaultLimit = 1
     // PAUSE in its longer form, which is never through.
     options.pausesToExit = .max
     translation = try Translation(memory: arena.memory, options: options)

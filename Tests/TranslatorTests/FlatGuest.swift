@@ -19,8 +19,10 @@ final class FlatGuest {
   private nonisolated(unsafe) static let signalStack = UnsafeMutableRawPointer.allocate(
     byteCount: signalStackBytes, alignment: 4096)
 
-  /// - Parameter singleInstruction: Every instruction is a block of its own.
-  init(megabytes: UInt64 = 16, singleInstruction: Bool = false) throws {
+  /// - Parameters:
+  ///   - singleInstruction: Every instruction is a block of its own.
+  ///   - softFaultLimit: Unexpected host faults that end the run: the first, unless a test makes them.
+  init(megabytes: UInt64 = 16, singleInstruction: Bool = false, softFaultLimit: Int = 1) throws {
     memory = try GuestMemory(byteCount: megabytes << 20)
     let cpuid = CPUIDTable([
       .init(0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
@@ -31,6 +33,7 @@ final class FlatGuest {
     ])
     var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
     options.singleInstruction = singleInstruction
+    options.softFaultLimit = softFaultLimit
     translation = try Translation(memory: memory, options: options)
     cpu = try translation.makeCPU(0)
     unsafe _ = chost_prepare_thread(FlatGuest.signalStack, UInt64(FlatGuest.signalStackBytes))

@@ -21,6 +21,7 @@ private final class Flat32Guest {
     memory = try GuestMemory(byteCount: 1 << 20)
     var options = TranslationOptions(cpuid: [CPUIDTable([])], supports: { _ in true })
     options.singleInstruction = singleInstruction
+    options.softFaultLimit = 1
     translation = try Translation(memory: memory, options: options)
     translation.cache.hotCode.isEverything = !singleInstruction
     cpu = try translation.makeCPU(0)
