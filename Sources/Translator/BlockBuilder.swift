@@ -142,6 +142,10 @@ struct FaultState: OptionSet {
   }
   var privilege: UInt8 { UInt8(truncatingIfNeeded: mode & UInt32(CHOST_MODE_CPL)) }
   var isLong: Bool { mode & UInt32(CHOST_MODE_LONG) != 0 }
+  /// Whether another guest instruction surely fits.
+  var hasRoom: Bool {
+    min(hot.room, cold.room) >= BlockTranslator.roomPerInstruction
+  }
   func has(_ bit: Int) -> Bool { mode & UInt32(bit) != 0 }
   /// Offset of the next instruction.
   var nextOffset: Int32 { current.offset &+ Int32(instruction.length) }

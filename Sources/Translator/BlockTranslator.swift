@@ -32,7 +32,7 @@ enum DecodedBlock {
 @safe final class BlockTranslator: @unchecked Sendable {
   /// Most instructions in a block.
   static let maximumInstructions = 48
-  /// Most host bytes per guest instruction, generously; checked against the room left.
+  /// Most host bytes per guest instruction in either half, generously; checked against the room left.
   static let roomPerInstruction = 400
   /// Most conditional branches inside a hot block.
   static let maximumBranches = 4
@@ -382,7 +382,7 @@ enum DecodedBlock {
       if builder.movesStackLater() { continue }
       builder.prepareStackPointer()
       builder.prepareRegisters()
-      let done = translate(&builder, liveAtTarget: liveAtTarget)
+      let done = builder.hasRoom && translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
         builder.settleStackPointer()
         builder.settleRegisters()

@@ -92,6 +92,8 @@ import X86
   /// Blocks start here; before it are trampolines and the vCPUs' scratch areas.
   static let hotStart = 64 << 10
   static let scratchBytes = 512
+  /// Host bytes of the largest instruction that was emitted into a scratch area, of `scratchBytes / 2`.
+  var largestScratch = 0
   var codeStart: UInt64 { unsafe UInt64(UInt(bitPattern: code.executable)) }
   var codeEnd: UInt64 { codeStart + UInt64(CodeCache.codeBytes) }
 

@@ -54,7 +54,7 @@ enum ALU: UInt8 { case add, or, adc, sbb, and, sub, xor, cmp }
   var count: Int { unsafe cursor - start }
   /// Executable address of the next byte.
   var address: UInt64 { base &+ UInt64(count) }
-  /// Room left; the block translator checks it before each guest instruction.
+  /// Room left. Nothing here looks at it: `BlockTranslator.emit` does before each guest instruction.
   var room: Int { capacity &- count }
 
   // MARK: Bytes

@@ -36,6 +36,8 @@ struct HotCode {
   /// A page is hot when it is met twice within so many looks. What a large program executes all over its code is not:
   /// its sites would be more than there are slots.
   static let samplesKept = 16
+  /// Blocks and instructions remembered, each.
+  static let mostRemembered = 1 << 16
   /// TSC ticks between two looks, at least: a millisecond or less.
   static let pause: UInt64 = 1 << 21
 
@@ -48,7 +50,13 @@ struct HotCode {
   }
 
   func contains(_ key: UInt64) -> Bool { isEverything || blocks.contains(key) }
-  mutating func insert(_ key: UInt64) { blocks.insert(key) }
+  mutating func insert(_ key: UInt64) { HotCode.add(key, to: &blocks) }
+
+  /// What is remembered is a hint: when it becomes too much, it begins anew.
+  private static func add(_ value: UInt64, to set: inout Set<UInt64>) {
+    if set.count >= HotCode.mostRemembered { set.removeAll(keepingCapacity: true) }
+    set.insert(value)
+  }
 
   /// The displacement from ENV of a slot for `size` bytes that the instruction at `physical` accesses, or nil for none.
   mutating func site(_ physical: UInt64, size: Int, user: Bool, write: Bool) -> Int32? {
@@ -73,7 +81,7 @@ struct HotCode {
 
   /// Takes the slot from the site that has it; the guest-physical address of its instruction.
   mutating func refuse(_ number: Int) -> UInt64 {
-    restless.insert(owners[number])
+    HotCode.add(owners[number], to: &restless)
     return owners[number]
   }
 }

@@ -405,6 +405,7 @@ extension CodeCache {
     }
     builder.finishFlags()
     builder.exit(Int(CHOST_EXIT_NONE), at: 0)
+    largestScratch = max(largestScratch, builder.hot.count, builder.cold.count)
     return entry
   }
 }

@@ -286,6 +286,11 @@ extension Processor {
           bytes.end = error
           return bytes
         }
+        // No code is fetched from devices, least of all bytes that may belong to no instruction.
+        guard isRAM(physical) else {
+          bytes.end = .invalidOpcode
+          return bytes
+        }
       }
       bytes.append(physicalLoad(UInt8.self, physical))
       physical &+= 1
