@@ -124,13 +124,18 @@ struct LimitWriter {
   }
 
   /// The instruction of an access to an operand; some with a register of their own.
-  private mutating func access(base: Int?, index: Int?, scale: Int, _ d: Int32, prefix: [UInt8] = []) -> [UInt8] {
+  ///
+  /// - Parameter isRAM: An x87 store whose exception is not masked may access memory or not, by the processor's vendor,
+  ///   which shows where there is none.
+  private mutating func access(
+    base: Int?, index: Int?, scale: Int, _ d: Int32, prefix: [UInt8] = [], isRAM: Bool
+  ) -> [UInt8] {
     let reg = scratch()
     let wide = random.chance(60)
     func plain(_ opcode: [UInt8], _ reg: Int, _ self: inout LimitWriter, more: [UInt8] = []) -> [UInt8] {
       self.operand(opcode, prefix: prefix + more, reg: reg, base: base, index: index, scale: scale, d, wide: wide)
     }
-    switch random.below(14) {
+    switch random.below(isRAM ? 14 : 13) {
     case 0...3: return plain([0x8B], reg, &self)
     case 4, 5: return plain([0x89], reg, &self)
     case 6: return plain([random.pick([0x03, 0x01, 0x3B, 0x29])], reg, &self)
@@ -170,7 +175,8 @@ struct LimitWriter {
       note(d)
       last[base] = d
       if isIndexed { program.features.insert(.indexed) }
-      program.bytes += access(base: base, index: isIndexed ? LimitWriter.index : nil, scale: scale, d)
+      program.bytes += access(
+        base: base, index: isIndexed ? LimitWriter.index : nil, scale: scale, d, isRAM: LimitWriter.hasRAM(address))
       program.touched.append(address)
       return
     }
@@ -237,16 +243,16 @@ struct LimitWriter {
     program.features.insert(.segmentBase)
     program.touched.append(target)
     if let d = Int32(exactly: Int64(bitPattern: offset)) {
-      program.bytes += access(base: nil, index: nil, scale: 0, d, prefix: prefix)
+      program.bytes += access(base: nil, index: nil, scale: 0, d, prefix: prefix, isRAM: true)
       // Where an empty slot's tag might be.
       if base & 63 == 1 && random.chance(30) {
         program.bytes += access(
-          base: nil, index: nil, scale: 0, Int32(truncatingIfNeeded: 0 &- (base &- 1)), prefix: prefix)
+          base: nil, index: nil, scale: 0, Int32(truncatingIfNeeded: 0 &- (base &- 1)), prefix: prefix, isRAM: false)
       }
     } else {
       let pointer = 7
       program.bytes += [0x48, 0xBF] + (0..<8).map { UInt8(truncatingIfNeeded: offset >> UInt64($0 * 8)) }
-      program.bytes += access(base: pointer, index: nil, scale: 0, 0, prefix: prefix)
+      program.bytes += access(base: pointer, index: nil, scale: 0, 0, prefix: prefix, isRAM: true)
     }
   }
 
