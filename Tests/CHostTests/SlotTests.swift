@@ -84,6 +84,28 @@ struct SlotTests {
     }
   }
 
+  /// Where the tag of an empty slot might be taken for an address: FS and GS may have any canonical base, moffs any
+  /// address.
+  @Test(
+    "Empty sites and regions hit at no address", arguments: [1, 1 << 63, 1 << 63 + 4096, 1 &- 65536, 63] as [UInt64])
+  func odd(address: UInt64) {
+    let vcpu = machine()
+    for kind in SlotTests.kinds.dropFirst() {
+      for user in [false, true] {
+        for write in [false, true] {
+          let slot = displacement(kind, write: write, user: user)
+          #expect(hit(vcpu, kind, address, size: 1, write: write, user: user) == nil)
+          guard case .region = kind else { continue }
+          let tag = word(vcpu, slot, 0)
+          // Regions start at a multiple of 4096, or at a multiple of 64 from a canonical base, which a displacement moves by
+          // 2 GiB at most.
+          let distance = min(tag &- 1 << 47, 0xFFFF_8000_0000_0000 &- tag)
+          #expect(tag & 4095 != 0 && tag != address && distance > 1 << 32 && distance < 1 << 63)
+        }
+      }
+    }
+  }
+
   @Test("A fill serves the access and the next, for its privilege and direction alone") func separate() {
     for kind in SlotTests.kinds {
       let vcpu = machine()
@@ -185,6 +207,19 @@ struct SlotTests {
     vcpu.loadCR3()
     #expect(hit(vcpu, .site(0), linear, user: false) != nil && hit(vcpu, .region(0), linear, user: false) != nil)
     #expect(hit(vcpu, .site(1), linear + 0x1000, user: false) == nil)
+  }
+
+  @Test("A run between global pages, over one that is not, dies with MOV CR3") func bridged() {
+    let vcpu = machine()
+    vcpu.map(linear, 0x10_0000 | 0x163)
+    vcpu.map(linear + 0x1000, 0x10_1000 | 0x63)
+    vcpu.map(linear + 0x2000, 0x10_2000 | 0x163)
+    fill(vcpu, .site(0), linear, user: false)
+    fill(vcpu, .site(1), linear + 0x1000, user: false)
+    fill(vcpu, .site(0), linear + 0x2000, user: false)
+    #expect(hit(vcpu, .site(0), linear + 0x1000, user: false) == 0x10_1000, "one run")
+    vcpu.loadCR3()
+    #expect(hit(vcpu, .site(0), linear + 0x1000, user: false) == nil)
   }
 
   @Test("A group's check is refused across pages, without a fault") func group() {
