@@ -60,7 +60,12 @@ let package = Package(
       dependencies: ["Lguest", logging, system, .product(name: "ArgumentParser", package: "swift-argument-parser")],
       swiftSettings: settings),
     tests("LayeringTests", []),
-    tests("LguestTests", ["Lguest", "Paravirt", "Host", "Saving", "GuestMemory", "GuestCode", logging, system]),
+    tests(
+      "LguestTests",
+      [
+        "Lguest", "Translator", "Devices", "Paravirt", "Host", "Saving", "GuestMemory", "X86", "GuestCode", logging,
+        system,
+      ]),
     tests("SystemTests", []),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),

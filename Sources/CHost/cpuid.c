@@ -18,3 +18,11 @@ uint64_t chost_xgetbv0(void) {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (uint64_t)high << 32 | low;
 }
+
+uint32_t chost_mxcsr_mask(void) {
+  struct { _Alignas(16) uint8_t bytes[512]; } image = {0};
+  __asm__ volatile("fxsave64 %0" : "=m"(image));
+  uint32_t mask;
+  __builtin_memcpy(&mask, image.bytes + 28, sizeof mask);
+  return mask ? mask : 0xffbf; // SDM volume 1, 11.6.6
+}

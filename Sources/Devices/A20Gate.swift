@@ -32,7 +32,7 @@ public final class A20Gate: Sendable {
 extension A20Gate: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     var isOpen = isOpen
-    try archive.transfer(&isOpen)
+    try archive.transfer(&isOpen, "gate")
     self.isOpen = isOpen
   }
 }

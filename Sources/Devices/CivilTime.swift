@@ -51,14 +51,12 @@ extension CivilTime {
 
 extension CivilTime: SavedState {
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&year)
-    try archive.transfer(&month)
-    try archive.transfer(&day)
-    try archive.transfer(&hour)
-    try archive.transfer(&minute)
-    try archive.transfer(&second)
     // What two digits of each can be set to.
-    try archive.require((-400...25_600).contains(year) && (1...12).contains(month), "date")
-    for part in [day, hour, minute, second] { try archive.require((0...512).contains(part), "time of day") }
+    try archive.transfer(&year, "year", in: -400...25_600)
+    try archive.transfer(&month, "month", in: 1...12)
+    try archive.transfer(&day, "day", in: 0...512)
+    try archive.transfer(&hour, "hour", in: 0...512)
+    try archive.transfer(&minute, "minute", in: 0...512)
+    try archive.transfer(&second, "second", in: 0...512)
   }
 }

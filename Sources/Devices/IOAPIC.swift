@@ -8,6 +8,7 @@ import Synchronization
 ///
 /// Register access comes from vCPU threads, pins from any thread. As a `Device` it is a page of MMIO.
 public final class IOAPIC: Device {
+  private static let idBits: UInt32 = 0x0F00_0000
   /// Number of pins.
   public static let pinCount = 24
 
@@ -147,7 +148,7 @@ public final class IOAPIC: Device {
 
   private func write(_ register: Register?, _ word: UInt32, _ state: inout State) {
     switch register {
-    case .id: state.id = word & 0x0F00_0000
+    case .id: state.id = word & Self.idBits
     case .redirection(let pin, let isHigh):
       let old = state.table[pin].bits
       var bits = isHigh ? old & 0xFFFF_FFFF | UInt64(word) << 32 : old & ~0xFFFF_FFFF | UInt64(word)
@@ -164,10 +165,16 @@ public final class IOAPIC: Device {
 extension IOAPIC: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      try archive.transfer(&state.id)
-      try archive.transfer(&state.select)
-      try archive.transfer(&state.asserted)
-      for pin in 0..<Self.pinCount { try archive.transfer(&state.table[pin].bits) }
+      try archive.transfer(&state.id, "id", bits: Self.idBits)
+      try archive.transfer(&state.select, "register number")
+      try archive.transfer(&state.asserted, "pins", bits: 1 << UInt32(Self.pinCount) - 1)
+      for pin in 0..<Self.pinCount {
+        try archive.transfer(&state.table[pin].bits, "redirection \(pin)")
+        let entry = state.table[pin]
+        let read = entry.isLevel ? Redirection.remoteIRR : 0
+        try archive.require(
+          entry.bits & ~(definedBits & ~Redirection.readOnly | read) == 0, "redirection \(pin)", entry.bits)
+      }
     }
   }
 }

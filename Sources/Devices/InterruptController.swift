@@ -86,6 +86,8 @@ public final class InterruptController: Sendable {
 
 extension InterruptController: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    for apic in localAPICs { try apic.transfer(&archive) }
+    for apic in localAPICs {
+      try archive.part("APIC \(apic.id)") { archive throws(SavedStateError) in try apic.transfer(&archive) }
+    }
   }
 }

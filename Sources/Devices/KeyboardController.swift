@@ -112,14 +112,16 @@ public final class SystemControlPortA: Device {
 extension KeyboardController: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      try archive.transfer(&state.expectsOutputPort)
-      try archive.transfer(&state.output)
+      try archive.transfer(&state.expectsOutputPort, "expected byte")
+      try archive.transfer(&state.output, "output buffer")
     }
   }
 }
 
 extension SystemControlPortA: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
+    try value.withLock { value throws(SavedStateError) in
+      try archive.transfer(&value, "reset bit", bits: Self.fastReset)
+    }
   }
 }

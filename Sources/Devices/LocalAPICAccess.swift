@@ -6,6 +6,22 @@ extension LocalAPICState {
   /// Version 0x14, entries 0...5 in the local vector table, no EOI-broadcast suppression.
   static let version: UInt32 = 0x0005_0014
 
+  static let logicalDestinationBits: UInt32 = 0xFF00_0000, destinationFormatOnes: UInt32 = 0x0FFF_FFFF
+  static let spuriousVectorBits: UInt32 = 0x3FF
+
+  /// What the interrupt command can hold: in x2APIC mode what WRMSR lets through, else any 32 bits and a destination of
+  /// 8; delivery status reads as 0.
+  var commandBits: UInt64 {
+    let written: UInt64 = mode == .x2APIC ? LocalAPICRegister.commandBits : 0xFF00_0000_FFFF_FFFF
+    return written & ~UInt64(LocalVector.deliveryStatus)
+  }
+
+  /// Whether IA32_APIC_BASE can have a value, whatever it was before: no reserved bits, no x2APIC mode without APIC.
+  static func accepts(base value: UInt64) -> Bool {
+    value & ~(APICBase.addressBits | APICBase.bootstrap | APICBase.x2APIC | APICBase.enabled) == 0
+      && (value & APICBase.enabled != 0 || value & APICBase.x2APIC == 0)
+  }
+
   /// The value of a register; callers have already decided that it exists in this mode.
   mutating func read(_ register: LocalAPICRegister, _ clock: Clock, _ effects: inout LocalAPICEffects) -> UInt64 {
     switch register {
@@ -41,11 +57,11 @@ extension LocalAPICState {
     case .endOfInterrupt:
       endOfInterrupt(&effects)
     case .logicalDestination:
-      logicalDestination = word & 0xFF00_0000
+      logicalDestination = word & Self.logicalDestinationBits
     case .destinationFormat:
-      destinationFormat = word | 0x0FFF_FFFF
+      destinationFormat = word | Self.destinationFormatOnes
     case .spuriousVector:
-      spuriousVector = word & 0x3FF
+      spuriousVector = word & Self.spuriousVectorBits
       if !isSoftwareEnabled {
         for entry in LocalVector.allCases { self[entry] |= LocalVector.masked }
       }
@@ -54,7 +70,7 @@ extension LocalAPICState {
       unreportedErrors = 0
     case .interruptCommandLow:
       command = mode == .x2APIC ? value : command & 0xFFFF_FFFF_0000_0000 | UInt64(word)
-      command &= ~UInt64(1 << 12)
+      command &= commandBits
       send(&effects)
     case .interruptCommandHigh:
       command = command & 0xFFFF_FFFF | UInt64(word & 0xFF00_0000) << 32
@@ -90,12 +106,9 @@ extension LocalAPICState {
   /// IA32_APIC_BASE; false is #GP. From disabled only xAPIC, from x2APIC only disabled (SDM figure 11-27).
   mutating func setBase(_ value: UInt64, _ effects: inout LocalAPICEffects) -> Bool {
     let old = mode
-    guard value & ~(APICBase.addressBits | APICBase.bootstrap | APICBase.x2APIC | APICBase.enabled) == 0 else {
-      return false
-    }
+    guard Self.accepts(base: value) else { return false }
     var next = self
     next.base = value
-    if value & APICBase.enabled == 0, value & APICBase.x2APIC != 0 { return false }
     switch (old, next.mode) {
     case (.disabled, .x2APIC), (.x2APIC, .xAPIC): return false
     case (.xAPIC, .disabled), (.x2APIC, .disabled):
@@ -125,7 +138,7 @@ extension LocalAPICState {
     self[entry] = new
     switch entry {
     case .timer:
-      timer.setMode(LocalAPICTimer.Mode(rawValue: new >> 17 & 3) ?? .reserved, now: clock.nanoseconds())
+      timer.setMode(LocalAPICTimer.Mode(entry: new), now: clock.nanoseconds())
       effects.rearms = true
     case .lint0, .lint1:
       if wasMasked { evaluatePin(entry == .lint0 ? 0 : 1, isEdge: false, &effects) }

@@ -51,16 +51,19 @@ enum LocalAPICRegister: Equatable {
     }
   }
 
+  /// The bits of the interrupt command that WRMSR may set.
+  static let commandBits: UInt64 = 0xFFFF_FFFF_000C_DFFF
+
   /// The bits WRMSR may set in x2APIC mode; nil for registers that cannot be written. Others are #GP.
   var writableMSRBits: UInt64? {
     switch self {
     case .taskPriority, .selfInterrupt: 0xFF
     case .endOfInterrupt, .errorStatus: 0
     case .spuriousVector: 0x3FF
-    case .interruptCommandLow: 0xFFFF_FFFF_000C_DFFF
+    case .interruptCommandLow: Self.commandBits
     case .localVector(let entry): UInt64(entry.definedBits)
     case .initialCount: 0xFFFF_FFFF
-    case .divideConfiguration: 0b1011
+    case .divideConfiguration: UInt64(LocalAPICTimer.divideBits)
     case .id, .version, .arbitrationPriority, .processorPriority, .remoteRead, .logicalDestination,
       .destinationFormat, .inService, .triggerMode, .interruptRequest, .interruptCommandHigh, .currentCount:
       nil
@@ -95,6 +98,7 @@ enum LocalAPICError {
   static let sendIllegalVector: UInt32 = 1 << 5
   static let receiveIllegalVector: UInt32 = 1 << 6
   static let illegalRegister: UInt32 = 1 << 7
+  static let all = sendIllegalVector | receiveIllegalVector | illegalRegister
 }
 
 /// IA32_APIC_BASE, MSR 0x1B (SDM vol. 3, 11.4.4 and 11.12.1).

@@ -236,24 +236,40 @@ struct LocalAPICState: Sendable {
 
 extension LocalAPICState: SavedState {
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&base)
-    try archive.transfer(&taskPriority)
-    try archive.transfer(&logicalDestination)
-    try archive.transfer(&destinationFormat)
-    try archive.transfer(&spuriousVector)
-    try requested.transfer(&archive)
-    try inService.transfer(&archive)
-    try levelTriggered.transfer(&archive)
-    try archive.transfer(&errorStatus)
-    try archive.transfer(&unreportedErrors)
-    try archive.transfer(&command)
-    try archive.transfer(&vectors)
-    try timer.transfer(&archive)
-    for pin in 0..<2 { try archive.transfer(&pins[pin]) }
-    try archive.transfer(&hasExternalMessage)
-    try archive.transfer(&hasNMI)
-    try archive.transfer(&hasInit)
-    try archive.transfer(&isWaitingForStartup)
-    try archive.transfer(&startupVector)
+    try archive.transfer(&base, "base register")
+    try archive.require(Self.accepts(base: base), "base register", base)
+    try archive.transfer(&taskPriority, "task priority")
+    try archive.transfer(&logicalDestination, "logical destination", bits: Self.logicalDestinationBits)
+    try archive.transfer(&destinationFormat, "destination format")
+    try archive.require(destinationFormat | Self.destinationFormatOnes == destinationFormat, "destination format")
+    try archive.transfer(&spuriousVector, "spurious vector", bits: Self.spuriousVectorBits)
+    try archive.part("requests") { archive throws(SavedStateError) in try requested.transfer(&archive) }
+    try archive.part("services") { archive throws(SavedStateError) in try inService.transfer(&archive) }
+    try archive.part("triggers") { archive throws(SavedStateError) in try levelTriggered.transfer(&archive) }
+    try archive.transfer(&errorStatus, "error status", bits: LocalAPICError.all)
+    try archive.transfer(&unreportedErrors, "unreported errors", bits: LocalAPICError.all)
+    try archive.transfer(&command, "interrupt command")
+    try archive.require(command & ~commandBits == 0, "interrupt command", command)
+    for entry in LocalVector.allCases {
+      try archive.transfer(&self[entry], "\(entry) vector")
+      try archive.require(isPossible(self[entry], in: entry), "\(entry) vector", self[entry])
+    }
+    try archive.part("timer") { archive throws(SavedStateError) in try timer.transfer(&archive) }
+    try archive.require(timer.mode == LocalAPICTimer.Mode(entry: self[.timer]), "timer mode")
+    for pin in 0..<2 { try archive.transfer(&pins[pin], "pin \(pin)") }
+    try archive.transfer(&hasExternalMessage, "external interrupt")
+    try archive.transfer(&hasNMI, "NMI")
+    try archive.transfer(&hasInit, "INIT")
+    try archive.transfer(&isWaitingForStartup, "wait for start-up")
+    // The bootstrap processor restarts where it would wait.
+    try archive.require(id != 0 || !isWaitingForStartup, "wait for start-up")
+    try archive.transfer(&startupVector, "start-up vector")
+  }
+
+  /// What an entry of the local vector table can hold: software's bits, and what follows from the rest.
+  private func isPossible(_ value: UInt32, in entry: LocalVector) -> Bool {
+    let isMasked = value & LocalVector.masked != 0, isLevel = value & LocalVector.levelTriggered != 0
+    let remote = isLevel ? entry.definedBits & LocalVector.remoteIRR : 0
+    return value & ~(entry.writableBits | remote) == 0 && (isMasked || isSoftwareEnabled)
   }
 }

@@ -5,7 +5,14 @@ import Saving
 
 /// The timer of one local APIC (SDM vol. 3, 11.5.4). Its input clock is 1 GHz: one undivided tick is 1 ns.
 struct LocalAPICTimer: Sendable {
-  enum Mode: UInt32 { case oneShot = 0, periodic, deadline, reserved }
+  enum Mode: UInt32 {
+    case oneShot = 0, periodic, deadline, reserved
+
+    /// That of the local vector table's entry.
+    init(entry: UInt32) { self = Mode(rawValue: entry >> 17 & 3) ?? .reserved }
+  }
+
+  static let divideBits: UInt32 = 0b1011
 
   /// A guest that asks for a shorter period would occupy a host core with its timer alone; KVM has the same limit.
   static let shortestPeriod: UInt64 = 200_000
@@ -43,7 +50,7 @@ struct LocalAPICTimer: Sendable {
   /// The count goes on from where it is, at the new speed.
   mutating func setDivideConfiguration(_ value: UInt32, now: UInt64) {
     let remaining = UInt64(currentCount(now: now))
-    divideConfiguration = value & 0b1011
+    divideConfiguration = value & Self.divideBits
     if expiry != nil { expiry = now &+ (remaining << shift) }
   }
 
@@ -90,16 +97,25 @@ struct LocalAPICTimer: Sendable {
     }
   }
 
+  /// Whether a moment is further in the future than a period, as which a guest that asks for less gets the shortest.
+  private func isFurther(_ moment: UInt64, than now: UInt64) -> Bool {
+    moment > now && moment - now > max(period, Self.shortestPeriod)
+  }
+
   /// At most 2^39 ns.
   private var period: UInt64 { UInt64(initialCount) << shift }
 }
 
 extension LocalAPICTimer: SavedState {
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&mode)
-    try archive.transfer(&initialCount)
-    try archive.transfer(&divideConfiguration)
-    try archive.transfer(&tscDeadline)
-    try archive.transfer(instant: &expiry)
+    try archive.transfer(&mode, "mode")
+    try archive.transfer(&initialCount, "initial count")
+    try archive.transfer(&divideConfiguration, "divide configuration", bits: Self.divideBits)
+    try archive.transfer(&tscDeadline, "deadline")
+    try archive.require(mode == .deadline || tscDeadline == 0, "deadline", tscDeadline)
+    try archive.transfer(instant: &expiry, "expiry")
+    // It counts down from the initial count, at most once or period by period.
+    let counts = mode == .oneShot || mode == .periodic
+    try archive.require(expiry.map { counts && !isFurther($0, than: archive.now) } ?? true, "expiry")
   }
 }

@@ -48,7 +48,9 @@ public final class PCIHostBridge: Device {
 
 extension PCIHostBridge: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try address.withLock { address throws(SavedStateError) in try archive.transfer(&address) }
+    try address.withLock { address throws(SavedStateError) in
+      try archive.transfer(&address, "address", bits: Self.writable)
+    }
     try reset.transfer(&archive)
   }
 }

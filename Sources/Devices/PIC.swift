@@ -15,6 +15,8 @@ public final class PIC: Device {
     /// Where an initialisation sequence stands: the next write to the odd port is that word.
     enum Expected: UInt8 { case mask, word2, word3, word4 }
 
+    static let vectorBaseBits: UInt8 = 0xF8
+
     var requests: UInt8 = 0
     var inService: UInt8 = 0
     /// ICW1 clears it; until then nothing may reach a guest that has not said with which vector.
@@ -111,7 +113,7 @@ public final class PIC: Device {
       switch expected {
       case .mask: mask = value
       case .word2:
-        vectorBase = value & 0xF8
+        vectorBase = value & Self.vectorBaseBits
         expected = isSingle ? (needsWord4 ? .word4 : .mask) : .word3
       case .word3: expected = needsWord4 ? .word4 : .mask
       case .word4:
@@ -231,32 +233,32 @@ public final class PIC: Device {
 
 extension PIC.Chip: SavedState {
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&requests)
-    try archive.transfer(&inService)
-    try archive.transfer(&mask)
-    try archive.transfer(&levels)
-    try archive.transfer(&levelTriggered)
-    try archive.transfer(&vectorBase)
-    try archive.transfer(&first)
-    try archive.transfer(&expected)
-    try archive.transfer(&needsWord4)
-    try archive.transfer(&isSingle)
-    try archive.transfer(&readsInService)
-    try archive.transfer(&polls)
-    try archive.transfer(&isAutoEOI)
-    try archive.transfer(&rotatesOnAutoEOI)
-    try archive.transfer(&isSpecialMask)
-    try archive.transfer(&isSpecialFullyNested)
-    try archive.require(first < 8, "8259 priority")
+    try archive.transfer(&requests, "requests")
+    try archive.transfer(&inService, "services")
+    try archive.transfer(&mask, "mask")
+    try archive.transfer(&levels, "levels")
+    try archive.transfer(&levelTriggered, "level triggers", bits: levelTriggerable)
+    try archive.transfer(&vectorBase, "vector base", bits: Self.vectorBaseBits)
+    try archive.transfer(&first, "priority", in: 0...7)
+    try archive.transfer(&expected, "initialisation")
+    try archive.transfer(&needsWord4, "fourth word")
+    try archive.transfer(&isSingle, "single mode")
+    try archive.transfer(&readsInService, "read choice")
+    try archive.transfer(&polls, "poll")
+    try archive.transfer(&isAutoEOI, "automatic end")
+    try archive.transfer(&rotatesOnAutoEOI, "rotation")
+    try archive.transfer(&isSpecialMask, "special mask mode")
+    try archive.transfer(&isSpecialFullyNested, "special nested mode")
   }
 }
 
 extension PIC: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      try state.master.transfer(&archive)
-      try state.slave.transfer(&archive)
-      try archive.transfer(&state.isAsserting)
+      try archive.part("master's") { archive throws(SavedStateError) in try state.master.transfer(&archive) }
+      try archive.part("slave's") { archive throws(SavedStateError) in try state.slave.transfer(&archive) }
+      try archive.transfer(&state.isAsserting, "output")
+      try archive.require(state.isAsserting == (state.master.pending(isMaster: true) != nil), "output")
     }
   }
 }

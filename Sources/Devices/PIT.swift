@@ -98,8 +98,14 @@ public final class PIT: Device, DeadlineSource {
 extension PIT: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      for channel in 0..<3 { try state.channels[channel].transfer(&archive) }
-      try archive.transfer(&state.speaker)
+      for channel in 0..<3 {
+        try archive.part("channel \(channel)") { archive throws(SavedStateError) in
+          try state.channels[channel].transfer(&archive)
+          // Only that of channel 2 is a wire that anybody drives.
+          try archive.require(channel == 2 || state.channels[channel].gate, "gate")
+        }
+      }
+      try archive.transfer(&state.speaker, "speaker")
     }
   }
 }

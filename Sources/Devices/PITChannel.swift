@@ -33,6 +33,11 @@ struct PITChannel: Sendable {
 
   init(gate: Bool) { self.gate = gate }
 
+  /// What a count is counted down modulo, and what 0 means.
+  private var limit: UInt64 { isBCD ? 10_000 : 65_536 }
+  /// In BCD nobody keeps a guest from writing digits above 9.
+  private var largestCount: UInt64 { isBCD ? PITChannel.fromBCD(.max) : limit }
+
   // MARK: Programming
 
   mutating func control(_ value: UInt8, now: UInt64) {
@@ -65,7 +70,6 @@ struct PITChannel: Sendable {
   }
 
   private mutating func load(_ value: UInt16, now: UInt64) {
-    let limit: UInt64 = isBCD ? 10_000 : 65_536
     let decoded = isBCD ? Self.fromBCD(value) : UInt64(value)
     count = decoded == 0 ? limit : decoded
     // Modes 1 and 5 wait for the gate to rise.
@@ -131,7 +135,6 @@ struct PITChannel: Sendable {
 
   private func currentCount(now: UInt64) -> UInt16 {
     guard let count else { return 0 }
-    let limit: UInt64 = isBCD ? 10_000 : 65_536
     let elapsed = ticks(now: now)
     let value: UInt64 =
       switch mode {
@@ -192,18 +195,27 @@ struct PITChannel: Sendable {
 
 extension PITChannel: SavedState {
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&mode)
-    try archive.transfer(&access)
-    try archive.transfer(&isBCD)
-    try archive.transfer(&count)
-    try archive.transfer(instant: &start)
-    try archive.transfer(&gate)
-    try archive.transfer(&pendingLow)
-    try archive.transfer(&readsHigh)
-    try archive.transfer(&latchedCount, limit: 2)
-    try archive.transfer(&latchedStatus)
-    try archive.transfer(instant: &deadline)
-    try archive.require(count.map { (1...65_536).contains($0) } ?? true, "8254 count")
-    try archive.require(deadline == nil || count != nil, "8254 deadline")
+    try archive.transfer(&mode, "mode")
+    try archive.transfer(&access, "access")
+    // Latching is a command and no way of access.
+    try archive.require(access != .latch, "access")
+    try archive.transfer(&isBCD, "number format")
+    try archive.transfer(&count, "count")
+    try archive.require(count.map { (1...largestCount).contains($0) } ?? true, "count", count ?? 0)
+    try archive.transfer(instant: &start, "start")
+    try archive.require(start.map { count != nil && $0 <= archive.now } ?? true, "start")
+    try archive.transfer(&gate, "gate")
+    try archive.transfer(&pendingLow, "low byte")
+    try archive.transfer(&readsHigh, "byte choice")
+    try archive.transfer(&latchedCount, "latched count", limit: access == .lowThenHigh ? 2 : 1)
+    try archive.transfer(&latchedStatus, "latched status")
+    try archive.transfer(instant: &deadline, "deadline")
+    try archive.require(deadline.map { isPossible(deadline: $0, now: archive.now) } ?? true, "deadline")
+  }
+
+  /// A deadline is at most one count away, as which a guest that asks for less gets the shortest.
+  private func isPossible(deadline: UInt64, now: UInt64) -> Bool {
+    guard let count else { return false }
+    return deadline <= now || deadline - now <= max(Self.nanoseconds(count), Self.shortestPeriod)
   }
 }

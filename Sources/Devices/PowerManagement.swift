@@ -93,11 +93,11 @@ public final class PowerManagement: Device {
 extension PowerManagement: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      try archive.transfer(&state.enable)
-      try archive.transfer(&state.control)
+      try archive.transfer(&state.enable, "enable register", bits: Self.enableBits)
+      try archive.transfer(&state.control, "control register", bits: Control.stored)
       // The timer goes on from where it was.
       var elapsed = archive.now &- state.timerStart
-      try archive.transfer(&elapsed)
+      try archive.transfer(&elapsed, "timer")
       state.timerStart = archive.now &- elapsed
     }
   }

@@ -26,11 +26,13 @@ public final class RTC: Device, DeadlineSource {
   /// The registers read stably until the last 244 us of each second.
   private static let updateStart: UInt32 = 1_000_000_000 - 244_000
   private static let second: UInt64 = 1_000_000_000
+  private static let memoryByteCount = 128
+  private static let indexBits: UInt8 = 0x7F
 
   private struct State {
     var index: UInt8 = 0
     var isNMIMasked = false
-    var memory = [UInt8](repeating: 0, count: 128)
+    var memory = [UInt8](repeating: 0, count: memoryByteCount)
     var statusA = StatusA.initial
     var statusB = StatusB.hours24
     var statusC: UInt8 = 0
@@ -72,7 +74,7 @@ public final class RTC: Device, DeadlineSource {
   /// The memory-size bytes as SeaBIOS and old kernels read them: KiB below 640K, KiB above 1 MiB, 64 KiB units
   /// above 16 MiB and above 4 GiB; each saturates.
   private static func sizes(below: UInt64, above: UInt64) -> [UInt8] {
-    var memory = [UInt8](repeating: 0, count: 128)
+    var memory = [UInt8](repeating: 0, count: memoryByteCount)
     let extended = UInt16(clamping: below > 1 << 20 ? (below - 1 << 20) >> 10 : 0)
     let large = UInt16(clamping: below > 16 << 20 ? (below - 16 << 20) >> 16 : 0)
     let huge = min(above >> 16, 0xFF_FFFF)
@@ -194,7 +196,7 @@ public final class RTC: Device, DeadlineSource {
     let isRearmed = state.withLock { state in
       guard offset == 1 else {
         if offset == 0 {
-          state.index = byte & 0x7F
+          state.index = byte & Self.indexBits
           state.isNMIMasked = byte & 0x80 != 0
         }
         return false
@@ -218,7 +220,7 @@ public final class RTC: Device, DeadlineSource {
       state.memory[Int(register.rawValue)] = byte
       return false
     case .statusA:
-      state.statusA = byte & 0x7F
+      state.statusA = byte & ~StatusA.updateInProgress
       return true
     case .statusB:
       update(&state)
@@ -288,26 +290,27 @@ public final class RTC: Device, DeadlineSource {
 extension RTC: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      try archive.transfer(&state.index)
-      try archive.transfer(&state.isNMIMasked)
-      try archive.transfer(&state.memory, limit: 128)
-      try archive.transfer(&state.statusA)
-      try archive.transfer(&state.statusB)
-      try archive.transfer(&state.statusC)
-      try archive.transfer(&state.offset)
-      try archive.transfer(&state.notedSecond)
+      try archive.transfer(&state.index, "register number", bits: Self.indexBits)
+      try archive.transfer(&state.isNMIMasked, "NMI mask")
+      try archive.transfer(&state.memory, "memory", limit: Self.memoryByteCount)
+      try archive.require(state.memory.count == Self.memoryByteCount, "memory's length", state.memory.count)
+      try archive.transfer(&state.statusA, "status A", bits: ~StatusA.updateInProgress)
+      try archive.transfer(&state.statusB, "status B")
+      try archive.transfer(&state.statusC, "status C", bits: StatusB.interrupts)
+      // A guest cannot set the clock by more than that.
+      let reasonable = -(Int64(1) << 40)...(Int64(1) << 40)
+      try archive.transfer(&state.offset, "offset", in: reasonable)
+      try archive.transfer(&state.notedSecond, "last second", in: reasonable)
       var isHeld = state.held != nil
-      try archive.transfer(&isHeld)
+      try archive.transfer(&isHeld, "held time's presence")
+      try archive.require(isHeld == (state.statusB & StatusB.set != 0), "held time's presence")
       if isHeld {
         var held = state.held ?? CivilTime(secondsSince1970: 0)
-        try held.transfer(&archive)
+        try archive.part("held time's") { archive throws(SavedStateError) in try held.transfer(&archive) }
         state.held = held
       } else {
         state.held = nil
       }
-      try archive.require(state.index < 128 && state.memory.count == 128, "CMOS memory")
-      let reasonable = -(Int64(1) << 40)...(Int64(1) << 40)
-      try archive.require(reasonable.contains(state.offset) && reasonable.contains(state.notedSecond), "clock offset")
       // Ticks are counted on the host's clock, which is another one now.
       if archive.isRestoring, let period = Self.period(state) { state.notedTick = clock.nanoseconds() / period }
     }

@@ -29,6 +29,8 @@ public final class ResetControl: Device {
 
 extension ResetControl: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
+    try value.withLock { value throws(SavedStateError) in
+      try archive.transfer(&value, "reset register", bits: Self.writable)
+    }
   }
 }

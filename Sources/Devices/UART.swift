@@ -21,6 +21,7 @@ public final class UART: Device, DeadlineSource {
   private enum InterruptEnable {
     static let received: UInt8 = 1 << 0, transmitterEmpty: UInt8 = 1 << 1, lineStatus: UInt8 = 1 << 2
     static let modemStatus: UInt8 = 1 << 3
+    static let all = received | transmitterEmpty | lineStatus | modemStatus
   }
   /// IIR values in order of priority.
   private enum Identification: UInt8 {
@@ -36,6 +37,8 @@ public final class UART: Device, DeadlineSource {
   /// A driver that only sends looks at the line status once or twice a byte; one that looks so often waits for input.
   private static let listeningPolls: UInt8 = 16
   private static let divisorLatch: UInt8 = 1 << 7
+  private static let fifoControlBits: UInt8 = 0xC9, modemControlBits: UInt8 = 0x1F
+  private static let fifoSize = 16
   /// CTS, DSR and DCD: somebody is always listening.
   private static let connected: UInt8 = 0xB0
   /// Bytes of host input that may wait for the guest.
@@ -67,7 +70,7 @@ public final class UART: Device, DeadlineSource {
     }
 
     /// The guest looks at what has arrived: at most 16 bytes are in the FIFO, the rest is still on the wire.
-    mutating func show() { shown = min(received.count, 16) }
+    mutating func show() { shown = min(received.count, UART.fifoSize) }
 
     var hasFIFO: Bool { fifoControl & 1 != 0 }
     /// 1, 4, 8 or 14 bytes.
@@ -253,7 +256,7 @@ public final class UART: Device, DeadlineSource {
       state.polls = 0
       guard state.modemControl & Self.loopback != 0 else { return true }
       // The receiver is its own sender here, and only here can it overrun.
-      if state.received.count < (state.hasFIFO ? 16 : 1) {
+      if state.received.count < (state.hasFIFO ? Self.fifoSize : 1) {
         state.received.append(byte)
         state.show()
       } else {
@@ -261,7 +264,7 @@ public final class UART: Device, DeadlineSource {
       }
     case .interruptEnable:
       let old = state.interruptEnable
-      state.interruptEnable = byte & 0x0F
+      state.interruptEnable = byte & InterruptEnable.all
       // The transmitter is empty, so enabling its interrupt raises it; Linux tests for exactly this.
       if byte & ~old & InterruptEnable.transmitterEmpty != 0 { state.transmitterInterrupt = true }
     case .fifoControl:
@@ -270,11 +273,11 @@ public final class UART: Device, DeadlineSource {
         state.received.removeFirst(min(state.shown, state.received.count))
         state.shown = 0
       }
-      state.fifoControl = byte & 0xC9
+      state.fifoControl = byte & Self.fifoControlBits
     case .lineControl: state.lineControl = byte
     case .modemControl:
       let before = state.modemLevels
-      state.modemControl = byte & 0x1F
+      state.modemControl = byte & Self.modemControlBits
       noteModemChange(from: before, &state)
     case .lineStatus, .modemStatus: break
     case .scratch: state.scratch = byte
@@ -294,21 +297,20 @@ extension UART: SavedState {
   /// What the guest has sent must have been handed over before (`flush`).
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
-      try archive.transfer(&state.received, limit: UART.receiveLimit)
-      try archive.transfer(&state.interruptEnable)
-      try archive.transfer(&state.fifoControl)
-      try archive.transfer(&state.lineControl)
-      try archive.transfer(&state.modemControl)
-      try archive.transfer(&state.modemDeltas)
-      try archive.transfer(&state.scratch)
-      try archive.transfer(&state.divisor)
-      try archive.transfer(&state.overran)
-      try archive.transfer(&state.transmitterInterrupt)
-      try archive.transfer(&state.isAsserting)
-      try archive.transfer(&state.shown)
-      try archive.transfer(&state.polls)
-      try archive.require((0...state.received.count).contains(state.shown), "serial input")
-      try archive.require(state.polls <= UART.listeningPolls, "serial polls")
+      try archive.transfer(&state.received, "input", limit: UART.receiveLimit)
+      try archive.transfer(&state.interruptEnable, "interrupt enable", bits: InterruptEnable.all)
+      try archive.transfer(&state.fifoControl, "FIFO control", bits: UART.fifoControlBits)
+      try archive.transfer(&state.lineControl, "line control")
+      try archive.transfer(&state.modemControl, "modem control", bits: UART.modemControlBits)
+      try archive.transfer(&state.modemDeltas, "modem changes", bits: 0x0F)
+      try archive.transfer(&state.scratch, "scratch register")
+      try archive.transfer(&state.divisor, "divisor")
+      try archive.transfer(&state.overran, "overrun")
+      try archive.transfer(&state.transmitterInterrupt, "transmitter's interrupt")
+      try archive.transfer(&state.isAsserting, "interrupt")
+      try archive.require(state.isAsserting == (state.interrupt != .none), "interrupt")
+      try archive.transfer(&state.shown, "input shown", in: 0...min(state.received.count, UART.fifoSize))
+      try archive.transfer(&state.polls, "polls", in: 0...UART.listeningPolls)
     }
   }
 }

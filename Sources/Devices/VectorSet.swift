@@ -31,6 +31,8 @@ struct VectorSet: Sendable, Equatable {
 
 extension VectorSet: SavedState {
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    for index in 0..<8 { try archive.transfer(&words[index]) }
+    // Vectors below 16 are no interrupts: no message of one is ever accepted.
+    try archive.transfer(&words[0], "vectors 0 to 31", bits: ~0xFFFF)
+    for index in 1..<8 { try archive.transfer(&words[index], "vectors \(index * 32) to \(index * 32 + 31)") }
   }
 }

@@ -197,13 +197,19 @@ extension VirtualMachine {
         throw ConfigurationError(
           "\(asked) of memory is not a whole number of 4K pages", remedy: "round it to a megabyte")
       }
-      if let host = HostReport.memoryTotal(), memorySize > host {
+      try Configuration.checkMemory(memorySize)
+    }
+
+    /// Whether this host can have a guest with so many bytes of RAM.
+    static func checkMemory(_ byteCount: UInt64) throws(ConfigurationError) {
+      let asked = ByteSize.text(byteCount)
+      if let host = HostReport.memoryTotal(), byteCount > host {
         throw ConfigurationError(
           "\(asked) of memory is more than this host's \(host >> 20)M", remedy: "ask for less")
       }
       // Memory is sparse, so what other processes use now is no obstacle; a limit on this one is.
       let capacity = HostCapacity.current()
-      if capacity.memoryLimitedBy != "the host", memorySize > capacity.memory {
+      if capacity.memoryLimitedBy != "the host", byteCount > capacity.memory {
         throw ConfigurationError(
           "\(asked) of memory is more than the \(capacity.memory >> 20)M that \(capacity.memoryLimitedBy) leaves",
           remedy: "ask for less or raise the limit")

@@ -99,7 +99,7 @@ final class Doorbell: Sendable {
 extension Doorbell: SavedState {
   func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     var endsHalt = unhalted.load(ordering: .acquiring)
-    try archive.transfer(&endsHalt)
+    try archive.transfer(&endsHalt, "end of halt")
     unhalted.store(endsHalt, ordering: .releasing)
   }
 }

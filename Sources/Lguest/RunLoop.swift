@@ -394,13 +394,13 @@ extension RunLoop: SavedState {
   func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try engine.transfer(&archive)
     var ahead = timestampOffset &- firstTimestampOffset
-    try archive.transfer(&ahead)
+    try archive.transfer(&ahead, "distance of the time-stamp counter")
     timestampOffset = firstTimestampOffset &+ ahead
     engine.timestampOffset = timestampOffset
     try registers.transfer(&archive)
     engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel
-    try archive.transfer(&isHalted)
-    try archive.transfer(&isInUserSpace)
+    try archive.transfer(&isHalted, "halt")
+    try archive.transfer(&isInUserSpace, "user space")
     try doorbell.transfer(&archive)
     guard archive.isRestoring else { return }
     if isInUserSpace { userSpaceBegan() }

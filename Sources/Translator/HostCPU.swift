@@ -23,6 +23,9 @@ public enum HostCPU {
     return (out[0], out[1], out[2], out[3])
   }
 
+  /// The bits that MXCSR has: an image with others cannot be loaded.
+  static let mxcsrMask = chost_mxcsr_mask()
+
   /// The time-stamp counter now.
   public static var timestampCounter: UInt64 { chost_read_tsc() }
 

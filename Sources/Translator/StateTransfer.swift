@@ -15,46 +15,10 @@ extension TranslatedCPU {
 
   public var state: CPUState {
     get {
-      var s = CPUState()
-      for number in 0..<16 { s.registers[number] = self[register: number] }
-      s.rip = page[\.rip]
-      s.rflags = page.rflags
-      s.es = segment(.es)
-      s.cs = segment(.cs)
-      s.ss = segment(.ss)
-      s.ds = segment(.ds)
-      s.fs = segment(.fs)
-      s.gs = segment(.gs)
-      s.ldtr = segment(.ldtr)
-      s.tr = segment(.tr)
-      s.gdtr = DescriptorTable(base: page[\.gdtr].base, limit: page[\.gdtr].limit)
-      s.idtr = DescriptorTable(base: page[\.idtr].base, limit: page[\.idtr].limit)
-      s.cr0 = page[\.cr0]
-      s.cr2 = page[\.cr2]
-      s.cr3 = page[\.cr3]
-      s.cr4 = page[\.cr4]
-      s.cr8 = page[\.cr8]
-      let dr = page[\.dr]
-      s.dr0 = dr.0
-      s.dr1 = dr.1
-      s.dr2 = dr.2
-      s.dr3 = dr.3
-      s.dr6 = dr.6
-      s.dr7 = dr.7
-      s.efer = page[\.efer]
-      s.star = page[\.star]
-      s.lstar = page[\.lstar]
-      s.cstar = page[\.cstar]
-      s.sfmask = page[\.sfmask]
-      s.kernelGSBase = page[\.kernel_gs_base]
-      s.sysenterCS = page[\.sysenter_cs]
-      s.sysenterESP = page[\.sysenter_esp]
-      s.sysenterEIP = page[\.sysenter_eip]
-      s.tscAux = page[\.tsc_aux]
-      s.pat = page[\.pat]
-      s.xcr0 = page[\.xcr0]
-      s.tscOffset = page[\.tsc_offset]
+      var s = processor.registers
       for index in 0..<TranslatedCPU.imageBytes { s.xsave[index] = unsafe image[index] }
+      // FXSAVE has no header: x87 and SSE state are there, and another host may look at it.
+      if page[\.uses_xsave] == 0 { s.xsave[XSAVEImage.components] |= 3 }
       s.interruptShadow = processor.state.interruptShadow != .none
       s.nmiBlocked = processor.state.nmiBlocked
       s.pendingInterrupt = pendingInterrupt
@@ -93,9 +57,10 @@ extension TranslatedCPU {
       page[\.sysenter_eip] = s.sysenterEIP
       page[\.tsc_aux] = s.tscAux
       page[\.pat] = s.pat
-      page[\.xcr0] = s.xcr0
+      page[\.xcr0] = s.xcr0 & XSAVEImage.allComponents
       page[\.tsc_offset] = s.tscOffset
       for index in 0..<min(TranslatedCPU.imageBytes, s.xsave.count) { unsafe image[index] = s.xsave[index] }
+      makeImageLoadable()
       processor.state.interruptShadow = s.interruptShadow ? .sti : .none
       processor.state.nmiBlocked = s.nmiBlocked
       pendingInterrupt = s.pendingInterrupt
@@ -113,14 +78,72 @@ extension TranslatedCPU {
     }
   }
 
-  private func segment(_ register: SegmentRegister) -> Segment {
-    let s = page[register]
-    return Segment(selector: s.selector, base: s.base, limit: s.limit, attributes: s.attributes)
+  /// Entering translated code loads the image, and nothing there may be answered with an exception: no bits of MXCSR
+  /// and of the header that the host does not know (SDM volume 1, 13.8.1), no compacted format.
+  private func makeImageLoadable() {
+    let start = unsafe UnsafeMutableRawPointer(image)
+    let mxcsr = unsafe start.load(fromByteOffset: XSAVEImage.mxcsr, as: UInt32.self) & HostCPU.mxcsrMask
+    unsafe start.storeBytes(of: mxcsr, toByteOffset: XSAVEImage.mxcsr, as: UInt32.self)
+    let components =
+      unsafe start.load(fromByteOffset: XSAVEImage.components, as: UInt64.self) & XSAVEImage.allComponents
+    unsafe start.storeBytes(of: components, toByteOffset: XSAVEImage.components, as: UInt64.self)
+    for offset in XSAVEImage.header..<XSAVEImage.headerEnd { unsafe image[offset] = 0 }
   }
 
   private func set(_ register: SegmentRegister, _ s: Segment) {
     page[register] = chost_segment(
       base: s.base, limit: s.limit, attributes: s.attributes, selector: s.selector, pad: (0, 0, 0))
+  }
+}
+
+extension Processor {
+  /// What the vCPU page holds of the state, but for the XSAVE image.
+  var registers: CPUState {
+    var s = CPUState()
+    for number in 0..<16 { s.registers[number] = page[register: UInt8(number)] }
+    s.rip = page[\.rip]
+    s.rflags = page.rflags
+    s.es = segment(.es)
+    s.cs = segment(.cs)
+    s.ss = segment(.ss)
+    s.ds = segment(.ds)
+    s.fs = segment(.fs)
+    s.gs = segment(.gs)
+    s.ldtr = segment(.ldtr)
+    s.tr = segment(.tr)
+    s.gdtr = DescriptorTable(base: page[\.gdtr].base, limit: page[\.gdtr].limit)
+    s.idtr = DescriptorTable(base: page[\.idtr].base, limit: page[\.idtr].limit)
+    s.cr0 = page[\.cr0]
+    s.cr2 = page[\.cr2]
+    s.cr3 = page[\.cr3]
+    s.cr4 = page[\.cr4]
+    s.cr8 = page[\.cr8]
+    let dr = page[\.dr]
+    s.dr0 = dr.0
+    s.dr1 = dr.1
+    s.dr2 = dr.2
+    s.dr3 = dr.3
+    s.dr6 = dr.6
+    s.dr7 = dr.7
+    s.efer = page[\.efer]
+    s.star = page[\.star]
+    s.lstar = page[\.lstar]
+    s.cstar = page[\.cstar]
+    s.sfmask = page[\.sfmask]
+    s.kernelGSBase = page[\.kernel_gs_base]
+    s.sysenterCS = page[\.sysenter_cs]
+    s.sysenterESP = page[\.sysenter_esp]
+    s.sysenterEIP = page[\.sysenter_eip]
+    s.tscAux = page[\.tsc_aux]
+    s.pat = page[\.pat]
+    s.xcr0 = page[\.xcr0]
+    s.tscOffset = page[\.tsc_offset]
+    return s
+  }
+
+  private func segment(_ register: SegmentRegister) -> Segment {
+    let s = page[register]
+    return Segment(selector: s.selector, base: s.base, limit: s.limit, attributes: s.attributes)
   }
 }
 

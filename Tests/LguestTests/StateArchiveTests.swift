@@ -3,11 +3,12 @@
 
 import GuestMemory
 import Host
-import Saving
 import SystemPackage
 import Testing
+import X86
 
 @testable import Lguest
+@testable import Saving
 
 @Suite("State archives") struct StateArchiveTests {
   private struct Everything: SavedState, Equatable {
@@ -23,15 +24,15 @@ import Testing
     var noInstant: UInt64?
 
     mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-      try archive.transfer(&byte)
-      try archive.transfer(&negative)
-      try archive.transfer(&truth)
-      try archive.transfer(&kind)
-      try archive.transfer(&perhaps)
-      try archive.transfer(&list, limit: 4)
-      try archive.transfer(&text, limit: 10)
-      try archive.transfer(instant: &instant)
-      try archive.transfer(instant: &noInstant)
+      try archive.transfer(&byte, "byte")
+      try archive.transfer(&negative, "negative")
+      try archive.transfer(&truth, "truth")
+      try archive.transfer(&kind, "kind")
+      try archive.transfer(&perhaps, "perhaps")
+      try archive.transfer(&list, "list", limit: 4)
+      try archive.transfer(&text, "text", limit: 10)
+      try archive.transfer(instant: &instant, "instant")
+      try archive.transfer(instant: &noInstant, "no instant")
     }
   }
 
@@ -52,7 +53,7 @@ import Testing
     #expect(after.instant == 0)
     for length in 0..<saving.bytes.count {
       var short = StateArchive(restoring: Array(saving.bytes.prefix(length)), at: 0)
-      #expect(throws: SavedStateError.truncated) { try after.transfer(&short) }
+      #expect(throws: SavedStateError.self) { try after.transfer(&short) }
     }
     var long = StateArchive(restoring: saving.bytes + [0], at: 0)
     try after.transfer(&long)
@@ -63,13 +64,65 @@ import Testing
     var value = Everything(list: [1])
     var saving = StateArchive(savingAt: 0)
     try value.transfer(&saving)
-    // The truth value, the kind, the presence of `perhaps`, the list's length.
-    for (place, byte) in [(9, UInt8(2)), (10, 3), (11, 7), (17, 200)] {
+    for (place, byte, name) in [
+      (9, UInt8(2), "truth 0x2"), (10, 3, "kind 0x3"), (11, 7, "perhaps's presence 0x7"),
+      (17, 200, "list's length 0xc8000001"),
+    ] {
       var bytes = saving.bytes
       bytes[place] = byte
       var archive = StateArchive(restoring: bytes, at: 0)
-      #expect(throws: SavedStateError.self, "\(place)") { try value.transfer(&archive) }
+      #expect(throws: SavedStateError.invalid("machine \(name)"), "\(place)") {
+        try archive.part("machine") { archive throws(SavedStateError) in try value.transfer(&archive) }
+      }
     }
+  }
+
+  @Test("bits, ranges and sets are kept to, and a refusal says which field") func rules() throws {
+    func restore(_ bytes: [UInt8], _ body: (inout StateArchive) throws(SavedStateError) -> Void) -> String? {
+      var archive = StateArchive(restoring: bytes, at: 0)
+      do throws(SavedStateError) {
+        try body(&archive)
+        return nil
+      } catch { return "\(error)" }
+    }
+    var (byte, word, set): (UInt8, Int16, FeatureSet) = (0, 0, [])
+    #expect(restore([0x81]) { archive throws(SavedStateError) in try archive.transfer(&byte, "a", bits: 0x81) } == nil)
+    #expect(
+      restore([0x83]) { archive throws(SavedStateError) in try archive.transfer(&byte, "a", bits: 0x81) }
+        == "impossible a 0x83")
+    #expect(
+      restore([0xFE, 0xFF]) { archive throws(SavedStateError) in try archive.transfer(&word, "b", in: -2...5) } == nil)
+    #expect(
+      restore([6, 0]) { archive throws(SavedStateError) in try archive.transfer(&word, "b", in: -2...5) }
+        == "impossible b 0x6")
+    #expect(
+      restore([4, 0, 0, 0, 0, 0, 0, 0]) { archive throws(SavedStateError) in
+        try archive.transfer(&set, "c", within: FeatureSet(rawValue: 3))
+      } == "impossible c 0x4")
+    #expect(
+      restore([1]) { archive throws(SavedStateError) in
+        try archive.part("outer") { archive throws(SavedStateError) in
+          try archive.part("inner") { archive throws(SavedStateError) in try archive.transfer(&word, "d") }
+        }
+      } == "it ends before its outer inner d")
+  }
+
+  @Test("who asks is told where every field is") func places() throws {
+    var value = Everything(list: [1, 2], text: "abc")
+    var saving = StateArchive(savingAt: 0)
+    try value.transfer(&saving)
+    var archive = StateArchive(restoring: saving.bytes, at: 0, listsFields: true)
+    try value.transfer(&archive)
+    let fields = try #require(archive.fields)
+    // One after the other, without a gap.
+    var end = 0
+    for field in fields {
+      #expect(field.offset == end)
+      end += field.elementSize * field.count
+    }
+    #expect(end == saving.bytes.count)
+    #expect(fields.contains(SavedField(name: "list", offset: 18, elementSize: 4, count: 2)))
+    #expect(fields.map(\.name).contains("no instant's presence") && saving.fields == nil)
   }
 
   @Test("the header comes back, and none of its bytes may change") func header() throws {
@@ -78,7 +131,7 @@ import Testing
     header.memoryByteCount = 12345
     header.entries = (0..<SaveFileHeader.sectionLimit).map { number in
       SaveFileHeader.Entry(
-        name: "section number \(number % 10)", version: 1, checksum: UInt32(number), offset: UInt64(number),
+        name: "section \(number)", version: 1, checksum: UInt32(number), offset: UInt64(number),
         byteCount: 7)
     }
     let page = header.encoded()
@@ -147,21 +200,21 @@ import Testing
   @Test("many words there and back; too many and too few are refused") func words() throws {
     var words: [UInt32] = [1, 0x8000_0002, 0, .max]
     var archive = StateArchive(savingAt: 0)
-    try archive.transfer(words: &words, limit: 4)
+    try archive.transfer(words: &words, "words", limit: 4)
     var next: UInt8 = 7
-    try archive.transfer(&next)
+    try archive.transfer(&next, "next")
     let bytes = archive.bytes
     #expect(bytes == [4, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0x80, 0, 0, 0, 0, 255, 255, 255, 255, 7])
     archive = StateArchive(restoring: bytes, at: 0)
     var back: [UInt32] = []
     next = 0
-    try archive.transfer(words: &back, limit: 4)
-    try archive.transfer(&next)
+    try archive.transfer(words: &back, "back", limit: 4)
+    try archive.transfer(&next, "next")
     try archive.finish()
     #expect(back == words && next == 7)
     archive = StateArchive(restoring: bytes, at: 0)
-    #expect(throws: SavedStateError.self) { try archive.transfer(words: &back, limit: 3) }
+    #expect(throws: SavedStateError.self) { try archive.transfer(words: &back, "back", limit: 3) }
     archive = StateArchive(restoring: Array(bytes.prefix(19)), at: 0)
-    #expect(throws: SavedStateError.self) { try archive.transfer(words: &back, limit: 4) }
+    #expect(throws: SavedStateError.self) { try archive.transfer(words: &back, "back", limit: 4) }
   }
 }

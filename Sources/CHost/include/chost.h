@@ -330,5 +330,6 @@ int chost_prepare_thread(void *stack, uint64_t size);
 uint64_t chost_read_tsc(void);
 void chost_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 uint64_t chost_xgetbv0(void);
+uint32_t chost_mxcsr_mask(void); // the bits that MXCSR has; loading others is #GP
 
 #endif

@@ -52,9 +52,9 @@ public final class FirmwareConfiguration: Device {
 extension FirmwareConfiguration: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try selection.withLock { selection throws(SavedStateError) in
-      try archive.transfer(&selection.item, limit: 8)
-      try archive.transfer(&selection.next)
-      try archive.require((0...8).contains(selection.next), "firmware item")
+      try archive.transfer(&selection.item, "item", limit: 8)
+      try archive.require(selection.item.isEmpty || items.values.contains(selection.item), "item")
+      try archive.transfer(&selection.next, "position", in: 0...selection.item.count)
     }
   }
 }

@@ -35,8 +35,8 @@ public final class ScratchMemory: Device {
 extension ScratchMemory: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try bytes.withLock { bytes throws(SavedStateError) in
-      try archive.transfer(&bytes, limit: ScratchMemory.byteCount)
-      try archive.require(bytes.count == ScratchMemory.byteCount, "scratch memory")
+      try archive.transfer(&bytes, "memory", limit: ScratchMemory.byteCount)
+      try archive.require(bytes.count == ScratchMemory.byteCount, "memory's length", bytes.count)
     }
   }
 }

@@ -27,6 +27,6 @@ public final class ScratchPort: Device {
 
 extension ScratchPort: SavedState {
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value) }
+    try value.withLock { value throws(SavedStateError) in try archive.transfer(&value, "port") }
   }
 }

@@ -8,6 +8,7 @@ import Paravirt
 import Saving
 import Synchronization
 public import SystemPackage
+import Translator
 
 /// Why a machine cannot be paused, resumed or saved, in one line.
 public struct MoveError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -18,21 +19,39 @@ public struct MoveError: Error, Sendable, Equatable, CustomStringConvertible {
 extension Machine {
   static let clockSection = "clock"
 
+  /// What is transferred as one section.
+  typealias Part = (name: String, transfer: (inout StateArchive) throws(SavedStateError) -> Void)
+
   /// Everything but RAM, in the order of the file. No vCPU runs.
-  func transfer(_ sections: inout SavedSections, _ loops: [RunLoop]) throws(ConfigurationError) {
-    try sections.section("processors") { archive throws(SavedStateError) in
-      for loop in loops { try loop.transfer(&archive) }
-    }
-    for saved in platform.savedDevices {
-      var device = saved.device
-      try sections.section(saved.name) { archive throws(SavedStateError) in try device.transfer(&archive) }
-    }
+  func parts(_ loops: [RunLoop]) -> [Part] {
+    let processors: Part = (
+      "processors",
+      { archive throws(SavedStateError) in
+        for loop in loops {
+          try archive.part("vCPU \(loop.number)") { archive throws(SavedStateError) in try loop.transfer(&archive) }
+        }
+      }
+    )
+    return [processors]
+      + platform.savedDevices.map { saved in
+        (
+          saved.name,
+          { archive throws(SavedStateError) in
+            var device = saved.device
+            try device.transfer(&archive)
+          }
+        )
+      }
   }
 
   /// Puts back what was saved, before the first vCPU runs.
   func restore(_ file: SaveFile, _ loops: [RunLoop]) throws(ConfigurationError) {
     var sections = file.reading()
-    try standStill { () throws(ConfigurationError) in try transfer(&sections, loops) }
+    try standStill { () throws(ConfigurationError) in
+      for part in parts(loops) { try sections.section(part.name, part.transfer) }
+    }
+    // The APIC's base register says it.
+    for (cpu, apic) in zip(cpus, platform.interrupts.localAPICs) { cpu.isAPICEnabled = apic.isEnabled }
     rearmAll()
     // The guest is told with the first update of its time structures, before it executes anything.
     clock.guestWasStopped()
@@ -102,7 +121,7 @@ final class RunningMachine: Sendable {
         }
         var clock = machine.clock.saved
         try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try clock.transfer(&archive) }
-        try machine.transfer(&sections, loops)
+        for part in machine.parts(loops) { try sections.section(part.name, part.transfer) }
         return sections
       }
       do throws(HostError) { try SaveFile.write(machine.memory, sections, to: path) } catch {

@@ -17,6 +17,23 @@ struct SaveFileHeader: SavedState, Equatable {
     var checksum: UInt32 = 0
     var offset: UInt64 = 0
     var byteCount: UInt64 = 0
+
+    mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+      var letters = InlineArray<16, UInt8>(repeating: 0)
+      for (place, byte) in name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() { letters[place] = byte }
+      try archive.transfer(&letters, "name")
+      let all = (0..<SaveFileHeader.nameByteCount).map { letters[$0] }
+      let used = all.prefix { $0 != 0 }
+      // Messages show it.
+      try archive.require(!used.isEmpty && used.allSatisfy { (0x20..<0x7F).contains($0) }, "name")
+      try archive.require(all.dropFirst(used.count).allSatisfy { $0 == 0 }, "name")
+      name = String(decoding: used, as: UTF8.self)
+      try archive.transfer(&version, "version")
+      try archive.require(version > 0, "version", version)
+      try archive.transfer(&checksum, "checksum")
+      try archive.transfer(&offset, "place")
+      try archive.transfer(&byteCount, "length")
+    }
   }
 
   static let byteCount = 4096
@@ -27,6 +44,8 @@ struct SaveFileHeader: SavedState, Equatable {
   static let nameByteCount = 16
   private static let checksumOffset = byteCount - 4
   static let sectionLimit = 100
+  /// The section with a checksum for each page of RAM.
+  static let checksumSection = "page checksums"
 
   var magic = SaveFileHeader.magic
   var version = SaveFileHeader.version
@@ -36,27 +55,41 @@ struct SaveFileHeader: SavedState, Equatable {
   var entries: [Entry] = []
 
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&magic)
-    try archive.transfer(&version)
+    try archive.transfer(&magic, "magic number")
+    try archive.transfer(&version, "format")
+    try archive.require(version > 0, "format", version)
     var count = UInt32(entries.count)
-    try archive.transfer(&count)
-    try archive.require(count <= SaveFileHeader.sectionLimit, "number of sections")
-    try archive.transfer(&fileByteCount)
-    try archive.transfer(&memoryOffset)
-    try archive.transfer(&memoryByteCount)
+    try archive.transfer(&count, "number of sections", in: 0...UInt32(SaveFileHeader.sectionLimit))
+    try archive.transfer(&fileByteCount, "length")
+    try archive.transfer(&memoryOffset, "place of RAM")
+    try archive.transfer(&memoryByteCount, "size of RAM")
     if archive.isRestoring { entries = [Entry](repeating: Entry(), count: Int(count)) }
     for index in entries.indices {
-      var name = InlineArray<16, UInt8>(repeating: 0)
-      for (place, byte) in entries[index].name.utf8.prefix(SaveFileHeader.nameByteCount).enumerated() {
-        name[place] = byte
+      try archive.part("section \(index)'s") { archive throws(SavedStateError) in
+        try entries[index].transfer(&archive)
+        try archive.require(!entries[..<index].contains { $0.name == entries[index].name }, "name, which another has")
       }
-      try archive.transfer(&name)
-      let letters = (0..<SaveFileHeader.nameByteCount).map { name[$0] }
-      entries[index].name = String(decoding: letters.prefix { $0 != 0 }, as: UTF8.self)
-      try archive.transfer(&entries[index].version)
-      try archive.transfer(&entries[index].checksum)
-      try archive.transfer(&entries[index].offset)
-      try archive.transfer(&entries[index].byteCount)
+    }
+  }
+
+  /// Pages of RAM.
+  var pageCount: Int { Int(clamping: memoryByteCount / UInt64(hostPageSize)) }
+
+  /// Whether everything lies where it can, and is no longer than what it is needs.
+  func checkPlaces() throws(SaveFileProblem) {
+    let begin = UInt64(SaveFileHeader.byteCount)
+    guard memoryOffset == begin, fileByteCount >= begin else { throw .damaged("its header: impossible place of RAM") }
+    guard memoryByteCount >= VirtualMachine.Configuration.minimumMemory,
+      memoryByteCount % UInt64(hostPageSize) == 0, memoryByteCount <= fileByteCount - begin
+    else { throw .damaged("its header: impossible size of RAM") }
+    for entry in entries {
+      guard entry.offset >= begin + memoryByteCount, entry.offset <= fileByteCount else {
+        throw .damaged("its header: impossible place of section \(entry.name)")
+      }
+      let longest = entry.name == SaveFileHeader.checksumSection ? 4 + 4 * pageCount : SavedSections.longest
+      guard entry.byteCount <= min(fileByteCount - entry.offset, UInt64(longest)) else {
+        throw .damaged("its header: impossible length of section \(entry.name)")
+      }
     }
   }
 
@@ -78,9 +111,9 @@ struct SaveFileHeader: SavedState, Equatable {
   init(_ page: [UInt8]) throws(SaveFileProblem) {
     var archive = StateArchive(restoring: page, at: 0)
     var (magic, version): (UInt64, UInt32) = (0, 0)
-    do throws(SavedStateError) { try archive.transfer(&magic) } catch { throw .truncated }
+    do throws(SavedStateError) { try archive.transfer(&magic, "magic number") } catch { throw .truncated }
     guard magic == SaveFileHeader.magic else { throw .foreign }
-    do throws(SavedStateError) { try archive.transfer(&version) } catch { throw .truncated }
+    do throws(SavedStateError) { try archive.transfer(&version, "format") } catch { throw .truncated }
     guard version <= SaveFileHeader.version else { throw .newer(format: version) }
     guard page.count == SaveFileHeader.byteCount else { throw .truncated }
     let sum = (0..<4).reduce(UInt32(0)) { $0 | UInt32(page[SaveFileHeader.checksumOffset + $1]) << UInt32(8 * $1) }
@@ -122,6 +155,7 @@ public final class SaveFile: Sendable {
   public let path: FilePath
   let file: HostFile
   let header: SaveFileHeader
+  /// All but the checksums of RAM's pages, which are read with the pages.
   let sections: [SavedSections.Section]
 
   /// Opens a file and checks everything but the RAM, which `makeMemory` does.
@@ -134,7 +168,19 @@ public final class SaveFile: Sendable {
       header = try SaveFileHeader(SaveFile.bytes(of: file, at: 0, count: min(SaveFileHeader.byteCount, file.byteCount)))
       guard file.byteCount >= header.fileByteCount else { throw .truncated }
       guard file.byteCount == header.fileByteCount else { throw .damaged("it is too long") }
-      sections = try SaveFile.readSections(file, header)
+      try header.checkPlaces()
+    } catch { throw error.configurationError(path) }
+    // Before anything is read whose size depends on it.
+    do throws(ConfigurationError) { try VirtualMachine.Configuration.checkMemory(header.memoryByteCount) } catch {
+      throw ConfigurationError(
+        "cannot restore saved machine '\(path)': \(error.problem)", remedy: "restore it on a host that has more")
+    }
+    do throws(SaveFileProblem) {
+      var sections: [SavedSections.Section] = []
+      for entry in header.entries where entry.name != SaveFileHeader.checksumSection {
+        sections.append(try SaveFile.section(entry, of: file))
+      }
+      self.sections = sections
     } catch { throw error.configurationError(path) }
   }
 
@@ -142,23 +188,12 @@ public final class SaveFile: Sendable {
     do throws(HostError) { return try file.bytes(at: offset, count: count) } catch { throw .truncated }
   }
 
-  private static func readSections(
-    _ file: HostFile, _ header: SaveFileHeader
-  ) throws(SaveFileProblem) -> [SavedSections.Section] {
-    let size = header.fileByteCount
-    guard header.memoryOffset == UInt64(SaveFileHeader.byteCount), header.memoryByteCount > 0,
-      header.memoryByteCount % UInt64(hostPageSize) == 0, header.memoryByteCount <= size - header.memoryOffset
-    else { throw .damaged("its header: impossible RAM") }
-    var sections: [SavedSections.Section] = []
-    for entry in header.entries {
-      guard entry.offset <= size, entry.byteCount <= size - entry.offset else {
-        throw .damaged("section \(entry.name)")
-      }
-      let bytes = try bytes(of: file, at: Int(entry.offset), count: Int(entry.byteCount))
-      guard Checksum.crc32c(bytes) == entry.checksum else { throw .damaged("section \(entry.name)") }
-      sections.append(SavedSections.Section(name: entry.name, version: entry.version, bytes: bytes))
-    }
-    return sections
+  private static func section(
+    _ entry: SaveFileHeader.Entry, of file: HostFile
+  ) throws(SaveFileProblem) -> SavedSections.Section {
+    let bytes = try bytes(of: file, at: Int(entry.offset), count: Int(entry.byteCount))
+    guard Checksum.crc32c(bytes) == entry.checksum else { throw .damaged("section \(entry.name)") }
+    return SavedSections.Section(name: entry.name, version: entry.version, bytes: bytes)
   }
 
   /// The sections, to be read.
@@ -168,13 +203,7 @@ public final class SaveFile: Sendable {
   ///
   /// - Parameter fetchDelay: As in `GuestMemory`.
   func makeMemory(_ logger: Logger?, fetchDelay: UInt64? = nil) throws(ConfigurationError) -> GuestMemory {
-    var sums: [UInt32] = []
-    var sections = reading()
-    let pageCount = header.memoryByteCount / UInt64(hostPageSize)
-    try sections.section(SaveFile.checksumSection) { archive throws(SavedStateError) in
-      try archive.transfer(words: &sums, limit: Int(pageCount))
-      try archive.require(sums.count == pageCount, "number of pages")
-    }
+    let sums = try readChecksums()
     let threadCount = min(HostCapacity.current().cpus, SaveFile.threadLimit)
     let difference: (page: Int?, byteCount: Int)
     let memory: GuestMemory
@@ -190,9 +219,25 @@ public final class SaveFile: Sendable {
     return memory
   }
 
+  /// The checksums of RAM's pages.
+  private func readChecksums() throws(ConfigurationError) -> [UInt32] {
+    var found: [SavedSections.Section] = []
+    do throws(SaveFileProblem) {
+      for entry in header.entries where entry.name == SaveFileHeader.checksumSection {
+        found.append(try SaveFile.section(entry, of: file))
+      }
+    } catch { throw error.configurationError(path) }
+    var sections = SavedSections(restoring: found, of: path)
+    var sums: [UInt32] = []
+    try sections.section(SaveFileHeader.checksumSection) { archive throws(SavedStateError) in
+      try archive.transfer(words: &sums, "sums", limit: header.pageCount)
+      try archive.require(sums.count == header.pageCount, "number of sums", sums.count)
+    }
+    return sums
+  }
+
   /// Summing pages is bound by the memory's speed, which a few processors reach.
   private static let threadLimit = 8
-  private static let checksumSection = "page checksums"
 
   /// Writes a file: RAM, sections, and last the header.
   static func write(_ memory: GuestMemory, _ sections: SavedSections, to path: FilePath) throws(HostError) {
@@ -203,8 +248,9 @@ public final class SaveFile: Sendable {
     var sums = try memory.writeImage(to: file, at: SaveFileHeader.byteCount)
     var archive = StateArchive(savingAt: 0)
     // Saving does not fail.
-    try? archive.transfer(words: &sums, limit: sums.count)
-    let last = SavedSections.Section(name: checksumSection, version: SavedSections.version, bytes: archive.bytes)
+    try? archive.transfer(words: &sums, "sums", limit: sums.count)
+    let last = SavedSections.Section(
+      name: SaveFileHeader.checksumSection, version: SavedSections.version, bytes: archive.bytes)
     var end = SaveFileHeader.byteCount + Int(memory.byteCount)
     for section in sections.all + [last] {
       try file.write(section.bytes, at: end)

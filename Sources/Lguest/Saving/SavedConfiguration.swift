@@ -29,22 +29,23 @@ struct SavedConfiguration: SavedState, Equatable {
   var kernel = ""
 
   mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&cpuCount)
-    try archive.transfer(named: &level)
-    try archive.transfer(&extras)
-    try archive.transfer(&additions)
-    try archive.transfer(named: &vendor)
-    try archive.transfer(named: &foreignHypercall)
-    try archive.transfer(named: &kvmAPI)
-    try archive.transfer(named: &machine)
-    try archive.transfer(&debugExit)
-    try archive.transfer(&features)
-    try archive.transfer(&hints)
-    try archive.transfer(&timestampKilohertz)
-    try archive.transfer(&kernel, limit: 4096)
-    try archive.require(
-      (1...VirtualMachine.Configuration.maximumCPUCount).contains(Int(cpuCount)), "number of processors")
-    try archive.require(timestampKilohertz > 0, "rate of the time-stamp counter")
+    let cpuCounts: ClosedRange<UInt32> = 1...UInt32(VirtualMachine.Configuration.maximumCPUCount)
+    try archive.transfer(&cpuCount, "number of processors", in: cpuCounts)
+    try archive.transfer(named: &level, "CPU model")
+    try archive.transfer(&extras, "extra CPU features", within: CPUModel.possibleExtras.subtracting(level.required))
+    try archive.transfer(&additions, "added CPU features", within: CPUModel.possibleAdditions)
+    try archive.transfer(named: &vendor, "CPU vendor")
+    try archive.transfer(named: &foreignHypercall, "hypercall policy")
+    try archive.transfer(named: &kvmAPI, "KVM interface")
+    try archive.transfer(named: &machine, "kind of machine")
+    try archive.transfer(&debugExit, "debug exit")
+    try archive.transfer(&features, "KVM features", bits: KVMFeatures.implemented.rawValue)
+    try archive.transfer(&hints, "KVM hints", bits: KVMHints.implemented.rawValue)
+    try archive.transfer(&timestampKilohertz, "rate of the time-stamp counter", in: 1...UInt32.max)
+    try archive.transfer(&kernel, "kernel's path", limit: 4096)
+    // It is shown to people, and must not move their cursors.
+    let shown = kernel.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : Character($0) }
+    if archive.isRestoring { kernel = String(shown) }
   }
 
   /// The model that the guest saw, of another vendor perhaps.
@@ -68,10 +69,12 @@ struct SavedConfiguration: SavedState, Equatable {
 
 extension StateArchive {
   /// Enumerations whose raw values are names.
-  mutating func transfer<T: RawRepresentable>(named value: inout T) throws(SavedStateError) where T.RawValue == String {
-    var name = value.rawValue
-    try transfer(&name, limit: 64)
-    guard let new = T(rawValue: name) else { throw .invalid("\(T.self) '\(name)'") }
+  mutating func transfer<T: RawRepresentable>(
+    named value: inout T, _ name: String
+  ) throws(SavedStateError) where T.RawValue == String {
+    var text = value.rawValue
+    try transfer(&text, name, limit: 64)
+    guard let new = T(rawValue: text) else { return try require(false, name) }
     value = new
   }
 }

@@ -15,9 +15,14 @@ struct SavedSections {
 
   /// Of every section so far.
   static let version: UInt32 = 1
+  /// Bytes of a section at most, that of the pages' checksums apart: what 64 vCPUs and 64 KiB of a device need, several
+  /// times over.
+  static let longest = 1 << 20
 
   private(set) var all: [Section]
   let isRestoring: Bool
+  /// Where the fields of the sections read so far are, if somebody asks for it before.
+  var fields: [String: [SavedField]]?
   /// The moment of saving or restoring.
   private let now = HostClock.monotonic
   /// What messages call the file.
@@ -49,12 +54,13 @@ struct SavedSections {
       guard section.version <= SavedSections.version else {
         throw SaveFileProblem.newer(format: section.version).configurationError(path)
       }
-      archive = StateArchive(restoring: section.bytes, at: now)
+      archive = StateArchive(restoring: section.bytes, at: now, listsFields: fields != nil)
     }
     do throws(SavedStateError) {
       try body(&archive)
       try archive.finish()
     } catch { throw SaveFileProblem.damaged("section \(name): \(error)").configurationError(path) }
+    fields?[name] = archive.fields
     if !isRestoring { all.append(Section(name: name, version: SavedSections.version, bytes: archive.bytes)) }
   }
 }

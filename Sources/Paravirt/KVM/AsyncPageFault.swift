@@ -28,6 +28,9 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
   public static var capacity: Int { 64 }
   /// The token that wakes every task that waits for a page.
   public static var everyToken: UInt32 { .max }
+  private static var largestVector: UInt64 { 0xFF }
+  /// Tokens have 20 bits of counter above 12 of the vCPU's number.
+  private static var counterLimit: UInt32 { 0xF_FFFF }
 
   /// The last value written to the enable register.
   public private(set) var register: UInt64 = 0
@@ -63,12 +66,15 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
 
   // MARK: Registers
 
+  private func accepts(enable value: UInt64) -> Bool {
+    value & Enable.reserved == 0
+      && (value & Enable.asExit == 0 || features.contains(.asyncPageFaultExit))
+      && (value & Enable.byInterrupt == 0 || features.contains(.asyncPageFaultInterrupt))
+  }
+
   /// WRMSR of the enable register at CPL 0; false is #GP(0). Each enabling write wakes every waiting task once.
   public mutating func write(enable value: UInt64) -> Bool {
-    guard value & Enable.reserved == 0,
-      value & Enable.asExit == 0 || features.contains(.asyncPageFaultExit),
-      value & Enable.byInterrupt == 0 || features.contains(.asyncPageFaultInterrupt)
-    else { return false }
+    guard accepts(enable: value) else { return false }
     // Stored before the address is looked at, as in KVM.
     register = value
     guard isActive else {
@@ -82,7 +88,7 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
 
   /// WRMSR of the interrupt register; false is #GP(0).
   public mutating func write(interrupt value: UInt64) -> Bool {
-    guard value <= 0xFF else { return false }
+    guard value <= KVMAsyncPageFault.largestVector else { return false }
     interrupt = value
     return true
   }
@@ -107,8 +113,9 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
   /// "Not present": returns the token, which is to be CR2 of a #PF with error code 0; nil if the structure is gone.
   public mutating func begin() -> UInt32? {
     guard memory.store(UInt32(1), at: address + Field.flags) else { return nil }
-    // 20 bits of counter above 12 of the vCPU's number; never 0, which means "no token", nor that of every task.
-    repeat { counter = (counter &+ 1) & 0xF_FFFF } while counter == 0 || counter == 0xF_FFFF
+    // Never 0, which means "no token", nor that of every task.
+    let limit = KVMAsyncPageFault.counterLimit
+    repeat { counter = (counter &+ 1) & limit } while counter == 0 || counter == limit
     let token = counter << 12 | cpu
     waiting.append(token)
     return token
@@ -167,12 +174,23 @@ public struct KVMAsyncPageFault<Memory: GuestPhysicalWriter>: Sendable {
 extension KVMAsyncPageFault: SavedState {
   /// A restored machine has all its pages: what a task waits for has come.
   public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&register)
-    try archive.transfer(&interrupt)
-    try archive.transfer(&counter)
-    try archive.transfer(&waiting, limit: KVMAsyncPageFault.capacity)
-    try archive.transfer(&ready, limit: KVMAsyncPageFault.capacity + 1)
-    try archive.transfer(&mayDeliver)
+    try archive.transfer(&register, "register")
+    try archive.require(accepts(enable: register), "register", register)
+    try archive.transfer(&interrupt, "vector", in: 0...KVMAsyncPageFault.largestVector)
+    try archive.transfer(&counter, "counter", in: 0...KVMAsyncPageFault.counterLimit)
+    try archive.transfer(&waiting, "waiting tokens", limit: isActive ? KVMAsyncPageFault.capacity : 0)
+    try archive.require(waiting.allSatisfy(isToken), "waiting tokens")
+    try archive.transfer(
+      &ready, "ready tokens", limit: isActive ? KVMAsyncPageFault.capacity + 1 - waiting.count : 0)
+    try archive.require(
+      ready.allSatisfy { isToken($0) || $0 == KVMAsyncPageFault.everyToken }
+        && ready.count { $0 == KVMAsyncPageFault.everyToken } <= 1, "ready tokens")
+    try archive.transfer(&mayDeliver, "news")
     if archive.isRestoring { for token in waiting { complete(token) } }
+  }
+
+  /// Whether `begin` could have made a token.
+  private func isToken(_ token: UInt32) -> Bool {
+    token & 0xFFF == cpu && token >> 12 != 0 && token >> 12 != KVMAsyncPageFault.counterLimit
   }
 }

@@ -30,13 +30,13 @@ public struct SavedKVMClock: Sendable, Equatable, SavedState {
   public init() {}
 
   public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&timestamp)
-    try archive.transfer(&nanoseconds)
-    try archive.transfer(&start.timestamp)
-    try archive.transfer(&start.nanoseconds)
-    try archive.transfer(&wallClockRegister)
-    try archive.transfer(&bootCPUUsesOldRegister)
-    try archive.transfer(&timestampsDiffer)
+    try archive.transfer(&timestamp, "time-stamp counter")
+    try archive.transfer(&nanoseconds, "kvmclock")
+    try archive.transfer(&start.timestamp, "time-stamp counter at the start")
+    try archive.transfer(&start.nanoseconds, "kvmclock at the start")
+    try archive.transfer(&wallClockRegister, "wall clock register")
+    try archive.transfer(&bootCPUUsesOldRegister, "choice of registers")
+    try archive.transfer(&timestampsDiffer, "counters' difference")
   }
 }
 

@@ -22,10 +22,13 @@ public struct KVMEndOfInterrupt<Memory: GuestPhysicalWriter>: Sendable {
   /// Whether the guest registered a byte.
   public var isEnabled: Bool { register & 1 != 0 }
 
+  private func accepts(_ value: UInt64) -> Bool {
+    value & 2 == 0 && (value & 1 == 0 || memory.contains(value & ~3, byteCount: 4))
+  }
+
   /// WRMSR at CPL 0; false is #GP(0), and nothing changes. An offer is taken back first, so call `settle` before.
   public mutating func write(_ value: UInt64) -> Bool {
-    guard value & 2 == 0 else { return false }
-    guard value & 1 == 0 || memory.contains(value & ~3, byteCount: 4) else { return false }
+    guard accepts(value) else { return false }
     register = value
     return true
   }
@@ -62,7 +65,9 @@ public struct KVMEndOfInterrupt<Memory: GuestPhysicalWriter>: Sendable {
 
 extension KVMEndOfInterrupt: SavedState {
   public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&register)
-    try archive.transfer(&isOffered)
+    try archive.transfer(&register, "register")
+    try archive.require(accepts(register), "register", register)
+    try archive.transfer(&isOffered, "offer")
+    try archive.require(isEnabled || !isOffered, "offer")
   }
 }

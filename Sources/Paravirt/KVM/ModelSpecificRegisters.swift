@@ -155,12 +155,33 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
 
 extension KVMModelSpecificRegisters: SavedState {
   public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&systemTime)
-    try archive.transfer(&timestampOffset)
-    try stealTime.transfer(&archive)
-    try endOfInterrupt.transfer(&archive)
-    try asyncPageFault.transfer(&archive)
-    try archive.transfer(&mayPoll)
-    try archive.transfer(&mayMigrate)
+    try archive.transfer(&systemTime, "system time register")
+    try requireFeature(systemTime == 0, [.clockSource, .clockSource2], "system time register", archive)
+    try archive.transfer(&timestampOffset, "lead of the time-stamp counter")
+    try archive.part("steal time") { archive throws(SavedStateError) in
+      try stealTime.transfer(&archive)
+      try requireFeature(stealTime.register == 0, .stealTime, "register", archive)
+    }
+    try archive.part("end of interrupt") { archive throws(SavedStateError) in
+      try endOfInterrupt.transfer(&archive)
+      try requireFeature(endOfInterrupt.register == 0, .endOfInterrupt, "register", archive)
+    }
+    try archive.part("asynchronous page fault") { archive throws(SavedStateError) in
+      try asyncPageFault.transfer(&archive)
+      try requireFeature(asyncPageFault.register == 0, .asyncPageFault, "register", archive)
+      try requireFeature(asyncPageFault.interrupt == 0, .asyncPageFaultInterrupt, "vector", archive)
+    }
+    try archive.transfer(&mayPoll, "poll control")
+    try requireFeature(mayPoll, .pollControl, "poll control", archive)
+    try archive.transfer(&mayMigrate, "migration control")
+    // A guest that does not agree to be moved is never saved.
+    try archive.require(mayMigrate, "migration control")
+  }
+
+  /// A register that CPUID does not offer has the value it began with.
+  private func requireFeature(
+    _ isUntouched: Bool, _ any: KVMFeatures, _ name: String, _ archive: StateArchive
+  ) throws(SavedStateError) {
+    try archive.require(isUntouched || !features.isDisjoint(with: any), name)
   }
 }

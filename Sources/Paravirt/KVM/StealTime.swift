@@ -36,11 +36,13 @@ public struct KVMStealTime<Memory: GuestPhysicalWriter>: Sendable {
     return register & 1 != 0 && memory.contains(address, byteCount: KVMStealTime.byteCount) ? address : nil
   }
 
+  private static func accepts(_ value: UInt64) -> Bool { value & reserved == 0 }
+
   /// WRMSR at CPL 0; false is #GP(0). An address that is not RAM is accepted and nothing is ever stored.
   ///
   /// - Parameter total: What `resume` would be given now: the guest is told only what it waits from here on.
   public mutating func write(_ value: UInt64, total: UInt64) -> Bool {
-    guard value & KVMStealTime.reserved == 0 else { return false }
+    guard KVMStealTime.accepts(value) else { return false }
     register = value
     told = total
     _ = resume(total: total)
@@ -83,7 +85,8 @@ public struct KVMStealTime<Memory: GuestPhysicalWriter>: Sendable {
 extension KVMStealTime: SavedState {
   /// What the guest has been told stands in its own memory; a restored vCPU begins to wait anew.
   public mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try archive.transfer(&register)
+    try archive.transfer(&register, "register")
+    try archive.require(KVMStealTime.accepts(register), "register", register)
     if archive.isRestoring { told = 0 }
   }
 }

@@ -10,6 +10,19 @@ enum CR0 {
   static let ne: UInt64 = 1 << 5, wp: UInt64 = 1 << 16, am: UInt64 = 1 << 18
   static let nw: UInt64 = 1 << 29, cd: UInt64 = 1 << 30, pg: UInt64 = 1 << 31
   static let defined = pe | mp | em | ts | et | ne | wp | am | nw | cd | pg
+
+  /// Whether MOV to CR0 accepts a value, whatever the other registers hold.
+  static func accepts(_ value: UInt64) -> Bool {
+    value >> 32 == 0 && (value & pg == 0 || value & pe != 0) && (value & nw == 0 || value & cd != 0)
+  }
+
+  /// What the register holds after a value was accepted: other bits stay 0, and ET is wired to 1.
+  static func stored(_ value: UInt64) -> UInt64 { value & defined | et }
+}
+
+enum CR8 {
+  /// Whether MOV to CR8 accepts a task priority.
+  static func accepts(_ value: UInt64) -> Bool { value <= 15 }
 }
 
 enum CR4 {
@@ -86,7 +99,7 @@ extension Processor {
     case 3: try writeCR3(value)
     case 4: try writeCR4(value)
     default:
-      guard value <= 15 else { throw .generalProtection() }
+      guard CR8.accepts(value) else { throw .generalProtection() }
       page[\.cr8] = value
       state.taskPriorityWritten = true
     }
@@ -120,11 +133,9 @@ extension Processor {
   // MARK: CR0
 
   func writeCR0(_ value: UInt64) throws(Fault) {
-    guard value >> 32 == 0 else { throw .generalProtection() }
+    guard CR0.accepts(value) else { throw .generalProtection() }
     let old = page[\.cr0]
-    let new = value & CR0.defined | CR0.et
-    if new & CR0.pg != 0 && new & CR0.pe == 0 { throw .generalProtection() }
-    if new & CR0.nw != 0 && new & CR0.cd == 0 { throw .generalProtection() }
+    let new = CR0.stored(value)
     var efer = page[\.efer]
     let cr4 = page[\.cr4]
     if (new ^ old) & CR0.pg != 0 {
@@ -153,7 +164,7 @@ extension Processor {
     // since our translations do not say which context they are of.
     if page[\.cr4] & CR4.pcide != 0 { value &= ~(1 << 63) }
     if page.isLMA {
-      guard value & ~page[\.physical_mask] == 0 else { throw .generalProtection() }
+      guard acceptsCR3(value) else { throw .generalProtection() }
     } else if page[\.cr0] & CR0.pg != 0 && page[\.cr4] & CR4.pae != 0 {
       try loadPDPTEs(value)
     }
@@ -161,18 +172,23 @@ extension Processor {
     unsafe chost_flush_nonglobal(page.pointer)
   }
 
+  /// Whether a page table can be there. Outside 64-bit mode MOV has no other bits to write.
+  func acceptsCR3(_ value: UInt64) -> Bool { value & ~page[\.physical_mask] == 0 }
+
+  /// Whether a top entry of PAE paging has none of its reserved bits set, or is not present.
+  func acceptsPDPTE(_ entry: UInt64) -> Bool {
+    entry & 1 == 0 || entry & (~page[\.physical_mask] | 0x1E6) == 0
+  }
+
   /// PAE paging keeps its four top entries in registers; reserved bits in a present one are #GP(0)
   /// (SDM volume 3, 4.4.1).
   func loadPDPTEs(_ cr3: UInt64) throws(Fault) {
     let table = cr3 & 0xFFFF_FFE0 & ~page[\.address_cut]
-    let reserved = ~page[\.physical_mask] | 0x1E6
     let entry0 = physicalLoad(UInt64.self, table)
     let entry1 = physicalLoad(UInt64.self, table &+ 8)
     let entry2 = physicalLoad(UInt64.self, table &+ 16)
     let entry3 = physicalLoad(UInt64.self, table &+ 24)
-    for entry in [entry0, entry1, entry2, entry3] where entry & 1 != 0 && entry & reserved != 0 {
-      throw .generalProtection()
-    }
+    for entry in [entry0, entry1, entry2, entry3] where !acceptsPDPTE(entry) { throw .generalProtection() }
     page[\.pdpte.0] = entry0
     page[\.pdpte.1] = entry1
     page[\.pdpte.2] = entry2
@@ -181,8 +197,11 @@ extension Processor {
 
   // MARK: CR4
 
+  /// Whether MOV to CR4 accepts a value, whatever the other registers hold.
+  func acceptsCR4(_ value: UInt64) -> Bool { value & ~state.supportedCR4 == 0 }
+
   func writeCR4(_ value: UInt64) throws(Fault) {
-    guard value & ~state.supportedCR4 == 0 else { throw .generalProtection() }
+    guard acceptsCR4(value) else { throw .generalProtection() }
     let old = page[\.cr4]
     if page.isLMA && value & CR4.pae == 0 { throw .generalProtection() }
     let changed = value ^ old
@@ -245,13 +264,19 @@ extension Processor {
     page[register: GPR.rdx] = page[\.xcr0] >> 32
   }
 
+  /// Whether XSETBV accepts a value of XCR0: x87 always, of the rest what the CPU has, AVX not without SSE (SDM volume
+  /// 1, 13.3).
+  func acceptsXCR0(_ value: UInt64) -> Bool {
+    value & 1 != 0 && value & ~state.supportedXCR0 == 0 && value & 6 != 4
+  }
+
   func writeExtendedControl() throws(Fault) {
     guard page[\.cr4] & CR4.osxsave != 0 else { throw .invalidOpcode }
     try requirePrivilege()
     let value = edxEAX
-    guard UInt32(truncatingIfNeeded: page[register: GPR.rcx]) == 0, value & 1 != 0, value & ~state.supportedXCR0 == 0,
-      value & 6 != 4
-    else { throw .generalProtection() }
+    guard UInt32(truncatingIfNeeded: page[register: GPR.rcx]) == 0, acceptsXCR0(value) else {
+      throw .generalProtection()
+    }
     page[\.xcr0] = value
     page.updateMode()
   }

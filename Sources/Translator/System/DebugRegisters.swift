@@ -9,11 +9,17 @@ enum DR6 {
   /// Bits that read as one.
   static let ones: UInt64 = 0xFFFF_0FF0
   static let writable: UInt64 = 0xE00F
+
+  /// What the register holds after MOV.
+  static func stored(_ value: UInt64) -> UInt64 { value & writable | ones }
 }
 
 enum DR7 {
   static let generalDetect: UInt64 = 1 << 13
   static let writable: UInt64 = 0xFFFF_23FF, ones: UInt64 = 0x400
+
+  /// What the register holds after MOV.
+  static func stored(_ value: UInt64) -> UInt64 { value & writable | ones }
 }
 
 extension Processor {
@@ -27,9 +33,9 @@ extension Processor {
     let value = register(instruction.rm, size: page.isLongMode ? 8 : 4)
     if number >= 6 && value >> 32 != 0 { throw .generalProtection() }
     switch number {
-    case 6: page[\.dr.6] = value & DR6.writable | DR6.ones
+    case 6: page[\.dr.6] = DR6.stored(value)
     case 7:
-      page[\.dr.7] = value & DR7.writable | DR7.ones
+      page[\.dr.7] = DR7.stored(value)
       page.updateMode()
     default: self[debug: number] = value
     }

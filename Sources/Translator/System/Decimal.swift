@@ -9,9 +9,8 @@ extension Processor {
   private var al: UInt64 { page[register: GPR.rax] & 0xFF }
   private var ah: UInt64 { page[register: GPR.rax] >> 8 & 0xFF }
 
-  private func setFlags(_ set: UInt64, keeping kept: UInt64 = 0) {
-    page.rflags = page.rflags & ~(RFLAGS.arithmetic & ~kept) | set
-  }
+  /// Replaces the arithmetic flags and no other.
+  private func setArithmeticFlags(_ set: UInt64) { page.rflags = page.rflags & ~RFLAGS.arithmetic | set }
 
   /// DAA (27) and DAS (2F).
   func decimalAdjust(subtract: Bool) {
@@ -29,7 +28,7 @@ extension Processor {
       set |= RFLAGS.cf
     }
     setRegister(GPR.rax, result, size: 1)
-    setFlags(set | Processor.resultFlags(result, size: 1))
+    setArithmeticFlags(set | Processor.resultFlags(result, size: 1))
   }
 
   /// AAA (37) and AAS (3F).
@@ -41,7 +40,7 @@ extension Processor {
       set = RFLAGS.af | RFLAGS.cf
     }
     setRegister(GPR.rax, ax & 0xFF0F, size: 2)
-    setFlags(set | Processor.resultFlags(ax & 0x0F, size: 1))
+    setArithmeticFlags(set | Processor.resultFlags(ax & 0x0F, size: 1))
   }
 
   /// AAM (D4).
@@ -50,14 +49,14 @@ extension Processor {
     let value = UInt8(truncatingIfNeeded: al)
     let (quotient, remainder) = value.quotientAndRemainder(dividingBy: base)
     setRegister(GPR.rax, UInt64(quotient) << 8 | UInt64(remainder), size: 2)
-    setFlags(Processor.resultFlags(UInt64(remainder), size: 1))
+    setArithmeticFlags(Processor.resultFlags(UInt64(remainder), size: 1))
   }
 
   /// AAD (D5).
   func asciiDivide(_ base: UInt8) {
     let result = (al &+ ah &* UInt64(base)) & 0xFF
     setRegister(GPR.rax, result, size: 2)
-    setFlags(Processor.resultFlags(result, size: 1))
+    setArithmeticFlags(Processor.resultFlags(result, size: 1))
   }
 
   /// SALC (D6): AL becomes all ones or zero by CF.

@@ -23,6 +23,13 @@ enum ModelSpecificRegister {
   static let miscEnableReset: UInt64 = 1 << 0 | 1 << 11 | 1 << 12
   /// Fast strings, thermal control, performance monitoring, CPUID limit, xTPR, execute-disable are software's.
   static let miscEnableWritable: UInt64 = 1 << 0 | 1 << 3 | 1 << 7 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34
+
+  // What registers hold of a value that was accepted; the others hold all of it.
+  static func stored(miscEnable value: UInt64) -> UInt64 {
+    miscEnableReset & ~miscEnableWritable | value & miscEnableWritable
+  }
+  static func stored(sysenterCS value: UInt64) -> UInt64 { value & 0xFFFF_FFFF }
+  static func stored(sfmask value: UInt64) -> UInt64 { value & 0xFFFF_FFFF }
 }
 
 /// The answer to a RDMSR.
@@ -105,9 +112,29 @@ extension Processor {
     }
   }
 
+  /// Whether WRMSR accepts a value for a register of the CPU core, whatever the other registers hold. Of registers that
+  /// are the machine's nothing is said, nor of the memory types' (MemoryTypeRanges.swift).
+  func accepts(msr index: UInt32, _ value: UInt64) -> Bool {
+    typealias MSR = ModelSpecificRegister
+    switch index {
+    case MSR.platformID, MSR.platformInfo, MSR.mtrrCapability, MSR.machineCheckCapability, MSR.featureControl:
+      return false
+    case MSR.miscFeatures, MSR.machineCheckStatus: return value == 0
+    // LBR and BTF are accepted without effect, as KVM does for a CPU without branch records.
+    case MSR.debugControl: return value & ~3 == 0
+    case MSR.sysenterESP, MSR.sysenterEIP, MSR.lstar, MSR.cstar, MSR.fsBase, MSR.gsBase, MSR.kernelGSBase:
+      return Processor.isCanonical(value)
+    case MSR.pat: return MemoryTypeRanges.isPAT(value)
+    case MSR.efer: return value & ~state.supportedEFER == 0
+    case MSR.tscAux: return hasTSCAux && value >> 32 == 0
+    default: return true
+    }
+  }
+
   /// Writes a register of the CPU core. Returns false if it is the machine's.
   func writeMSR(_ index: UInt32, _ value: UInt64) throws(Fault) -> Bool {
     typealias MSR = ModelSpecificRegister
+    try require(accepts(msr: index, value))
     switch index {
     case MSR.tsc:
       // A write of the counter moves TSC_ADJUST by as much (SDM volume 3, 17.17.3).
@@ -118,38 +145,24 @@ extension Processor {
       page[\.tsc_offset] = page[\.tsc_offset] &+ value &- state.tscAdjust
       state.tscAdjust = value
     // A microcode update, and clearing the signature before reading it: accepted without effect.
-    case MSR.microcodeRevision, 0x79: break
-    case MSR.platformID, MSR.platformInfo, MSR.mtrrCapability, MSR.machineCheckCapability, MSR.featureControl:
-      throw .generalProtection()
-    case MSR.miscFeatures: try require(value == 0)
-    case MSR.debugControl:
-      // LBR and BTF are accepted without effect, as KVM does for a CPU without branch records.
-      try require(value & ~3 == 0)
-      state.debugControl = value
-    case MSR.sysenterCS: page[\.sysenter_cs] = value & 0xFFFF_FFFF
-    case MSR.sysenterESP: page[\.sysenter_esp] = try canonical(value)
-    case MSR.sysenterEIP: page[\.sysenter_eip] = try canonical(value)
-    case MSR.machineCheckStatus:
-      try require(value == 0)
-      state.machineCheckStatus = 0
-    case MSR.miscEnable:
-      let kept = state.miscEnable & ~MSR.miscEnableWritable
-      state.miscEnable = kept | value & MSR.miscEnableWritable
+    case MSR.microcodeRevision, 0x79, MSR.miscFeatures: break
+    case MSR.debugControl: state.debugControl = value
+    case MSR.sysenterCS: page[\.sysenter_cs] = MSR.stored(sysenterCS: value)
+    case MSR.sysenterESP: page[\.sysenter_esp] = value
+    case MSR.sysenterEIP: page[\.sysenter_eip] = value
+    case MSR.machineCheckStatus: state.machineCheckStatus = value
+    case MSR.miscEnable: state.miscEnable = MSR.stored(miscEnable: value)
     case MSR.powerControl: state.powerControl = value
-    case MSR.pat:
-      try require(MemoryTypeRanges.isPAT(value))
-      page[\.pat] = value
+    case MSR.pat: page[\.pat] = value
     case MSR.efer: try writeEFER(value)
     case MSR.star: page[\.star] = value
-    case MSR.lstar: page[\.lstar] = try canonical(value)
-    case MSR.cstar: page[\.cstar] = try canonical(value)
-    case MSR.sfmask: page[\.sfmask] = value & 0xFFFF_FFFF
-    case MSR.fsBase: try writeBase(.fs, value)
-    case MSR.gsBase: try writeBase(.gs, value)
-    case MSR.kernelGSBase: page[\.kernel_gs_base] = try canonical(value)
-    case MSR.tscAux:
-      try require(hasTSCAux && value >> 32 == 0)
-      page[\.tsc_aux] = value
+    case MSR.lstar: page[\.lstar] = value
+    case MSR.cstar: page[\.cstar] = value
+    case MSR.sfmask: page[\.sfmask] = MSR.stored(sfmask: value)
+    case MSR.fsBase: writeBase(.fs, value)
+    case MSR.gsBase: writeBase(.gs, value)
+    case MSR.kernelGSBase: page[\.kernel_gs_base] = value
+    case MSR.tscAux: page[\.tsc_aux] = value
     default:
       if writeVendorMSR(index) { return true }
       guard MemoryTypeRanges.contains(index) else { return false }
@@ -164,20 +177,14 @@ extension Processor {
     if !condition { throw .generalProtection() }
   }
 
-  private func canonical(_ value: UInt64) throws(Fault) -> UInt64 {
-    try require(Processor.isCanonical(value))
-    return value
-  }
-
-  private func writeBase(_ register: SegmentRegister, _ value: UInt64) throws(Fault) {
+  private func writeBase(_ register: SegmentRegister, _ value: UInt64) {
     var segment = page[register]
-    segment.base = try canonical(value)
+    segment.base = value
     page[register] = segment
   }
 
   private func writeEFER(_ value: UInt64) throws(Fault) {
     let old = page[\.efer]
-    try require(value & ~state.supportedEFER == 0)
     // LME may not change while paging is on; LMA is read-only and its written value ignored.
     if (value ^ old) & EFER.lme != 0 { try require(page[\.cr0] & CR0.pg == 0) }
     page[\.efer] = value & ~EFER.lma | old & EFER.lma

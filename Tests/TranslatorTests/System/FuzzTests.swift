@@ -134,7 +134,10 @@ struct SplitMix64: RandomNumberGenerator {
         case .exit: try guest.processor.completeRead(random.next())
         }
       } catch {
-        if guest.processor.deliver(error) == .shutdown { Self.enter(guest, mode) }
+        if guest.processor.deliver(error) == .shutdown {
+          guest.page.rflags = 2
+          Self.enter(guest, mode)
+        }
       }
       if random.next() % 16 == 0 {
         guest.processor.deliver(UInt8(random.next() % 70), kind: .external)
@@ -142,6 +145,11 @@ struct SplitMix64: RandomNumberGenerator {
       guest.state.completion = .none
       #expect(guest.page.rflags & 2 != 0)
       #expect(guest.page.isProtected || guest.page.privilege == 0)
+      // What a guest comes to by itself is no reason to refuse a saved machine.
+      if let register = guest.processor.impossibleRegister(in: guest.processor.registers) {
+        Issue.record("mode \(mode), seed \(seed), round \(round): impossible \(register) after \(instruction)")
+        Self.enter(guest, mode)
+      }
       _ = guest.processor.fetch(at: guest.page[\.rip])
     }
   }

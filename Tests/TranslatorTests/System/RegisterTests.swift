@@ -348,10 +348,13 @@ import Testing
     let guest = TestGuest()
     guest.enterProtected()
     guest.setRegister(GPR.rax, input)
-    guest.page.rflags = flags | 2
+    let others = RFLAGS.if | RFLAGS.iopl | RFLAGS.df | RFLAGS.nt | RFLAGS.ac | RFLAGS.id | 2
+    guest.page.rflags = flags | others
     try guest.execute(guest.instruction(opcode))
     #expect(guest.register(GPR.rax) == output)
     #expect(guest.page.rflags & (RFLAGS.cf | RFLAGS.af) == result)
+    // The arithmetic flags and no others.
+    #expect(guest.page.rflags & ~RFLAGS.arithmetic == others)
   }
 
   @Test("AAM by zero is #DE; AAD; BOUND; XLAT; LOOP; JRCXZ")
@@ -360,8 +363,9 @@ import Testing
     guest.enterProtected()
     #expect(guest.fault(guest.instruction(0xD4, length: 2)) == .divideError)
     guest.setRegister(GPR.rax, 0x0207)
+    guest.page.rflags = RFLAGS.if | 2
     try guest.execute(guest.instruction(0xD5, length: 2) { $0.immediate = 10 })
-    #expect(guest.register(GPR.rax) == 27)
+    #expect(guest.register(GPR.rax) == 27 && guest.page.rflags & RFLAGS.if != 0)
     guest.poke(Int32(-5), at: Place.data)
     guest.poke(Int32(5), at: Place.data + 4)
     let bound = guest.instruction(0x62, length: 6) { TestGuest.memory(&$0, Place.data, reg: 1) }

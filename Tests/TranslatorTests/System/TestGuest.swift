@@ -56,6 +56,8 @@ final class TestGuest {
     page[\.pat] = 0x0007_0406_0007_0406
     page[\.dr.6] = DR6.ones
     page[\.dr.7] = DR7.ones
+    page[.ldtr] = .real(selector: 0, attributes: 0x82)
+    page[.tr] = .real(selector: 0, attributes: 0x8B)
     page.rflags = 2
   }
 
