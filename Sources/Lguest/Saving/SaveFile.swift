@@ -194,9 +194,8 @@ public final class SaveFile: Sendable {
   private static let threadLimit = 8
   private static let checksumSection = "page checksums"
 
-  /// Writes a file: RAM, sections, and last the header.
-  static func write(_ memory: GuestMemory, _ sections: SavedSections, to path: FilePath) throws(HostError) {
-    let file = try ReplacementFile(path)
+  /// Writes a file, which is empty: RAM, sections, and last the header. Then it is on the disk.
+  static func write(_ memory: GuestMemory, _ sections: SavedSections, to file: PositionedOutput) throws(HostError) {
     var header = SaveFileHeader()
     header.memoryOffset = UInt64(SaveFileHeader.byteCount)
     header.memoryByteCount = memory.byteCount
@@ -216,6 +215,6 @@ public final class SaveFile: Sendable {
     }
     header.fileByteCount = UInt64(end)
     try file.write(header.encoded(), at: 0)
-    try file.commit()
+    try file.synchronize()
   }
 }
