@@ -57,7 +57,9 @@ let package = Package(
       ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving", logging, collections, system]),
     .executableTarget(
       name: "LguestCommand",
-      dependencies: ["Lguest", logging, system, .product(name: "ArgumentParser", package: "swift-argument-parser")],
+      dependencies: [
+        "Lguest", "Host", logging, system, .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
       swiftSettings: settings),
     tests("LayeringTests", []),
     tests(
@@ -66,7 +68,8 @@ let package = Package(
         "Lguest", "Translator", "Devices", "Paravirt", "Host", "Saving", "GuestMemory", "X86", "GuestCode", logging,
         system,
       ]),
-    tests("SystemTests", []),
+    .target(name: "CTracer", path: "Tests/CTracer"),
+    tests("SystemTests", ["CTracer"]),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
     .target(name: "GuestCode", path: "Tests/GuestCode"),

@@ -41,6 +41,8 @@ import Synchronization
   /// What is behind RAM: a memory file of its own, or the pages of an image, private copies where they were written.
   private let file: MemoryFile?
   private let image: (file: HostFile, offset: Int)?
+  /// Tells which pages of an image are its own copies by now.
+  let pageMap: PageMap?
   /// Where pages are that have gone away; nil if none ever does.
   @usableFromInline let store: PageStore?
   private let flagRegion: Mapping
@@ -89,6 +91,7 @@ import Synchronization
     let slack = unsafe (alignment - Int(bitPattern: region.base) % alignment) % alignment
     let parts = [(0, slack, Int(lowEnd)), (Int(lowEnd), slack + Int(GuestMemory.highStart), Int(highCount))]
     self.image = image
+    pageMap = image == nil ? nil : PageMap()
     if let image {
       file = nil
       for (offset, place, count) in parts where count > 0 {

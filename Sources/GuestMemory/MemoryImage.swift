@@ -41,7 +41,7 @@ extension GuestMemory {
     var isTouched: [Bool] = []
     for part in [0..<Int(lowEnd), Int(lowEnd)..<Int(byteCount)] where !part.isEmpty {
       let start = unsafe address(ofImageByte: part.lowerBound)
-      guard let own = unsafe Mapping.ownPages(start, count: part.count / hostPageSize) else {
+      guard let own = unsafe pageMap?.ownPages(start, count: part.count / hostPageSize) else {
         return [0..<Int(byteCount)]
       }
       isTouched += own
@@ -76,11 +76,11 @@ extension GuestMemory {
   /// away come back, without delay.
   ///
   /// - Returns: The checksum of each page.
-  public func writeImage(to file: ReplacementFile, at offset: Int) throws(HostError) -> [UInt32] {
+  public func writeImage(to file: PositionedOutput, at offset: Int) throws(HostError) -> [UInt32] {
     try withAllPages { () throws(HostError) in try writePages(to: file, at: offset) }
   }
 
-  private func writePages(to file: ReplacementFile, at offset: Int) throws(HostError) -> [UInt32] {
+  private func writePages(to file: PositionedOutput, at offset: Int) throws(HostError) -> [UInt32] {
     var sums = [UInt32](repeating: Checksum.zeroPage, count: Int(byteCount) / hostPageSize)
     try file.setSize(offset + Int(byteCount))
     for piece in pieces(touchedExtents, of: GuestMemory.writeStride) {

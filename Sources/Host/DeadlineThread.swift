@@ -22,11 +22,15 @@ public final class DeadlineThread: Sendable {
   ///
   /// - Parameters:
   ///   - name: For ps and gdb; 15 bytes are kept.
+  ///   - begin: Called on the thread before the first round.
   ///   - round: Does what there is to do and returns when there will be more, as an instant of `HostClock.monotonic` in
   ///     ns; `UInt64.max` is never. A ring from its beginning on is followed by another round.
   /// - Throws: `HostError`: the host gives no thread.
-  public func start(name: String, _ round: @escaping @Sendable () -> UInt64) throws(HostError) {
+  public func start(
+    name: String, begin: @escaping @Sendable () -> Void = {}, _ round: @escaping @Sendable () -> UInt64
+  ) throws(HostError) {
     let started = try HostThread(name: name, stackBytes: 512 << 10) { [bell] in
+      begin()
       while true {
         // Quiet first, so that a ring from here on ends the wait.
         _ = bell.word.compareExchange(expected: Bell.rung, desired: Bell.quiet, ordering: .sequentiallyConsistent)

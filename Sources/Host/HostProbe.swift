@@ -43,6 +43,18 @@ public enum HostProbe {
     return nil
   }
 
+  /// Why system calls cannot be filtered here, or nil.
+  public static func filterProblem() -> String? {
+    let error = chost_filter_problem()
+    return error == 0 ? nil : message(-error)
+  }
+
+  /// The version of Landlock's interface, or nil where there is none.
+  public static func landlockVersion() -> Int? {
+    let version = chost_landlock_version()
+    return version > 0 ? Int(version) : nil
+  }
+
   /// What stands at a path.
   public enum FileKind: Sendable, Equatable {
     case regular(byteCount: UInt64)

@@ -4,15 +4,21 @@
 
 import CHost
 import Glibc
+import Synchronization
 import SystemPackage
 
 /// One end of a connection; closed when it goes away.
 @safe public final class LocalConnection: Sendable {
   fileprivate let descriptor: Int32
+  /// A descriptor that came with the bytes received last, or before, and that nobody has taken.
+  private let arrived = Mutex<FileDescriptor?>(nil)
 
   fileprivate init(_ descriptor: Int32) { self.descriptor = descriptor }
 
-  deinit { Glibc.close(descriptor) }
+  deinit {
+    Glibc.close(descriptor)
+    try? takeDescriptor()?.close()
+  }
 
   /// Connects to a socket in the file system.
   public convenience init(to path: FilePath) throws(HostError) {
@@ -29,20 +35,21 @@ import SystemPackage
     return unsafe chost_socket_peer(descriptor, &user, &process) == 0 ? (user, process) : nil
   }
 
-  /// Sends bytes; false when the other end does not take them within the time.
-  public func send(_ bytes: [UInt8], milliseconds: Int32 = 2000) -> Bool {
+  /// Sends bytes, and with the first of them a descriptor, which stays the caller's; false when the other end does not
+  /// take them within the time.
+  public func send(_ bytes: [UInt8], with file: FileDescriptor? = nil, milliseconds: Int32 = 2000) -> Bool {
     var done = 0
     while done < bytes.count {
+      let passed = done == 0 ? file?.rawValue ?? -1 : -1
       // SAFETY: the pointer is the array's own storage and does not outlive the call.
       let count = unsafe bytes.withUnsafeBytes { buffer in
-        unsafe Glibc.send(
-          descriptor, buffer.baseAddress! + done, buffer.count - done, Int32(MSG_NOSIGNAL | MSG_DONTWAIT))
+        unsafe chost_send(descriptor, buffer.baseAddress! + done, UInt64(buffer.count - done), passed)
       }
       if count > 0 {
         done += count
-      } else if count < 0, errno == EAGAIN {
+      } else if count == -Int(EAGAIN) {
         guard wait(POLLOUT, milliseconds) else { return false }
-      } else if count == 0 || errno != EINTR {
+      } else if count != -Int(EINTR) {
         return false
       }
     }
@@ -53,13 +60,26 @@ import SystemPackage
   public func receive(milliseconds: Int32) -> [UInt8]? {
     guard wait(POLLIN, milliseconds) else { return nil }
     var bytes = [UInt8](repeating: 0, count: 4096)
+    var passed: Int32 = -1
     // SAFETY: the pointer is the array's own storage and does not outlive the call.
     let count = unsafe bytes.withUnsafeMutableBytes {
-      unsafe recv(descriptor, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT))
+      unsafe chost_receive(descriptor, $0.baseAddress, UInt64($0.count), &passed)
     }
-    if count < 0 { return errno == EINTR || errno == EAGAIN ? nil : [] }
+    if passed >= 0 {
+      try? takeDescriptor()?.close()
+      arrived.withLock { $0 = FileDescriptor(rawValue: passed) }
+    }
+    if count < 0 { return count == -Int(EINTR) || count == -Int(EAGAIN) ? nil : [] }
     bytes.removeSubrange(count...)
     return bytes
+  }
+
+  /// The last descriptor that came, once; whoever takes it closes it.
+  public func takeDescriptor() -> FileDescriptor? {
+    arrived.withLock { arrived in
+      defer { arrived = nil }
+      return arrived
+    }
   }
 
   private func wait(_ events: Int32, _ milliseconds: Int32) -> Bool {
@@ -85,9 +105,11 @@ import SystemPackage
 
   deinit { Glibc.close(descriptor) }
 
-  /// Removes the file and ends `accept`, now and from now on.
-  public func close() {
-    _ = unsafe unlink(path.string)
+  /// Ends `accept`, now and from now on.
+  ///
+  /// - Parameter removing: Removes the file; nil does that as well as this process can.
+  public func close(removing: (() -> Void)? = nil) {
+    if let removing { removing() } else { LocalSocket.remove(path) }
     shutdown(descriptor, Int32(SHUT_RDWR))
   }
 
@@ -95,10 +117,8 @@ import SystemPackage
   public func accept(milliseconds: Int32) -> LocalConnection? {
     var request = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
     guard unsafe poll(&request, 1, milliseconds) > 0 else { return nil }
-    let connection = Glibc.accept(descriptor, nil, nil)
-    guard connection >= 0 else { return nil }
-    _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
-    return LocalConnection(connection)
+    let connection = chost_accept(descriptor)
+    return connection >= 0 ? LocalConnection(connection) : nil
   }
 }
 

@@ -141,32 +141,6 @@ public let hostPageSize = 4096
     guard unsafe result != MAP_FAILED else { throw HostError("map", file.description, errno: currentErrno) }
   }
 
-  /// Which pages of a range that was placed as copies of a file are this process's own by now; nil if the kernel does
-  /// not say (linux, Documentation/admin-guide/mm/pagemap.rst).
-  public static func ownPages(_ start: UnsafeMutableRawPointer, count: Int) -> [Bool]? {
-    guard let file = try? FileDescriptor.open(FilePath("/proc/self/pagemap"), .readOnly, options: .closeOnExec) else {
-      return nil
-    }
-    defer { try? file.close() }
-    var entries = [UInt64](repeating: 0, count: count)
-    let byteCount = count * 8
-    let offset = Int64(UInt(bitPattern: start) / UInt(hostPageSize) * 8)
-    let isComplete = unsafe entries.withUnsafeMutableBytes { buffer in
-      var done = 0
-      while done < byteCount {
-        guard
-          let more = unsafe try? file.read(
-            fromAbsoluteOffset: offset + Int64(done), into: UnsafeMutableRawBufferPointer(rebasing: buffer[done...])),
-          more > 0
-        else { return false }
-        done += more
-      }
-      return true
-    }
-    let (present, swapped, ofFile): (UInt64, UInt64, UInt64) = (1 << 63, 1 << 62, 1 << 61)
-    return isComplete ? entries.map { $0 & (present | swapped) != 0 && $0 & ofFile == 0 } : nil
-  }
-
   /// Changes what may be done to `[offset, offset + byteCount)`; both are multiples of the page size.
   public func protect(at offset: Int, byteCount: Int, _ access: Access) throws(HostError) {
     precondition(offset >= 0 && byteCount >= 0 && byteCount <= self.byteCount && offset <= self.byteCount - byteCount)

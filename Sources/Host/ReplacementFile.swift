@@ -6,55 +6,64 @@
 import Glibc
 public import SystemPackage
 
-/// A file being written, readable by this user only.
+/// A file being written, readable by this user only unless asked for otherwise.
 public final class ReplacementFile: Sendable {
   public let path: FilePath
+  /// Where its content goes.
+  public let output: PositionedOutput
   /// A name beside `path`: all the time on a file system that has no nameless files, else for the moment between
   /// linking and renaming, since a link cannot replace a file.
   private let temporary: FilePath
-  private let descriptor: FileDescriptor
   private let isNameless: Bool
+  var descriptor: FileDescriptor { output.descriptor }
 
   /// Creates an empty file in the directory of `path`.
-  public convenience init(_ path: FilePath) throws(HostError) { try self.init(path, canBeNameless: true) }
+  ///
+  /// - Parameter permissions: Less what the process's mask takes away.
+  public convenience init(
+    _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600)
+  ) throws(HostError) {
+    try self.init(path, permissions: permissions, canBeNameless: true)
+  }
 
   /// - Parameter canBeNameless: False only in tests, for what happens on file systems without nameless files.
-  init(_ path: FilePath, canBeNameless: Bool) throws(HostError) {
+  init(
+    _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600), canBeNameless: Bool
+  ) throws(HostError) {
     self.path = path
     temporary = FilePath("\(path.string).\(getpid()).tmp")
     // Left by an earlier process of this number.
     unsafe _ = unlink(temporary.string)
-    if canBeNameless, let file = ReplacementFile.nameless(in: ReplacementFile.directory(of: path)) {
-      (descriptor, isNameless) = (file, true)
+    if canBeNameless, let file = ReplacementFile.nameless(in: ReplacementFile.directory(of: path), permissions) {
+      (output, isNameless) = (PositionedOutput(owning: file, description: path.string), true)
       return
     }
     isNameless = false
     do {
-      descriptor = try FileDescriptor.open(
-        temporary, .readWrite, options: [.create, .exclusiveCreate, .closeOnExec],
-        permissions: FilePermissions(rawValue: 0o600))
+      let file = try FileDescriptor.open(
+        temporary, .readWrite, options: [.create, .exclusiveCreate, .closeOnExec], permissions: permissions)
+      output = PositionedOutput(owning: file, description: temporary.string)
     } catch { throw HostError("create", "\(temporary)", errno: error as? Errno ?? .ioError) }
   }
 
   deinit {
-    try? descriptor.close()
     // Nothing is there once it was renamed.
     unsafe _ = unlink(temporary.string)
   }
 
-  private static func directory(of path: FilePath) -> FilePath {
+  static func directory(of path: FilePath) -> FilePath {
     let directory = path.removingLastComponent()
     return directory.isEmpty ? "." : directory
   }
 
   /// A file without a name; nil where the file system has none, or where /proc, by which it would get one, is not
   /// there. Any other reason is found again, and told, when a file with a name is opened.
-  private static func nameless(in directory: FilePath) -> FileDescriptor? {
+  private static func nameless(in directory: FilePath, _ permissions: FilePermissions) -> FileDescriptor? {
     let temporaryFile: Int32 = 0o20_000_000 | O_DIRECTORY  // O_TMPFILE, asm-generic/fcntl.h
     guard
       let file = try? FileDescriptor.open(
         directory, .readWrite, options: [FileDescriptor.OpenOptions(rawValue: temporaryFile), .closeOnExec],
-        permissions: FilePermissions(rawValue: 0o600))
+        permissions: permissions)
     else { return nil }
     if unsafe access(ReplacementFile.link(to: file), F_OK) == 0 { return file }
     try? file.close()
@@ -64,39 +73,14 @@ public final class ReplacementFile: Sendable {
   /// What stands for an open file in the file system.
   private static func link(to file: FileDescriptor) -> String { "/proc/self/fd/\(file.rawValue)" }
 
-  /// What messages call the file.
-  private var subject: String { "\(isNameless ? path : temporary)" }
-
-  /// Makes the file so long; what is not written reads as zeros and takes no room.
-  public func setSize(_ byteCount: Int) throws(HostError) {
-    guard ftruncate(descriptor.rawValue, byteCount) == 0 else { throw HostError("size", subject, errno: currentErrno) }
-  }
-
-  /// Writes bytes at an offset.
-  public func write(_ bytes: [UInt8], at offset: Int) throws(HostError) {
-    var failure: HostError?
-    unsafe bytes.withUnsafeBytes { buffer in
-      do throws(HostError) { unsafe try write(buffer, at: offset) } catch { failure = error }
-    }
-    if let failure { throw failure }
-  }
-
-  /// Writes bytes at an offset.
-  public func write(_ bytes: UnsafeRawBufferPointer, at offset: Int) throws(HostError) {
-    var done = 0
-    while done < bytes.count {
-      do {
-        done += unsafe try descriptor.write(
-          toAbsoluteOffset: Int64(offset + done), UnsafeRawBufferPointer(rebasing: bytes[done...]))
-      } catch {
-        throw HostError("write", subject, errno: error as? Errno ?? .ioError)
-      }
-    }
-  }
+  /// The name it has, or gets for a moment, in the directory of `path`.
+  var temporaryName: String { temporary.lastComponent?.string ?? "" }
+  /// By what it can be linked; nil if it has its temporary name.
+  var link: String? { isNameless ? ReplacementFile.link(to: descriptor) : nil }
 
   /// Forces everything to the disk and gives the file its name.
   public func commit() throws(HostError) {
-    guard fsync(descriptor.rawValue) == 0 else { throw HostError("write", subject, errno: currentErrno) }
+    try output.synchronize()
     if isNameless {
       let link = ReplacementFile.link(to: descriptor)
       guard unsafe linkat(AT_FDCWD, link, AT_FDCWD, temporary.string, AT_SYMLINK_FOLLOW) == 0 else {

@@ -132,6 +132,11 @@ extension VirtualMachine {
     public var engine = Engine.translator
     public var collectStatistics = false
     public var inspection = EngineInspection()
+    /// Confines the machine's threads once it is built; nil leaves them as they are. A machine of its own for each run.
+    ///
+    /// What a program adds to a machine runs on those threads too: `consoleOutput`, `logger` and `hypercalls` may then
+    /// use what is open and take memory, and little else; docs/threat-model.md has the table.
+    public var sandbox: Sandbox?
     /// Told of what is unusual about the guest; nil is silence.
     public var logger: Logger?
     /// Takes what the guest writes to its serial port, a byte at a time, on a vCPU's thread. It may block, and the

@@ -22,6 +22,17 @@ public struct EngineInspection: Sendable {
   public init() {}
 }
 
+/// What is written at the end of a run, opened at its start.
+struct InspectionFiles {
+  let perfMap: TraceFile?
+  let histogram: TraceFile?
+
+  init(_ inspection: EngineInspection) throws(ConfigurationError) {
+    perfMap = if let path = inspection.perfMap { try TraceFile(path) } else { nil }
+    histogram = if let path = inspection.histogram { try TraceFile(path) } else { nil }
+  }
+}
+
 /// A text file that is written in large pieces.
 final class TraceFile: Sendable {
   private let file: FileDescriptor

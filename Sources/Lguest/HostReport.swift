@@ -24,6 +24,10 @@ public struct HostReport: Sendable {
   /// The value of the vm.memfd_noexec sysctl, where the kernel has it.
   public var memfdNoexec: String?
   public var kernelRelease: String?
+  /// Why system calls cannot be filtered; nil when they can.
+  public var filterProblem: String?
+  /// The version of Landlock's interface; nil where there is none.
+  public var landlockVersion: Int?
 
   /// Looks at the host.
   public init() {
@@ -42,6 +46,8 @@ public struct HostReport: Sendable {
     kvm = HostProbe.kvm()
     addressSpaceLimit = AddressSpaceLimit.current
     codeMemoryProblem = HostProbe.codeMemoryProblem()
+    filterProblem = HostProbe.filterProblem()
+    landlockVersion = HostProbe.landlockVersion()
     memfdNoexec = HostFile.text("/proc/sys/vm/memfd_noexec").map(HostReport.trimmed)
     kernelRelease = HostFile.text("/proc/sys/kernel/osrelease").map(HostReport.trimmed)
   }
@@ -113,6 +119,7 @@ public struct HostReport: Sendable {
       "/dev/kvm        \(kvmWords.text)",
       "address space   \(addressSpaceLimit.map { "\(describe(byteCount: $0)) (RLIMIT_AS)" } ?? "no limit")",
       "code memory     \(codeMemoryProblem ?? "ok") (vm.memfd_noexec \(memfdNoexec ?? "not known to this kernel"))",
+      "sandbox         \(sandboxText)",
       "engine          \(engineChoice)",
     ]
     lines += problems.map { "problem         \($0)" }
@@ -157,10 +164,23 @@ public struct HostReport: Sendable {
           ("memfdNoexec", memfdNoexec.map(JSON.string) ?? .null),
         ])
       ),
+      (
+        "sandbox",
+        .object([
+          ("systemCallFilter", .bool(filterProblem == nil)),
+          ("systemCallFilterProblem", filterProblem.map(JSON.string) ?? .null),
+          ("landlockABI", landlockVersion.map { .integer(Int64($0)) } ?? .null),
+        ])
+      ),
       ("engine", .object([("name", "translator"), ("why", .string(engineChoice))])),
       ("ready", .bool(problems.isEmpty)),
       ("problems", .array(problems.map { .string($0.description) })),
     ])
+  }
+
+  private var sandboxText: String {
+    let filter = filterProblem.map { "system calls cannot be filtered (\($0))" } ?? "system calls are filtered"
+    return filter + ", " + (landlockVersion.map { "files closed by Landlock (ABI \($0))" } ?? "no Landlock")
   }
 
   private var kvmWords: (state: String, text: String) {

@@ -138,8 +138,9 @@ final class Machine: Sendable {
     if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
-        wake: { doorbells[$0].ring() }, evict: { [translation] in _ = translation.evictUsedPages(limit: $0) })
-      try timers.start(sources)
+        wake: { doorbells[$0].ring() }, evict: { [translation] in _ = translation.evictUsedPages(limit: $0) },
+        configuration.sandbox)
+      try timers.start(sources, configuration.sandbox)
     } catch {
       console.disconnect()
       throw ConfigurationError(error)

@@ -66,9 +66,12 @@ final class SlowMemory: Sendable {
   /// - Parameters:
   ///   - wake: Tells a vCPU that a page it waits for has come.
   ///   - evict: Takes pages away that programs use, so many at most.
-  func start(wake: @escaping @Sendable (Int) -> Void, evict: @escaping @Sendable (Int) -> Void) throws(HostError) {
+  func start(
+    wake: @escaping @Sendable (Int) -> Void, evict: @escaping @Sendable (Int) -> Void, _ sandbox: Sandbox? = nil
+  ) throws(HostError) {
     state.withLock { $0.nextEviction = HostClock.after(nanoseconds: evictionInterval) }
-    try thread.start(name: "lguest-store") { self.work(wake, evict) }
+    sandbox?.announce()
+    try thread.start(name: "lguest-store", begin: { sandbox?.confine(.store) }) { self.work(wake, evict) }
   }
 
   /// Ends the thread and waits for it.

@@ -16,9 +16,10 @@ final class Timers: Sendable {
   private let asleepUntil = Atomic<UInt64>(.max)
 
   /// Starts the thread. The sources are kept until `stop`.
-  func start(_ sources: [any DeadlineSource]) throws(HostError) {
+  func start(_ sources: [any DeadlineSource], _ sandbox: Sandbox? = nil) throws(HostError) {
     self.sources.withLock { $0 = sources }
-    try thread.start(name: "lguest-timers") { self.expire(sources) }
+    sandbox?.announce()
+    try thread.start(name: "lguest-timers", begin: { sandbox?.confine(.timers) }) { self.expire(sources) }
   }
 
   /// Ends the thread, waits for it and forgets the sources.

@@ -131,6 +131,7 @@ extension VirtualMachine {
     }
     // Asked before there was anyone to kick.
     if stopRequested != nil { machine.end(.stopped) }
+    let inspection = try InspectionFiles(configuration.inspection)
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
     if let saved = configuration.saved { try machine.restore(saved, loops) }
     setRunning(RunningMachine(machine, loops))
@@ -138,13 +139,17 @@ extension VirtualMachine {
     markGuestStart()
     let failure = Mutex<HostError?>(nil)
     var threads: [HostThread] = []
+    let sandbox = configuration.sandbox
+    sandbox?.announce(machine.scheduler.threadCount + (sandbox?.includesCaller == true ? 1 : 0))
     do throws(HostError) {
       for number in 0..<machine.scheduler.threadCount {
         threads.append(
           try HostThread(name: "lguest-vcpu\(number)") {
             do throws(HostError) {
-              try HostCPU.withPreparedThread {
+              try HostCPU.withPreparedThread { () throws(HostError) in
                 let delay = RunQueueDelay()
+                sandbox?.confine(.vcpu)
+                try sandbox?.waitForAll { machine.scheduler.ending != nil }
                 machine.scheduler.work(thread: number) { cpu in
                   let pause = loops[cpu].run(on: delay)
                   if case .ended(let outcome) = pause { machine.end(outcome, by: cpu) }
@@ -161,13 +166,14 @@ extension VirtualMachine {
       failure.withLock { $0 = error }
       machine.end(.stopped)
     }
+    if let sandbox, sandbox.includesCaller { sandbox.confine(.machine) }
     for thread in threads { thread.join() }
     if let error = failure.withLock({ $0 }) { return result(.cannotStart, detail: error.description) }
-    return conclude(machine, loops)
+    return conclude(machine, loops, inspection)
   }
 
   /// Gathers what the guest leaves behind.
-  private func conclude(_ machine: Machine, _ loops: [RunLoop]) -> RunResult {
+  private func conclude(_ machine: Machine, _ loops: [RunLoop], _ inspection: InspectionFiles) -> RunResult {
     let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
     let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)
@@ -177,12 +183,8 @@ extension VirtualMachine {
     result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
     result.statistics.add(machine)
     result.softFault = machine.translation.counters.firstSoftFault
-    if let path = configuration.inspection.perfMap, let file = try? TraceFile(path) {
-      file.write(machine.translation.perfMap)
-    }
-    if let path = configuration.inspection.histogram, let file = try? TraceFile(path) {
-      file.write(machine.histogramText(helperInstructions: result.statistics.helperInstructions))
-    }
+    inspection.perfMap?.write(machine.translation.perfMap)
+    inspection.histogram?.write(machine.histogramText(helperInstructions: result.statistics.helperInstructions))
     result.consoleTail = machine.console.tail.text
     switch ending {
     case .panic, .tripleFault, .internal, .bootTimeout, .timeout:

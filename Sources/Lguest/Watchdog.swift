@@ -12,7 +12,10 @@ final class Watchdog: Sendable {
   /// - Parameter machine: Must live until `stop` returns.
   init(_ machine: VirtualMachine) throws(HostError) {
     let stopped = stopped
+    let sandbox = machine.configuration.sandbox
+    sandbox?.announce()
     thread = try HostThread(name: "lguest-watchdog", stackBytes: 256 << 10) { [unowned machine] in
+      sandbox?.confine(.watchdog)
       while stopped.word.load(ordering: .acquiring) == 0 {
         let next = machine.enforceTimeLimits()
         // The boot limit can go away, so nobody sleeps longer than a second on account of it.

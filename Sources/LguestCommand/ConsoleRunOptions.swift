@@ -51,6 +51,9 @@ struct ConsoleRunOptions: ParsableArguments {
   @Flag(name: [.short, .long], help: "Say more on stderr.")
   var verbose = false
 
+  @Flag(help: "Leave the run's threads every right of this process: no filter of system calls, no Landlock.")
+  var noSandbox = false
+
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
   var tty = TTY.auto
 
@@ -60,7 +63,7 @@ struct ConsoleRunOptions: ParsableArguments {
 
   /// What the session needs to know.
   var session: RunSession.Options {
-    RunSession.Options(json: json.map { FilePath($0) }, printsStatistics: stats, tty: tty)
+    RunSession.Options(json: json.map { FilePath($0) }, printsStatistics: stats, isConfined: !noSandbox, tty: tty)
   }
 
   /// Puts into a configuration what the machine needs to know.

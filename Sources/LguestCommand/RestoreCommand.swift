@@ -37,7 +37,9 @@ struct RestoreCommand: ParsableCommand {
     } catch {
       var result = RunResult(ending: .cannotStart, engine: .translator, detail: error.description)
       result.times.end = ContinuousClock.now - processStart
-      RunEnd(json: console.session.json, printsStatistics: false).end(result)
+      if let json = console.session.json { OutputFile.write(result.json, to: json) }
+      Messages.say(error.description)
+      throw CommandEnding(status: result.exitStatus)
     }
     console.apply(to: &configuration)
     if let cpuVendor { configuration.cpuVendor = cpuVendor }

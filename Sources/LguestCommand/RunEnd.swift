@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 // The end of a run: terminal back, last words, statistics, the JSON file, the exit status. Once, whoever gets here.
 
+import Host
 import Lguest
 import Logging
 import Synchronization
 import SystemPackage
 
 final class RunEnd: Sendable {
-  private let json: FilePath?
+  private let files: RunFiles
   private let printsStatistics: Bool
   private let begun = Atomic(false)
   /// What answers at the control socket, whose file goes with the run.
   private let control = Mutex<ControlServer?>(nil)
 
-  init(json: FilePath?, printsStatistics: Bool) {
-    self.json = json
+  init(_ files: RunFiles, printsStatistics: Bool) {
+    self.files = files
     self.printsStatistics = printsStatistics
   }
 
-  /// Starts answering at the control socket. A run that cannot be asked is a run all the same.
-  func answer(for machine: VirtualMachine) {
-    do {
-      let server = try ControlServer.start(for: machine)
+  /// Starts answering at the control socket.
+  func answer(for machine: VirtualMachine, at listener: LocalListener) {
+    do throws(HostError) {
+      let server = try ControlServer.start(for: machine, at: listener) { [files] in files.removeSocket() }
       control.withLock { $0 = server }
     } catch { machine.configuration.logger?.debug("no control socket: \(error)") }
   }
@@ -35,7 +36,7 @@ final class RunEnd: Sendable {
     control.withLock { $0 }?.stop()
     var result = result
     if result.times.end == .zero { result.times.end = ContinuousClock.now - processStart }
-    if let json { OutputFile.write(result.json, to: json) }
+    files.leave(result.json)
     sayLastWords(result)
     if isStuck { System.exitNow(result.exitStatus) }
     System.exit(result.exitStatus)

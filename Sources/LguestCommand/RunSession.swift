@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// One console run, from the outside: five threads and the one way out.
+// One console run, from the outside: five threads, a process and the one way out.
 //
 //   main      owns stdin, stdout and the terminal: one poll loop
 //   machine   runs the VirtualMachine, whose vCPU writes the console into a buffer
 //   signals   waits for SIGINT, SIGTERM, SIGHUP and job control and passes them on
 //   control   answers at the control socket (ControlServer)
 //   watchdog  asks the machine to stop when a limit passes, and ends the process if it does not
+//   names     a process that gives the JSON file its name and removes the control socket (RunFiles)
+//
+// Each thread confines itself when it begins (Sandbox), the machine's when it is built; the guest waits for all of
+// them.
 //
 // Whoever comes first to `RunEnd.end` ends the process; everyone else waits there for it.
 
 import Glibc
+import Host
 import Lguest
+import Logging
 import Synchronization
 import SystemPackage
 
@@ -18,6 +24,7 @@ final class RunSession: Sendable {
   struct Options: Sendable {
     var json: FilePath?
     var printsStatistics = false
+    var isConfined = true
     var tty = ConsoleRunOptions.TTY.auto
   }
 
@@ -29,6 +36,9 @@ final class RunSession: Sendable {
   private let machine: VirtualMachine
   private let options: Options
   private let console: ConsoleBuffer
+  private let sandbox: Sandbox?
+  private let listener: LocalListener?
+  private let files: RunFiles
   private let end: RunEnd
   private let wakeReader: FileDescriptor
   private let wakeWriter: FileDescriptor
@@ -48,31 +58,73 @@ final class RunSession: Sendable {
     console = ConsoleBuffer { _ = System.writeSome([0], to: writer) }
     let console = console
     configuration.consoleOutput = { console.put($0) }
+    sandbox = RunSession.sandbox(options)
+    configuration.sandbox = sandbox
+    if let json = options.json, let problem = OutputFile.problem(json) {
+      Messages.say("--json: \(problem); name a file in a directory you can write")
+      System.exit(Ending.cannotStart.exitStatus)
+    }
+    listener = RunSession.listener(configuration)
+    do throws(HostError) {
+      files = try RunFiles(json: options.json, socket: listener?.path, isConfined: sandbox != nil)
+    } catch {
+      listener?.close()
+      Messages.say("\(error)")
+      System.exit(Ending.cannotStart.exitStatus)
+    }
     machine = VirtualMachine(configuration: configuration)
-    end = RunEnd(json: options.json, printsStatistics: options.printsStatistics)
+    end = RunEnd(files, printsStatistics: options.printsStatistics)
+  }
+
+  /// The control socket. A run that cannot be asked is a run all the same.
+  private static func listener(_ configuration: VirtualMachine.Configuration) -> LocalListener? {
+    do throws(HostError) { return try ControlServer.listen() } catch {
+      configuration.logger?.debug("no control socket: \(error)")
+      return nil
+    }
+  }
+
+  /// The confinement of a run, as far as it is wanted and the host offers it. What it lacks is said.
+  private static func sandbox(_ options: Options) -> Sandbox? {
+    guard options.isConfined else {
+      Messages.say("--no-sandbox: system calls are not filtered, so that a fault of the engine has all your rights")
+      return nil
+    }
+    guard !System.isBacktraceWanted else {
+      Messages.say("SWIFT_BACKTRACE asks for backtraces, which start a program: going on without a sandbox")
+      return nil
+    }
+    let sandbox = Sandbox(includingCaller: true)
+    if let problem = sandbox.filterProblem {
+      let rest = sandbox.landlockVersion == nil ? "without a sandbox" : "with Landlock alone"
+      Messages.say("this host does not filter system calls (\(problem)): going on \(rest)")
+    }
+    return sandbox
   }
 
   /// Runs to the end of the process.
   func run() -> Never {
-    CrashHandler.install(json: options.json, engine: machine.configuration.engine)
-    checkOptions()
-    end.answer(for: machine)
-    let threads: [@Sendable () -> Void] = [passSignalsOn, watch, runMachine]
-    for body in threads where !System.startThread(body) {
-      end.end(failure("the host refused a thread; raise the limit on processes (ulimit -u)"))
-    }
+    CrashHandler.install(files, engine: machine.configuration.engine)
+    borrowTerminal()
+    // Before the first of these threads can have confined itself.
+    sandbox?.announce(3)
+    if let listener { end.answer(for: machine, at: listener) }
+    start("lguest-signals", passSignalsOn)
+    start("lguest-watch", watch)
+    start("lguest-machine", runMachine)
+    sandbox?.confine(.console)
     let result = converse()
     console.close()
     end.end(result)
   }
 
+  private func start(_ name: String, _ body: @escaping @Sendable () -> Void) {
+    do throws(HostError) { _ = try HostThread(name: name, body) } catch { end.end(failure(error.description)) }
+  }
+
   private func failure(_ detail: String) -> RunResult { machine.result(.cannotStart, detail: detail) }
 
-  private func checkOptions() {
-    if let json = options.json, let problem = OutputFile.problem(json) {
-      Messages.say("--json: \(problem); name a file in a directory you can write")
-      System.exit(Ending.cannotStart.exitStatus)
-    }
+  private func borrowTerminal() {
     let hasTerminal = System.isTerminal(.standardInput) && System.isTerminal(.standardOutput)
     switch options.tty {
     case .never: return
@@ -101,6 +153,7 @@ final class RunSession: Sendable {
   }
 
   private func passSignalsOn() {
+    sandbox?.confine(.signals)
     while true {
       switch System.nextSignal(RunSession.signals) {
       case SIGINT: machine.requestStop(.interrupted(.interrupt))
@@ -118,6 +171,7 @@ final class RunSession: Sendable {
   }
 
   private func watch() {
+    sandbox?.confine(.watchdog)
     var deadline: ContinuousClock.Instant?
     while true {
       let next = machine.enforceTimeLimits()

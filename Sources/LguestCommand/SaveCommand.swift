@@ -3,6 +3,7 @@
 // it.
 
 import ArgumentParser
+import Host
 import Lguest
 import SystemPackage
 
@@ -27,10 +28,18 @@ struct SaveCommand: ParsableCommand {
   }
 
   func run() throws {
-    // The run has a working directory of its own.
-    let path = FilePath(file)
-    let whole = path.isAbsolute ? path : (System.workingDirectory ?? "/").appending(path.components)
-    try ControlClient.obey(process, .save, [("file", .string(whole.string)), ("keep", .bool(keep))])
+    do {
+      // The file is ours: the run can neither open nor name one.
+      var client = try ControlClient(process)
+      let output = try ReplacementFile(FilePath(file))
+      _ = try client.ask(.save, [("keep", .bool(keep))], with: output.output.descriptor, milliseconds: -1)
+      // A run that is not told to finish goes on.
+      try output.commit()
+      if !keep { _ = try client.ask(.finish) }
+    } catch {
+      Messages.say("\(error)")
+      throw CommandEnding(status: Ending.cannotStart.exitStatus)
+    }
   }
 }
 
@@ -55,10 +64,8 @@ struct ResumeCommand: ParsableCommand {
 
 extension ControlClient {
   /// Asks for something that has no answer but that it is done, however long that takes.
-  fileprivate static func obey(
-    _ process: Int32, _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = []
-  ) throws {
-    do { _ = try ask(process, verb, arguments, milliseconds: -1) } catch {
+  fileprivate static func obey(_ process: Int32, _ verb: ControlVerb) throws {
+    do { _ = try ask(process, verb, milliseconds: -1) } catch {
       Messages.say("\(error)")
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The system calls of the command, each wrapped so that the rest of it needs no pointers: descriptors, polling,
-// signals, threads, ways to end. The only file here that may say `unsafe`.
+// signals, ways to end. The only file here that may say `unsafe`.
 
 import Glibc
 import Lguest
@@ -149,12 +149,11 @@ enum System {
     guard unsafe Glibc.rename(old.string, new.string) == 0 else { throw Errno(rawValue: errno) }
   }
 
-  /// The working directory, if it has a name.
-  static var workingDirectory: FilePath? {
-    unsafe getcwd(nil, 0).map { name in
-      defer { unsafe free(name) }
-      return unsafe FilePath(platformString: name)
-    }
+  /// Whether someone asked Swift's runtime for a backtrace when it traps; that starts a program.
+  static var isBacktraceWanted: Bool {
+    guard let value = unsafe getenv("SWIFT_BACKTRACE") else { return false }
+    let refusals = ["enable=no", "enable=off", "enable=false"]
+    return unsafe !String(cString: value).split(separator: ",").contains { refusals.contains(String($0)) }
   }
   static func remove(_ path: FilePath) { _ = unsafe unlink(path.string) }
 
@@ -172,7 +171,7 @@ enum System {
 
   static func isWritable(_ path: FilePath) -> Bool { unsafe access(path.string, W_OK) == 0 }
 
-  // MARK: Signals and threads
+  // MARK: Signals
 
   /// Keeps these signals from every thread made from now on; `nextSignal` receives them.
   static func block(_ signals: [Int32]) {
@@ -197,28 +196,4 @@ enum System {
 
   /// Stops this process as its terminal's job control would; returns when it is continued.
   static func stopForJobControl() { raise(SIGSTOP) }
-
-  private final class Body: Sendable {
-    let run: @Sendable () -> Void
-    init(_ run: @escaping @Sendable () -> Void) { self.run = run }
-  }
-
-  /// Starts a thread that nobody waits for. Returns whether the host gave one.
-  static func startThread(_ run: @escaping @Sendable () -> Void) -> Bool {
-    var thread = pthread_t()
-    // SAFETY: the retain made here is released by the thread, or below when there is none.
-    let context = unsafe Unmanaged.passRetained(Body(run))
-    let failure = unsafe pthread_create(
-      &thread, nil,
-      { context in
-        unsafe Unmanaged<Body>.fromOpaque(context!).takeRetainedValue().run()
-        return nil
-      }, context.toOpaque())
-    guard failure == 0 else {
-      unsafe context.release()
-      return false
-    }
-    pthread_detach(thread)
-    return true
-  }
 }

@@ -40,8 +40,12 @@ enum Terminal {
   /// Gives the terminal back. Safe from any thread and from a signal handler, any number of times.
   static func restore() {
     guard raw.exchange(false, ordering: .acquiringAndReleasing), let settings = unsafe saved else { return }
-    // A background process that touches its terminal is stopped; one that is going away must not be.
-    _ = signal(SIGTTOU, SIG_IGN)
+    // A background process that touches its terminal is stopped; one that is going away must not be. Blocked, not
+    // ignored: no thread needs the right to change what signals do.
+    var stopped = sigset_t()
+    unsafe sigemptyset(&stopped)
+    unsafe sigaddset(&stopped, SIGTTOU)
+    _ = unsafe pthread_sigmask(SIG_BLOCK, &stopped, nil)
     _ = unsafe tcsetattr(STDIN_FILENO, TCSANOW, settings)
   }
 }

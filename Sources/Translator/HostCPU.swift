@@ -35,15 +35,18 @@ public enum HostCPU {
   /// Runs `body` on a thread that may execute translated code: what the guest's instructions raise arrives as signals,
   /// and those need a stack of their own, because RSP is the guest's affair then.
   ///
-  /// - Throws: `HostError` if there is no memory for the stack; `body` has not been called then.
-  public static func withPreparedThread(_ body: () -> Void) throws(HostError) {
+  /// - Throws: `HostError` if there is no memory for the stack, and `body` has not been called then; or what `body`
+  ///   throws.
+  public static func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) {
     let stack = try Mapping.anonymous(byteCount: signalStackBytes)
     let error = unsafe chost_prepare_thread(stack.base, UInt64(stack.byteCount))
     guard error == 0 else { throw HostError("prepare", "the vCPU's thread", reason: "sigaltstack failed (\(error))") }
-    body()
+    var failure: HostError?
+    do throws(HostError) { try body() } catch { failure = error }
     _ = chost_prepare_thread(nil, 0)
     // The mapping must outlive the call above.
     _ = stack.byteCount
+    if let failure { throw failure }
   }
 }
 

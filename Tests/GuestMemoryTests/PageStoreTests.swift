@@ -155,7 +155,7 @@ struct PageStoreTests {
     for start in [0x4000, 4 * gib] { try memory.copy(from: bytes(start..<start + 0x2000), to: GuestPhysical(start)) }
     #expect(evict(memory, 0x4000..<0x6000) == 2 && evict(memory, 4 * gib..<4 * gib + 0x2000) == 2)
     let file = try ReplacementFile(path)
-    let sums = try memory.writeImage(to: file, at: 4096)
+    let sums = try memory.writeImage(to: file.output, at: 4096)
     try file.commit()
     #expect(sums.filter { $0 != Checksum.zeroPage }.count == 4 && !memory.isAbsent(GuestPhysical(4 * gib)))
     for delay in [nil, 0] as [UInt64?] {

@@ -30,8 +30,8 @@ import Testing
       for content in ["first", "second, longer"] {
         let old = try? HostFile(path, role: "old")
         let file = try ReplacementFile(path, canBeNameless: canBeNameless)
-        try file.setSize(content.utf8.count)
-        try file.write(Array(content.utf8), at: 0)
+        try file.output.setSize(content.utf8.count)
+        try file.output.write(Array(content.utf8), at: 0)
         #expect(text(path) == (content == "first" ? nil : "first"))
         try file.commit()
         #expect(text(path) == content && text(directory.appending("file")) == content)
@@ -47,9 +47,9 @@ import Testing
     try withDirectory { directory in
       do {
         let file = try ReplacementFile(directory.appending("file"), canBeNameless: canBeNameless)
-        try file.write([1, 2, 3], at: 4096)
+        try file.output.write([1, 2, 3], at: 4096)
         // Less than nothing: refused as a full disk refuses a write.
-        #expect(throws: HostError.self) { try file.setSize(-1) }
+        #expect(throws: HostError.self) { try file.output.setSize(-1) }
       }
       #expect(try names(in: directory).isEmpty)
     }
@@ -63,7 +63,7 @@ import Testing
       try FileManager.default.createDirectory(atPath: path.string, withIntermediateDirectories: false)
       do {
         let file = try ReplacementFile(path, canBeNameless: canBeNameless)
-        try file.write([1, 2, 3], at: 0)
+        try file.output.write([1, 2, 3], at: 0)
         #expect(throws: HostError.self) { try file.commit() }
       }
       #expect(try names(in: directory) == ["directory"])
@@ -82,7 +82,7 @@ import Testing
     try FileManager.default.createDirectory(atPath: directory.string, withIntermediateDirectories: false)
     defer { try? FileManager.default.removeItem(atPath: directory.string) }
     let file = try ReplacementFile(directory.appending("file"))
-    try file.write([1, 2, 3], at: 0)
+    try file.output.write([1, 2, 3], at: 0)
     #expect(try names(in: directory).isEmpty)
     try file.commit()
     #expect(try names(in: directory) == ["file"])

@@ -20,7 +20,7 @@ import Testing
     "Devices": ["GuestMemory", "Host", "Saving"],
     "Paravirt": ["X86", "GuestMemory", "Host", "Devices", "Saving"],
     "Lguest": ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving"],
-    "LguestCommand": ["Lguest"],
+    "LguestCommand": ["Lguest", "Host"],
   ]
 
   /// Modules of others. Foundation is nowhere but in tests.

@@ -163,7 +163,7 @@ import X86
         try memory.store(UInt64(1), at: GuestPhysical(0xA000))
         try memory.store(UInt64(0), at: GuestPhysical(0xA000))
         let file = try ReplacementFile(path)
-        let sums = try memory.writeImage(to: file, at: 4096)
+        let sums = try memory.writeImage(to: file.output, at: 4096)
         try file.commit()
         #expect(sums.filter { $0 != Checksum.zeroPage }.count == Set(places.keys.map { $0 >> 12 }).count)
         let image = try HostFile(path, role: "image")

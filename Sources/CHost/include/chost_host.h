@@ -32,6 +32,13 @@ int chost_epoll_wait(int epoll, chost_ready *ready, int capacity, int timeout);
 // The user and the process at the other end of a connected Unix socket. 0 or -errno.
 int chost_socket_peer(int fd, uint32_t *user, int32_t *process);
 
+// One send and one receive, neither of which waits, with a descriptor on the way: -1 is none. One that arrives is
+// closed on exec; more than one are closed at once. The number of bytes or -errno.
+long chost_send(int fd, const void *bytes, uint64_t count, int descriptor);
+long chost_receive(int fd, void *bytes, uint64_t count, int *descriptor);
+// A connection of a listening socket, closed on exec, or -errno.
+int chost_accept(int fd);
+
 // Non-blocking, closed on exec.
 int chost_eventfd(void);
 int chost_timerfd(void);

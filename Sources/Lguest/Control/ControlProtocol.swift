@@ -3,6 +3,7 @@
 // object with `ok` answers. docs/control.md describes the verbs.
 
 import Host
+public import SystemPackage
 
 /// What may be asked of a run. A new verb is a case here, an arm of `ControlServer.answer` and a row of
 /// docs/control.md.
@@ -14,8 +15,11 @@ public enum ControlVerb: String, Sendable, CaseIterable {
   /// Its vCPUs stop between two instructions, until `resume`.
   case pause
   case resume
-  /// The machine is written to the file `file`, an absolute path; unless `keep` is true the run then ends.
+  /// The machine is written to the empty file whose descriptor comes with the request (SCM_RIGHTS in unix(7)). Unless
+  /// `keep` is true it stands still then, until `finish` comes over the same connection or the connection ends.
   case save
+  /// The file has its name: the run ends as saved.
+  case finish
 }
 
 /// Why a verb was not obeyed, in a line.
@@ -49,27 +53,48 @@ struct ControlLine {
     }
   }
 
-  func send(_ value: JSON) -> Bool { connection.send(Array((value.text(indented: false) + "\n").utf8)) }
+  func send(_ value: JSON, with file: FileDescriptor? = nil) -> Bool {
+    connection.send(Array((value.text(indented: false) + "\n").utf8), with: file)
+  }
+
+  /// The last descriptor that came, once; whoever takes it closes it.
+  func takeDescriptor() -> FileDescriptor? { connection.takeDescriptor() }
 }
 
-/// Asks a run.
-public enum ControlClient {
-  /// Asks one thing and waits for the answer.
-  ///
-  /// - Parameters:
-  ///   - arguments: Members beside `verb`.
-  ///   - milliseconds: How long the answer may take; -1 is for ever.
-  /// - Returns: The members of the answer.
-  /// - Throws: `ControlFailure`: nobody is there, or the run refused.
+/// Asks a run, one thing after the other.
+public struct ControlClient {
+  private let process: Int32
+  private var line: ControlLine
+
+  /// - Throws: `ControlFailure`: nobody is there.
+  public init(_ process: Int32) throws(ControlFailure) {
+    self.process = process
+    do throws(HostError) { line = ControlLine(try ControlSocket.connect(to: process)) } catch {
+      throw ControlFailure(error.description)
+    }
+  }
+
+  /// Asks one thing, with nothing before or after it.
   public static func ask(
     _ process: Int32, _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = [], milliseconds: Int32 = 5000
   ) throws(ControlFailure) -> JSON {
-    let connection: LocalConnection
-    do throws(HostError) { connection = try ControlSocket.connect(to: process) } catch {
-      throw ControlFailure(error.description)
-    }
-    var line = ControlLine(connection)
-    guard line.send(.object([("verb", .string(verb.rawValue))] + arguments)),
+    var client = try ControlClient(process)
+    return try client.ask(verb, arguments, milliseconds: milliseconds)
+  }
+
+  /// Asks and waits for the answer.
+  ///
+  /// - Parameters:
+  ///   - arguments: Members beside `verb`.
+  ///   - file: Goes with the request, and stays the caller's.
+  ///   - milliseconds: How long the answer may take; -1 is for ever.
+  /// - Returns: The members of the answer.
+  /// - Throws: `ControlFailure`: the run has gone, or it refused.
+  public mutating func ask(
+    _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = [], with file: FileDescriptor? = nil,
+    milliseconds: Int32 = 5000
+  ) throws(ControlFailure) -> JSON {
+    guard line.send(.object([("verb", .string(verb.rawValue))] + arguments), with: file),
       let text = line.next(milliseconds: milliseconds), let answer = JSONParser.value(text)
     else { throw ControlFailure("process \(process) does not answer; it may just have ended") }
     guard case .bool(true)? = answer["ok"] else {

@@ -10,34 +10,64 @@ import SystemPackage
 public final class ControlServer: Sendable {
   /// A connection that says nothing for this long is closed.
   private static let patience: Int32 = 2000
+  /// How long a machine that was saved stands still for its file to get its name.
+  private static let namingPatience: Int32 = 10_000
 
   private let machine: VirtualMachine
   private let listener: LocalListener
+  private let removeSocket: @Sendable () -> Void
   private let isStopped = Atomic<Bool>(false)
-  /// The machine has been saved, stands still, and is to end.
-  private let isMoving = Atomic<Bool>(false)
+
+  /// What a connection has brought about so far.
+  struct Conversation {
+    /// A descriptor that has come and has not been used.
+    var file: FileDescriptor?
+    /// The machine has been saved, and stands still.
+    var isSaved = false
+    /// It stood still before.
+    var stoodStill = false
+    /// It is to end.
+    var isFinished = false
+  }
+
+  /// Makes this process's control socket.
+  ///
+  /// - Throws: `HostError`: there is no place for it.
+  public static func listen() throws(HostError) -> LocalListener { try ControlSocket.listen() }
 
   /// Starts answering.
   ///
-  /// - Throws: `HostError`: there is no place for a socket, or no thread.
-  public static func start(for machine: VirtualMachine) throws(HostError) -> ControlServer {
-    let server = ControlServer(machine, try ControlSocket.listen())
-    do throws(HostError) { _ = try HostThread(name: "lguest-control") { server.run() } } catch {
+  /// - Parameter removeSocket: Removes the socket's file, at the end.
+  /// - Throws: `HostError`: there is no thread.
+  public static func start(
+    for machine: VirtualMachine, at listener: LocalListener, removeSocket: @escaping @Sendable () -> Void
+  ) throws(HostError) -> ControlServer {
+    let server = ControlServer(machine, listener, removeSocket)
+    let sandbox = machine.configuration.sandbox
+    sandbox?.announce()
+    do throws(HostError) {
+      _ = try HostThread(name: "lguest-control") {
+        sandbox?.confine(.control)
+        server.run()
+      }
+    } catch {
+      sandbox?.retract(1)
       server.stop()
       throw error
     }
     return server
   }
 
-  private init(_ machine: VirtualMachine, _ listener: LocalListener) {
+  init(_ machine: VirtualMachine, _ listener: LocalListener, _ removeSocket: @escaping @Sendable () -> Void) {
     self.machine = machine
     self.listener = listener
+    self.removeSocket = removeSocket
   }
 
   /// Stops answering and removes the socket.
   public func stop() {
     isStopped.store(true, ordering: .releasing)
-    listener.close()
+    listener.close(removing: removeSocket)
   }
 
   private func run() {
@@ -48,18 +78,31 @@ public final class ControlServer: Sendable {
         continue
       }
       guard let peer = connection.peer, peer.user == LocalSocket.user || peer.user == 0 else { continue }
-      var line = ControlLine(connection)
-      while let text = line.next(milliseconds: ControlServer.patience) {
-        let isSent = line.send(reply(to: text))
-        // Not before the answer, which would not leave a process that ends.
-        if isMoving.exchange(false, ordering: .acquiringAndReleasing) { machine.requestStop(.saved) }
-        guard isSent else { break }
-      }
+      converse(over: connection)
     }
   }
 
+  /// Answers the lines of one connection.
+  func converse(over connection: LocalConnection) {
+    var line = ControlLine(connection)
+    var conversation = Conversation()
+    while let text = line.next(
+      milliseconds: conversation.isSaved ? ControlServer.namingPatience : ControlServer.patience)
+    {
+      conversation.file = line.takeDescriptor()
+      let isSent = line.send(reply(to: text, &conversation))
+      try? conversation.file?.close()
+      conversation.file = nil
+      // Not before the answer, which would not leave a process that ends.
+      if conversation.isFinished { machine.requestStop(.saved) }
+      guard isSent else { break }
+    }
+    // Whoever had it saved has gone without a word about the file: it may have no name.
+    if conversation.isSaved, !conversation.isFinished, !conversation.stoodStill { try? machine.resume() }
+  }
+
   /// The answer to a line, whatever it holds.
-  func reply(to text: String) -> JSON {
+  func reply(to text: String, _ conversation: inout Conversation) -> JSON {
     do throws(ControlFailure) {
       guard let request = JSONParser.value(text), let name = request["verb"]?.stringValue else {
         throw ControlFailure("a line must be a JSON object with a verb")
@@ -68,33 +111,43 @@ public final class ControlServer: Sendable {
         throw ControlFailure(
           "unknown verb '\(name)'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
       }
-      return .object([("ok", true)] + (try answer(verb, request)))
+      return .object([("ok", true)] + (try answer(verb, request, &conversation)))
     } catch {
       return .object([("ok", false), ("error", .string(error.description))])
     }
   }
 
   /// Does what a verb asks.
-  private func answer(_ verb: ControlVerb, _ request: JSON) throws(ControlFailure) -> [(key: String, value: JSON)] {
+  private func answer(
+    _ verb: ControlVerb, _ request: JSON, _ conversation: inout Conversation
+  ) throws(ControlFailure) -> [(key: String, value: JSON)] {
     switch verb {
     case .status: return machine.status
     case .stat: return try machine.liveStatistics()
     case .pause: try move { () throws(MoveError) in try machine.pause() }
     case .resume: try move { () throws(MoveError) in try machine.resume() }
-    case .save: try save(request)
+    case .save: try save(request, &conversation)
+    case .finish:
+      guard conversation.isSaved else { throw ControlFailure("this connection has not had the machine saved") }
+      conversation.isFinished = true
     }
     return []
   }
 
-  private func save(_ request: JSON) throws(ControlFailure) {
-    guard let file = request["file"]?.stringValue.map({ FilePath($0) }), file.isAbsolute else {
-      throw ControlFailure("save needs a file, by its absolute path")
+  private func save(_ request: JSON, _ conversation: inout Conversation) throws(ControlFailure) {
+    // It cannot open a file itself once it is confined.
+    guard let descriptor = conversation.file else {
+      throw ControlFailure("save needs the descriptor of an empty file, sent with the request")
     }
+    conversation.file = nil
+    let file = PositionedOutput(owning: descriptor, description: "the saved machine")
+    var wasPaused = false
+    try move { () throws(MoveError) in wasPaused = try machine.saveAndPause(to: file) }
     if case .bool(true)? = request["keep"] {
-      try move { () throws(MoveError) in try machine.save(to: file, keeping: true) }
+      try move { () throws(MoveError) in try machine.resume() }
     } else {
-      try move { () throws(MoveError) in try machine.saveAndPause(to: file) }
-      isMoving.store(true, ordering: .releasing)
+      if !conversation.isSaved { conversation.stoodStill = wasPaused }
+      conversation.isSaved = true
     }
   }
 

@@ -14,6 +14,12 @@ import Translator
 public struct MoveError: Error, Sendable, Equatable, CustomStringConvertible {
   public let description: String
   init(_ description: String) { self.description = description }
+
+  fileprivate static func converting<Result>(
+    _ body: () throws(HostError) -> Result
+  ) throws(MoveError) -> Result {
+    do throws(HostError) { return try body() } catch { throw MoveError(ConfigurationError(error).description) }
+  }
 }
 
 extension Machine {
@@ -95,26 +101,29 @@ final class RunningMachine: Sendable {
     machine.scheduler.resume()
   }
 
-  /// Writes the machine to a file; afterwards its vCPUs stand still, unless that fails.
-  func save(to path: FilePath, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
+  /// Writes the machine to an empty file; afterwards its vCPUs stand still, unless that fails.
+  ///
+  /// - Returns: Whether they stood still before.
+  func save(to file: PositionedOutput, _ configuration: VirtualMachine.Configuration) throws(MoveError) -> Bool {
     try isPaused.withLock { paused throws(MoveError) in
       let wasPaused = paused
       try pause(&paused)
-      do throws(MoveError) { try write(to: path, configuration) } catch {
+      do throws(MoveError) { try write(to: file, configuration) } catch {
         if !wasPaused { resume(&paused) }
         throw error
       }
+      return wasPaused
     }
   }
 
-  private func write(to path: FilePath, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
+  private func write(to file: PositionedOutput, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
     guard loops.allSatisfy({ $0.mayMigrate }) else {
       throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
     }
     machine.platform.serial.flush()
     do throws(ConfigurationError) {
       let sections = try machine.standStill { () throws(ConfigurationError) in
-        var sections = SavedSections(saving: path)
+        var sections = SavedSections(saving: FilePath(file.description))
         var saved = machine.saved(configuration)
         try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in
           try saved.transfer(&archive)
@@ -124,7 +133,7 @@ final class RunningMachine: Sendable {
         for part in machine.parts(loops) { try sections.section(part.name, part.transfer) }
         return sections
       }
-      do throws(HostError) { try SaveFile.write(machine.memory, sections, to: path) } catch {
+      do throws(HostError) { try SaveFile.write(machine.memory, sections, to: file) } catch {
         throw ConfigurationError(error)
       }
     } catch { throw MoveError(error.description) }
@@ -161,10 +170,20 @@ extension VirtualMachine {
   /// - Parameter keeping: Whether the machine goes on; else it ends as `saved`.
   /// - Throws: `MoveError`: the guest does not run, or the file cannot be written. The machine then goes on.
   public func save(to path: FilePath, keeping: Bool = false) throws(MoveError) {
-    try saveAndPause(to: path)
-    if keeping { try resume() } else { requestStop(.saved) }
+    let running = try running()
+    let file = try MoveError.converting { () throws(HostError) in try ReplacementFile(path) }
+    let wasPaused = try running.save(to: file.output, configuration)
+    do throws(MoveError) {
+      try MoveError.converting { () throws(HostError) in try file.commit() }
+    } catch {
+      if !wasPaused { running.resume() }
+      throw error
+    }
+    if keeping { running.resume() } else { requestStop(.saved) }
   }
 
-  /// Writes the machine to a file, and leaves its vCPUs standing.
-  func saveAndPause(to path: FilePath) throws(MoveError) { try running().save(to: path, configuration) }
+  /// Writes the machine to an empty file, and leaves its vCPUs standing.
+  ///
+  /// - Returns: Whether they stood still before.
+  func saveAndPause(to file: PositionedOutput) throws(MoveError) -> Bool { try running().save(to: file, configuration) }
 }

@@ -239,9 +239,8 @@ public final class SaveFile: Sendable {
   /// Summing pages is bound by the memory's speed, which a few processors reach.
   private static let threadLimit = 8
 
-  /// Writes a file: RAM, sections, and last the header.
-  static func write(_ memory: GuestMemory, _ sections: SavedSections, to path: FilePath) throws(HostError) {
-    let file = try ReplacementFile(path)
+  /// Writes a file, which is empty: RAM, sections, and last the header. Then it is on the disk.
+  static func write(_ memory: GuestMemory, _ sections: SavedSections, to file: PositionedOutput) throws(HostError) {
     var header = SaveFileHeader()
     header.memoryOffset = UInt64(SaveFileHeader.byteCount)
     header.memoryByteCount = memory.byteCount
@@ -262,6 +261,6 @@ public final class SaveFile: Sendable {
     }
     header.fileByteCount = UInt64(end)
     try file.write(header.encoded(), at: 0)
-    try file.commit()
+    try file.synchronize()
   }
 }

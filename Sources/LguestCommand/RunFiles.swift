@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run leaves in the file system, prepared while it may still open files: the JSON file is open from the start,
+// without a name, and the control socket is known. Naming the one and removing the other is what the run asks of a
+// process that was made beforehand (NameKeeper).
+
+import Host
+import Lguest
+import Synchronization
+import SystemPackage
+
+/// The JSON file and the control socket of a run.
+final class RunFiles: Sendable {
+  private enum Target {
+    case nothing
+    /// A pipe or a device: written to, never replaced.
+    case stream(FileDescriptor)
+    case file(ReplacementFile)
+  }
+
+  private enum Job { static let removeSocket = 0, nameJSON = 1 }
+
+  private let path: FilePath?
+  private let target: Target
+  private let keeper: NameKeeper
+  /// Whoever writes the JSON, a crash included, is the only one.
+  private let isClaimed = Atomic(false)
+  private let hasSocket: Bool
+
+  /// - Parameters:
+  ///   - socket: To be removed at the end.
+  ///   - isConfined: Whether threads of this process will be confined. There must be one thread still.
+  /// - Throws: `HostError`: the file cannot be made, or there is no process to be had.
+  init(json: FilePath?, socket: FilePath?, isConfined: Bool) throws(HostError) {
+    path = json
+    // Without a socket the job is there and never asked for.
+    var jobs = [NameKeeper.Job.remove(socket ?? "none")]
+    switch json.map({ System.kind($0) }) {
+    case nil: target = .nothing
+    case .other?:
+      do {
+        target = .stream(try FileDescriptor.open(json ?? "", .writeOnly, options: [.closeOnExec]))
+      } catch { throw HostError("open", "'\(json ?? "")'", errno: error as? Errno ?? .ioError) }
+    case .absent?, .regular?, .directory?:
+      let file = try ReplacementFile(json ?? "", permissions: FilePermissions(rawValue: 0o644))
+      target = .file(file)
+      jobs.append(.name(file))
+    }
+    hasSocket = socket != nil
+    let mayFilter = isConfined && HostProbe.filterProblem() == nil
+    keeper = try NameKeeper(jobs, filter: mayFilter ? Sandbox.filter(of: .names) : nil, isSeparate: isConfined)
+  }
+
+  /// Removes the control socket.
+  func removeSocket() {
+    if hasSocket { _ = keeper.perform(Job.removeSocket) }
+  }
+
+  // MARK: The JSON file
+
+  /// Where the JSON goes, nil if it goes nowhere or somebody has begun to write it; for whoever asks first.
+  func claim() -> FileDescriptor? {
+    guard !isClaimed.exchange(true, ordering: .acquiringAndReleasing) else { return nil }
+    return switch target {
+    case .nothing: nil
+    case .stream(let file): file
+    case .file(let file): file.output.descriptor
+    }
+  }
+
+  /// Gives the JSON file its name. Safe in a signal handler, as `claim` is.
+  func publish() -> Errno? {
+    if case .file = target { keeper.perform(Job.nameJSON) } else { nil }
+  }
+
+  /// Writes the JSON and gives its file the name. A failure is one line on stderr: the run's own status matters more.
+  func leave(_ json: JSON) {
+    guard let path, let file = claim() else { return }
+    do {
+      try file.writeAll(Array((json.text() + "\n").utf8))
+      if let error = publish() { throw error }
+    } catch {
+      Messages.say("cannot write '\(path)': \(error); the directory must exist and be writable")
+    }
+  }
+}
