@@ -168,7 +168,11 @@ static __attribute__((noinline)) uint32_t string_by_pages(chost_cpu *cpu, uint32
   uint64_t source = cpu->gpr[RSI] & mask, destination = cpu->gpr[RDI] & mask;
   const uint64_t limit = compares ? LIMIT_COMPARISONS : LIMIT_BYTES >> size_log2;
   uint64_t budget = limit;
-  if (remaining == 0) return DONE;
+  if (remaining == 0) {
+    // What becomes of bits above a 32-bit count and 32-bit addresses depends on the guest's vendor: Strings.swift.
+    const uint64_t used = cpu->gpr[RCX] | cpu->gpr[RSI] | cpu->gpr[RDI];
+    return long_mode && address_log2 == 2 && used >> 32 ? SLOW : DONE;
+  }
 
   for (;;) {
     const uint64_t from = (source_base + source) & linear_mask, to = (destination_base + destination) & linear_mask;

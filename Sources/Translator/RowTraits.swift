@@ -15,7 +15,7 @@ struct FieldUse {
 
 /// The size of a memory operand: fixed, or by the mode.
 enum MemorySize: UInt8 {
-  case none, fixed, operandSize, y, vector, halfVector, quarterVector, eighthVector, doubleOperand
+  case none, fixed, operandSize, atMost4, y, vector, halfVector, quarterVector, eighthVector, doubleOperand
   case farPointer, descriptorTable, fxsave, xsave, fsave, fenv, wide
 }
 
@@ -78,6 +78,10 @@ struct RowTraits {
       rm = use(byte: false)
       memory(.operandSize, 0, reads, writes)
       usesOperandSize = true
+    case .Ez:
+      rm = use(byte: false)
+      memory(.atMost4, 0, reads, writes)
+      usesOperandSize = true
     case .Evw:
       rm = use(byte: false)
       memory(.fixed, 2, reads, writes)
@@ -132,6 +136,7 @@ struct RowTraits {
     case .none: return 0
     case .fixed: return Int(fixedSize)
     case .operandSize: return Int(instruction.operandSize)
+    case .atMost4: return Int(min(instruction.operandSize, 4))
     case .y: return instruction.w ? 8 : 4
     case .vector: return vector
     case .halfVector: return vector / 2

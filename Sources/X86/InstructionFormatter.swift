@@ -74,6 +74,7 @@ public struct InstructionFormatter: Sendable {
     case .Eq: return i.isMemory ? memory(i, address, 8) : general(i.rm, 8, i)
     case .Ev, .Ef: return i.isMemory ? memory(i, address, v) : general(i.rm, v, i)
     case .Ey: return i.isMemory ? memory(i, address, y) : general(i.rm, y, i)
+    case .Ez: return i.isMemory ? memory(i, address, min(v, 4)) : general(i.rm, min(v, 4), i)
     case .Evw: return i.isMemory ? memory(i, address, 2) : general(i.rm, v, i)
     case .Gb: return general(i.reg, 1, i)
     case .Gw: return general(i.reg, 2, i)

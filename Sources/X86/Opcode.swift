@@ -58,6 +58,8 @@ public enum Operand: UInt8, Sendable, CaseIterable {
   case Eb, Ew, Ed, Eq, Ev, Ey
   /// 16 bits in memory, operand size in a register (MOV from segment register, STR, SMSW, ...).
   case Evw
+  /// Operand size, but 4 bytes of 8 (MOVSXD).
+  case Ez
   /// A near branch target: 64 bits in 64-bit mode, else the operand size.
   case Ef
   case Gb, Gw, Gd, Gv, Gy

@@ -75,7 +75,7 @@ extension OpcodeTable {
     .init(.one, .any, 0x61, .plain, "popa", rule: .popAll, attribute: .notIn64),
     .init(.one, .any, 0x62, .memory, "bound", .Gv, .Ma, access: .read, rule: .bound, attribute: .notIn64),
     .init(.one, .any, 0x63, .modRM, "arpl", .Ew, .Gw, access: .readWrite, rule: .arpl, flags: .zero, attribute: .notIn64),
-    .init(.one, .any, 0x63, .modRM, "movsxd", .Gv, .Ed, access: .write, attribute: .only64),
+    .init(.one, .any, 0x63, .modRM, "movsxd", .Gv, .Ez, access: .write, attribute: .only64),
     .init(.one, .any, 0x68, .plain, "push", .Iz, access: .read, rule: .push, attribute: .default64),
     .init(.one, .any, 0x69, .modRM, "imul", .Gv, .Ev, .Iz, access: .write, flags: .multiply),
     .init(.one, .any, 0x6A, .plain, "push", .Ibs, access: .read, rule: .push, attribute: .default64),

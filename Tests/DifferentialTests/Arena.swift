@@ -156,6 +156,20 @@ struct Window {
     }
   }
 
+  /// A byte of one side's memory; nil where there is none.
+  func byte(_ linear: UInt64, native: Bool) -> UInt8? {
+    guard let kind = kind(linear), kind != .absent else { return nil }
+    if native { return unsafe self.native(linear).load(as: UInt8.self) }
+    if kind == .device { return deviceBytes[physical(linear)!] }
+    return unsafe guest(linear).load(as: UInt8.self)
+  }
+
+  /// Puts a byte back that the native side has stored.
+  func restoreNative(_ byte: UInt8, at linear: UInt64) {
+    guard let kind = kind(linear), kind != .absent, kind != .readOnly else { return }
+    unsafe native(linear).storeBytes(of: byte, as: UInt8.self)
+  }
+
   /// The first difference between the views of one page.
   func difference(page: UInt64) -> String? {
     guard let kind = kind(page), kind != .absent, let frame = physical[page] else { return nil }
@@ -168,11 +182,16 @@ struct Window {
     return nil
   }
 
-  /// Stores the same bytes on both sides (through guest memory, so that code made of them is discarded).
-  func store(_ bytes: [UInt8], at linear: UInt64) throws {
+  /// Stores bytes on the native side only.
+  func storeNative(_ bytes: [UInt8], at linear: UInt64) {
     for (index, byte) in bytes.enumerated() {
       unsafe native(linear + UInt64(index)).storeBytes(of: byte, as: UInt8.self)
     }
+  }
+
+  /// Stores the same bytes on both sides (through guest memory, so that code made of them is discarded).
+  func store(_ bytes: [UInt8], at linear: UInt64) throws {
+    storeNative(bytes, at: linear)
     let first = min(bytes.count, Int(4096 - linear & 0xFFF))
     try memory.copy(from: Array(bytes[..<first]), to: GuestPhysical(physical(linear)!))
     if first < bytes.count {

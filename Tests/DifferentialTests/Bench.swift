@@ -47,8 +47,10 @@ import X86
 
   private init() throws {
     arena = try Arena()
+    // The guest's processor is of the host's vendor: what the engine does by the vendor must agree.
+    let vendor = HostVendor.here.name
     let cpuid = CPUIDTable([
-      .init(0, subleaf: nil, eax: 13, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
+      .init(0, subleaf: nil, eax: 13, ebx: vendor.ebx, ecx: vendor.ecx, edx: vendor.edx),
       .init(1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
       .init(7, subleaf: 0, eax: 0, ebx: 0x29, ecx: 0, edx: 0),
       .init(0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),

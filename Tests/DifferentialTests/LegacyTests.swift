@@ -16,6 +16,8 @@ extension Bench {
     defer { try? arena.store([UInt8](repeating: 0xF4, count: c.bytes.count), at: c.code) }
     try markCode(c)
     Effort.trace(describe(c) + registersText + " \(segments.registers)")
+    let facts = unsafe CaseFacts(c, rip: input.pointee.rip)
+    let before = operand(facts, native: true)
     runNative(segments, written: &written)
     let loadsSegment = LegacyGenerator.loadsSegment(c.row)
     if loadsSegment { try writeLDT(segments) }
@@ -46,11 +48,8 @@ extension Bench {
     if faulted && rule == .popAll { tolerance.registers = 0xFF }
     if faulted && (rule == .enter || rule == .pushAll) { _ = memoryDifference() }
     if !faulted { ignorePointers(c) }
-    // Of the four bytes that a PUSH of a segment register moves over, Intel's processors write two and AMD's four.
-    if rule == .pushSegment, !faulted, c.instruction.operandSize == 4 {
-      for offset in UInt64(2)..<4 { arena.synchronize(byte: c.touched[0] + offset) }
-    }
-    if let found = difference(tolerance, privilege: c.privilege) {
+    let found = difference(facts, before: before, tolerance, narrow: true) { runNative(segments, written: &written) }
+    if let found {
       _ = memoryDifference()
       return found
     }

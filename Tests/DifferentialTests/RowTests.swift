@@ -39,18 +39,18 @@ extension Bench {
     defer { try? arena.store([UInt8](repeating: 0xF4, count: c.bytes.count), at: c.code) }
     try markCode(c)
     Effort.trace(describe(c) + registersText)
+    let facts = CaseFacts(c, rip: c.code)
+    let before = operand(facts, native: true)
+    arena.storeNative(HostVendor.here.nativeBytes(c.bytes, c.instruction, c.row), at: c.code)
     runNative()
     if let problem = runTranslated(privilege: c.privilege) {
       _ = memoryDifference()
       return problem
     }
     var tolerance = Tolerance()
-    if unsafe native.pointee.rip == c.code && native.pointee.vector != 13 || native.pointee.rip == c.code {
-      // A fault: flags that the instruction overwrites may be stale (rule 10).
-      tolerance.flags = Tolerance.rflags(c.row.flags.writesMaybe)
-    } else {
-      tolerance.flags = Tolerance.rflags(undefinedFlags(c))
-    }
+    let faulted = unsafe native.pointee.rip == c.code
+    // Where it faulted, flags that the instruction overwrites may be stale (rule 10).
+    tolerance.flags = Tolerance.rflags(faulted ? c.row.flags.writesMaybe : undefinedFlags(c))
     if c.row.flags == .random { tolerance.registers = 1 << UInt16(c.instruction.rm) }
     if c.size >= 14 { tolerance.operandBytes = UInt64(c.size) }
     let rule = c.row.rule
@@ -59,12 +59,11 @@ extension Bench {
       rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove || c.row.feature == .sha
       // A bad header, or the page behind the one it is in.
       || rule == .restoreState
-    let faulted = unsafe native.pointee.rip == c.code
     tolerance.vectors = faulted && rule == .gather
     // ENTER may have pushed before it faults.
     if faulted && rule == .enter { _ = memoryDifference() }
     ignorePointers(c)
-    if let found = difference(tolerance, privilege: c.privilege) {
+    if let found = difference(facts, before: before, tolerance, runAgain: { runNative() }) {
       _ = memoryDifference()
       return found
     }

@@ -193,8 +193,13 @@ extension BlockBuilder {
         hot.byte(0x0F)
         hot.byte(0x3A)
       }
-      // 82 is 80 in the modes that have it.
-      let opcode = row.map == .one && i.opcode == 0x82 ? 0x80 : i.opcode
+      var opcode = i.opcode
+      if row.map == .one {
+        // 82 is 80 in the modes that have it.
+        if opcode == 0x82 { opcode = 0x80 }
+        // MOVSXD r16, r/m16 moves a word (SDM volume 2, MOVSXD). AMD's CPUs read four bytes for it: MOV does not.
+        if opcode == 0x63 && i.operandSize == 2 { opcode = 0x8B }
+      }
       hot.byte(row.form == .plus ? opcode & 0xF8 | fields.plus & 7 : opcode)
     }
     if i.hasModRM {

@@ -173,7 +173,7 @@ extension BlockBuilder {
     let operation = stringOperation(kind)
     if !compares && i.repeatPrefix == 0 && hasPlainAddresses && i.addressSize == (isLong ? 8 : 4) && i.segment < 4 {
       moveOnce(kind, operation)
-    } else if i.repeatPrefix != 0 && i.addressSize != 2 {
+    } else if i.repeatPrefix != 0 && i.addressSize == (isLong ? 8 : 4) {
       // Compilers end a copy by words with one of the bytes that are left, most often none: over it.
       if i.addressSize == 4 { hot.byte(0x67) }
       hot.byte(0xE3)  // JRCXZ

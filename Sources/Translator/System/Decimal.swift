@@ -62,12 +62,17 @@ extension Processor {
   /// SALC (D6): AL becomes all ones or zero by CF.
   func setALFromCarry() { setRegister(GPR.rax, page.rflags & RFLAGS.cf != 0 ? 0xFF : 0, size: 1) }
 
+  /// BOUND. Intel's CPUs do not look at the upper bound of an index that is below the lower one, AMD's read both first
+  /// (measured: it shows where the second half of the operand faults; SDM volume 2, BOUND, leaves it open).
   func bound(_ instruction: Instruction) throws(Fault) {
     let size = instruction.operandSize
-    let memory = try span(effectiveAddress(instruction), count: Int(size) &* 2, write: false)
-    let index = Int64(bitPattern: Processor.signExtend(register(instruction.reg, size: size), size: size))
-    let lower = Int64(bitPattern: Processor.signExtend(load(memory, size: size), size: size))
-    let upper = Int64(bitPattern: Processor.signExtend(load(memory, at: Int(size), size: size), size: size))
-    if index < lower || index > upper { throw .boundRange }
+    let both = Int(size) &* 2
+    let operand = effectiveAddress(instruction)
+    func signed(_ value: UInt64) -> Int64 { Int64(bitPattern: Processor.signExtend(value, size: size)) }
+    let index = signed(register(instruction.reg, size: size))
+    let first = try span(operand, count: state.cpuid.isAMD ? both : Int(size), write: false)
+    if index < signed(load(first, size: size)) { throw .boundRange }
+    let memory = try span(operand, count: both, write: false)
+    if index > signed(load(memory, at: Int(size), size: size)) { throw .boundRange }
   }
 }

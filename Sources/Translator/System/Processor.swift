@@ -3,7 +3,8 @@
 // looks at. Every extension in this folder gives it one group of abilities (segments, exceptions, registers...).
 //
 // Everything here runs while the vCPU is stopped at an instruction boundary. A function that throws has changed
-// no architectural register; bytes below the stack pointer and accessed bits may have been written, as on hardware.
+// no architectural register (but see `beginRepeating`); bytes below the stack pointer and accessed bits may have been
+// written, as on hardware.
 
 import CHost
 import X86
