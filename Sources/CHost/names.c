@@ -107,3 +107,10 @@ int chost_keeper_ask(int socket, uint8_t number) {
   while (count < 0 && errno == EINTR);
   return count == sizeof answer ? answer : -EPIPE;
 }
+
+void chost_keeper_end(int socket) {
+  uint8_t byte;
+  shutdown(socket, SHUT_WR);
+  while (read(socket, &byte, 1) < 0 && errno == EINTR) {
+  }
+}

@@ -28,6 +28,9 @@ import SystemPackage
     guard result == 0 else { throw HostError("connect to", "socket \(path)", errno: Errno(rawValue: errno)) }
   }
 
+  /// Ends the conversation: the other end finds nothing more to read.
+  public func close() { shutdown(descriptor, Int32(SHUT_RDWR)) }
+
   /// The user and the process at the other end.
   public var peer: (user: UInt32, process: Int32)? {
     var user: UInt32 = 0

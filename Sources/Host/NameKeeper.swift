@@ -90,4 +90,10 @@ public import SystemPackage
     let result = unsafe socket < 0 ? chost_name_job_do(jobs + number) : chost_keeper_ask(socket, UInt8(number))
     return result == 0 ? nil : Errno(rawValue: -result)
   }
+
+  /// Ends the process, if there is one, and waits for it. Nothing can be asked for afterwards. Without this it ends with
+  /// the one that made it.
+  public func end() {
+    if socket >= 0 { chost_keeper_end(socket) }
+  }
 }

@@ -45,9 +45,10 @@ public struct SystemCallFilter: Sendable, Equatable {
   ///   - rules: Calls may stand there once; those that are made most often first.
   ///   - data: Told to whoever handles a refusal (`Refusals`).
   public init(_ rules: [Rule], data: UInt16) {
-    precondition(Set(rules.map(\.call)).count == rules.count, "a call has one rule")
     let refuse = Instruction(code: Code.answer, operand: Answer.trap | UInt32(data))
-    var program = [
+    var program: [Instruction] = []
+    program.reserveCapacity(8 * rules.count)
+    program += [
       Instruction(code: Code.load, operand: Offset.architecture),
       Instruction(code: Code.jumpIfEqual, ifTrue: 1, operand: Architecture.x86_64),
       refuse,

@@ -37,6 +37,7 @@ final class RunEnd: Sendable {
     var result = result
     if result.times.end == .zero { result.times.end = ContinuousClock.now - processStart }
     files.leave(result.json)
+    files.end()
     sayLastWords(result)
     if isStuck { System.exitNow(result.exitStatus) }
     System.exit(result.exitStatus)

@@ -55,6 +55,9 @@ final class RunFiles: Sendable {
     if hasSocket { _ = keeper.perform(Job.removeSocket) }
   }
 
+  /// Nothing more is to be done.
+  func end() { keeper.end() }
+
   // MARK: The JSON file
 
   /// Where the JSON goes, nil if it goes nowhere or somebody has begun to write it; for whoever asks first.

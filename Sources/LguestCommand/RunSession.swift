@@ -65,6 +65,7 @@ final class RunSession: Sendable {
       System.exit(Ending.cannotStart.exitStatus)
     }
     listener = RunSession.listener(configuration)
+    System.ignoreEndsOfChildren()
     do throws(HostError) {
       files = try RunFiles(json: options.json, socket: listener?.path, isConfined: sandbox != nil)
     } catch {

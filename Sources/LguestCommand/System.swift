@@ -22,6 +22,9 @@ enum System {
   static var isOutputOpen: Bool { unsafe !outputWasClosed }
   nonisolated(unsafe) private static var outputWasClosed = false
 
+  /// Lets processes that this one starts go when they end: nobody asks how.
+  static func ignoreEndsOfChildren() { _ = signal(SIGCHLD, SIG_IGN) }
+
   /// Puts /dev/null where a standard descriptor is missing, so that no file we open later can be taken for it. Called
   /// once, before any thread exists.
   static func reserveStandardDescriptors() {

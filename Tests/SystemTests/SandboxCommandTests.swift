@@ -95,7 +95,7 @@ extension SystemTests {
       #expect(open.count == 4, "\(open)")
       run.send(SIGTERM)
       #expect(run.finish(expecting: 143).errors == "lguest: terminated\n")
-      #expect(SandboxCommandTests.field("Name", of: "/proc/\(keeper)") != "lguest-names")
+      #expect(!FileManager.default.fileExists(atPath: "/proc/\(keeper)"))
     }
 
     @Test("--no-sandbox says so, and is obeyed") func off() throws {
@@ -210,9 +210,9 @@ extension SystemTests {
       let process = run.process.processIdentifier
       // The C library's own string, where the run has it.
       let question = Data("/proc/sys/vm/overcommit_memory\0".utf8)
-      let maps = try String(contentsOfFile: "/proc/\(process)/maps", encoding: .utf8).split(separator: "\n").map {
-        $0.split(separator: " ", maxSplits: 5, omittingEmptySubsequences: true)
-      }
+      // Not by String(contentsOfFile:), which reads only the first 4 KiB of a file that tells no size.
+      let table = try #require(FileHandle(forReadingAtPath: "/proc/\(process)/maps")).readDataToEndOfFile()
+      let maps = String(decoding: table, as: UTF8.self).split(separator: "\n").map { $0.split(separator: " ") }
       var address: Int?
       for line in maps where line.count == 6 && line[5].contains("/libc") {
         guard let library = try? Data(contentsOf: URL(filePath: String(line[5]))),

@@ -66,5 +66,7 @@ typedef struct chost_keeper {
 int chost_keeper_start(const chost_keeper *keeper, int *socket);
 // Has a job done. Async-signal-safe.
 int chost_keeper_ask(int socket, uint8_t number);
+// Ends the process and waits for that.
+void chost_keeper_end(int socket);
 
 #endif

@@ -95,7 +95,7 @@ extension Sandbox {
         [.oneOf(1, Argument.terminalRequests)]),
       Right(.writev, everyone, "last words, of malloc's and of ours"),
       Right(.close, everyone, "what is no longer needed"),
-      Right(.shutdown, [.watchdog, .console], "the control socket answers no longer"),
+      Right(.shutdown, [.watchdog, .console], "the control socket and the process that names files are done with"),
       Right(.accept4, [.control], "somebody asks"),
       Right(.recvmsg, [.control], "requests, and the file that a machine is to be saved to"),
       Right(.sendto, [.control], "answers, on a connection that is there", [.equals(4, 0)]),
