@@ -10,14 +10,31 @@ import Synchronization
 
 /// Where one vCPU is, and the bell that brings it back to the run loop.
 final class Doorbell: Sendable {
-  private enum Place {
-    /// In the run loop.
-    static let loop: UInt32 = 0
-    static let guest: UInt32 = 1
-    static let halted: UInt32 = 2
+  /// Where a vCPU is. Asleep, it also says for the how manieth time: whoever is late with ending one sleep does not end
+  /// the next.
+  struct Place: RawRepresentable, AtomicRepresentable, Hashable {
+    let rawValue: UInt32
+
+    /// In the run loop, or without a thread.
+    static let loop = Place(rawValue: 0)
+    static let guest = Place(rawValue: 1)
+    static func asleep(_ number: UInt32) -> Place { Place(rawValue: number << 2 | 2) }
+
+    /// How a vCPU is reached there.
+    enum Way { case none, kick, wake }
+
+    var way: Way {
+      switch rawValue & 3 {
+      case 0: .none
+      case 1: .kick
+      default: .wake
+      }
+    }
   }
 
-  private let place = Atomic<UInt32>(Place.loop)
+  private let place = Atomic<Place>(.loop)
+  /// How often the vCPU has gone to sleep.
+  private let sleeps = Atomic<UInt32>(0)
   private let stopped = Atomic<Bool>(false)
   private let unhalted = Atomic<Bool>(false)
   private let preempted = Atomic<Bool>(false)
@@ -37,23 +54,27 @@ final class Doorbell: Sendable {
   /// Tells the vCPU that there may be something new for it; the news itself must be in place already.
   func ring() {
     atomicMemoryFence(ordering: .sequentiallyConsistent)
-    switch place.load(ordering: .sequentiallyConsistent) {
-    case Place.guest: kick()
-    case Place.halted: if endSleep() { wake() }
-    default: break
+    let place = place.load(ordering: .sequentiallyConsistent)
+    switch place.way {
+    case .none: break
+    case .kick: kick()
+    case .wake: if endSleep(place) { wake() }
     }
   }
 
   /// Whoever ends a sleep, and only he, decides who runs the vCPU.
-  private func endSleep() -> Bool {
-    place.compareExchange(expected: Place.halted, desired: Place.loop, ordering: .sequentiallyConsistent).exchanged
+  private func endSleep(_ sleep: Place) -> Bool {
+    place.compareExchange(expected: sleep, desired: .loop, ordering: .sequentiallyConsistent).exchanged
   }
 
-  /// Asks the vCPU to make room for others, if it runs.
+  /// Asks the vCPU to make room for others, if a thread has it: one that sleeps goes on sleeping.
   func preempt() {
     preempted.store(true, ordering: .sequentiallyConsistent)
-    ring()
+    if place.load(ordering: .sequentiallyConsistent) == .guest { kick() }
   }
+
+  /// A thread takes the vCPU: what was asked of it before no longer counts. Nobody calls `preempt` meanwhile.
+  func forgetPreemption() { preempted.store(false, ordering: .relaxed) }
 
   /// Asks the vCPU to leave its run loop for good.
   func stop() {
@@ -70,29 +91,28 @@ final class Doorbell: Sendable {
   // MARK: The thread that runs the vCPU
 
   /// Whether `stop` was called.
-  var isStopped: Bool { stopped.load(ordering: .acquiring) }
+  var isStopped: Bool { stopped.load(ordering: .sequentiallyConsistent) }
 
-  /// Whether `preempt` was called since the last time.
-  func takePreemption() -> Bool {
-    preempted.load(ordering: .relaxed) && preempted.exchange(false, ordering: .acquiring)
-  }
+  /// Whether `preempt` was called since a thread took the vCPU.
+  var isPreempted: Bool { preempted.load(ordering: .sequentiallyConsistent) }
 
   /// Whether `endHalt` was called since the last HLT ended that way.
   func takeEndOfHalt() -> Bool { unhalted.exchange(false, ordering: .acquiringAndReleasing) }
 
   /// From here on `ring` kicks. Look at the devices afterwards.
-  func enterGuest() { place.store(Place.guest, ordering: .sequentiallyConsistent) }
+  func enterGuest() { place.store(.guest, ordering: .sequentiallyConsistent) }
 
   /// From here on `ring` does nothing.
-  func leaveGuest() { place.store(Place.loop, ordering: .releasing) }
+  func leaveGuest() { place.store(.loop, ordering: .releasing) }
 
   /// Puts the vCPU to sleep, unless there is news: `hasNews` looks at devices only.
   ///
   /// - Returns: Whether it sleeps. It may then be running on another thread already, and nothing of it be touched.
   func sleep(unless hasNews: () -> Bool) -> Bool {
-    place.store(Place.halted, ordering: .sequentiallyConsistent)
+    let here = Place.asleep(sleeps.wrappingAdd(1, ordering: .relaxed).newValue)
+    place.store(here, ordering: .sequentiallyConsistent)
     guard hasNews() || isStopped || unhalted.load(ordering: .sequentiallyConsistent) else { return true }
-    return !endSleep()
+    return !endSleep(here)
   }
 }
 

@@ -59,7 +59,7 @@ extension RunLoop {
   private static let hostInterval: UInt64 = 4_000_000
 
   /// How long the vCPU has waited while it could have run, in nanoseconds: for a thread, and with it for a processor.
-  var waited: UInt64 { machine.scheduler.waited(number) &+ waitedForHost }
+  var waited: UInt64 { machine.scheduler.wait(of: number).total &+ waitedForHost }
 
   /// A thread has taken the vCPU: before it executes anything, what others left for it is done.
   func beginSlice(on delay: RunQueueDelay?) {

@@ -103,14 +103,14 @@ final class RunLoop: @unchecked Sendable {
       }
       doorbell.enterGuest()
       if doorbell.isStopped { return .ended(.stopped) }
-      if doorbell.takePreemption() {
+      if doorbell.isPreempted {
         if engine.isAtBoundary {
           doorbell.leaveGuest()
           noteBeingPreempted()
           return .preempted
         }
         // An instruction that is half done comes first: between two, the vCPU can be saved.
-        doorbell.preempt()
+        engine.kick()
       }
       if let outcome = deliver() { return .ended(outcome) }
       if isHalted {
@@ -135,6 +135,7 @@ final class RunLoop: @unchecked Sendable {
   var totalStatistics: Statistics {
     var total = statistics
     total.stealNanoseconds = waited
+    total.longestWaitNanoseconds = machine.scheduler.wait(of: number).longest
     for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
     return total
   }

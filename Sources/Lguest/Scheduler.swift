@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which host thread runs which vCPU. A vCPU is a context, not a thread: a thread takes one that is ready, runs it until
 // it halts or its slice is over, and takes the next, first come, first served. With a thread for each vCPU nothing ever
-// waits; with fewer, waiting is what the guest knows as stolen time.
+// waits; with fewer, waiting is what the guest knows as stolen time. What is decided stands in Schedule.swift; here are
+// the lock, the clock and the bells.
 
-import DequeModule
 import Devices
 import Host
 import Synchronization
@@ -25,24 +25,9 @@ final class Scheduler: DeadlineSource {
     let cpu: Int
   }
 
-  /// How long a vCPU runs while others wait, in ns.
-  static let slice: UInt64 = 3_000_000
-
   private struct State {
-    /// vCPUs that wait for a thread, the first first.
-    var ready: Deque<Int> = []
-    /// Threads that wait for a vCPU.
-    var idle: [Int] = []
-    /// By thread, the vCPU it runs, and when its slice is over.
-    var running: [(cpu: Int, until: UInt64)?]
-    /// By vCPU, the thread that ran it last.
-    var lastThread: [Int?]
-    /// By vCPU, since when it has been ready, and how long it has waited in all, in ns.
-    var readySince: [UInt64]
-    var waited: [UInt64]
+    var schedule: Schedule
     var end: End?
-    /// vCPUs wait, and nobody takes one.
-    var isPaused = false
   }
 
   private let state: Mutex<State>
@@ -58,13 +43,8 @@ final class Scheduler: DeadlineSource {
   ///   - doorbells: Those of the vCPUs. All vCPUs are ready.
   ///   - rearm: Called when `nextDeadline` may have become earlier.
   init(threadCount: Int, doorbells: [Doorbell], rearm: @escaping @Sendable () -> Void) {
-    let count = doorbells.count
-    let now = HostClock.monotonic
     state = Mutex(
-      State(
-        ready: Deque(0..<count), running: Array(repeating: nil, count: threadCount),
-        lastThread: Array(repeating: nil, count: count), readySince: Array(repeating: now, count: count),
-        waited: Array(repeating: 0, count: count)))
+      State(schedule: Schedule(threadCount: threadCount, cpuCount: doorbells.count, now: HostClock.monotonic)))
     bells = (0..<threadCount).map { _ in Futex(1) }
     self.doorbells = doorbells
     self.rearm = rearm
@@ -72,48 +52,42 @@ final class Scheduler: DeadlineSource {
 
   var threadCount: Int { bells.count }
 
+  /// Every change of the schedule passes here, so that none can make the timer's deadline earlier without its knowing.
+  private func change<Result: Sendable>(_ body: (inout Schedule) -> Result) -> Result {
+    let (result, isEarlier) = state.withLock { $0.schedule.change(body) }
+    if isEarlier { rearm() }
+    return result
+  }
+
   // MARK: Any thread
 
   /// A vCPU that slept can go on.
   func wake(_ cpu: Int) {
     let now = HostClock.monotonic
-    let thread = state.withLock { state -> Int? in
-      state.ready.append(cpu)
-      state.readySince[cpu] = now
-      guard !state.idle.isEmpty else { return nil }
-      // Where it ran last its data may still be in the cache.
-      let place = state.idle.firstIndex { $0 == state.lastThread[cpu] } ?? state.idle.count - 1
-      return state.idle.remove(at: place)
-    }
-    if let thread { bells[thread].set(1) } else { rearm() }
+    if let thread = change({ $0.wake(cpu, now: now) }) { bells[thread].set(1) }
   }
 
   /// Lets a vCPU that waits for a thread go before the others; false if it does not wait.
   func prefer(_ cpu: Int) -> Bool {
-    state.withLock { state in
-      guard let place = state.ready.firstIndex(of: cpu) else { return false }
-      state.ready.remove(at: place)
-      state.ready.prepend(cpu)
-      return true
-    }
+    let now = HostClock.monotonic
+    return change { $0.prefer(cpu, now: now) }
   }
 
-  /// How long a vCPU was ready and not running, in ns.
-  func waited(_ cpu: Int) -> UInt64 {
+  /// How long a vCPU was ready and not running, in all and at most, in ns.
+  func wait(of cpu: Int) -> (total: UInt64, longest: UInt64) {
     let now = HostClock.monotonic
-    return state.withLock { state in
-      state.waited[cpu] &+ (state.ready.contains(cpu) ? now &- state.readySince[cpu] : 0)
-    }
+    return state.withLock { $0.schedule.wait(of: cpu, now: now) }
   }
 
   /// Whether any vCPU waits for a thread.
-  var isCrowded: Bool { state.withLock { !$0.ready.isEmpty } }
+  var isCrowded: Bool { state.withLock { !$0.schedule.ready.isEmpty } }
 
   /// Ends the run; the first reason counts.
   func end(_ outcome: RunLoop.Outcome, by cpu: Int = 0) {
     let isFirst = state.withLock { state in
-      defer { if state.end == nil { state.end = End(outcome: outcome, cpu: cpu) } }
-      return state.end == nil
+      guard state.schedule.end() else { return false }
+      state.end = End(outcome: outcome, cpu: cpu)
+      return true
     }
     guard isFirst else { return }
     for doorbell in doorbells { doorbell.stop() }
@@ -130,98 +104,64 @@ final class Scheduler: DeadlineSource {
   /// - Returns: false if one still ran at the deadline, an instant of the host's monotonic clock in ns. Either way
   ///   `resume` must follow, or the end.
   func pause(until deadline: UInt64) -> Bool {
-    let running = state.withLock { state in
-      state.isPaused = true
-      return state.running.compactMap { $0?.cpu }
-    }
-    for cpu in running { doorbells[cpu].preempt() }
+    change { schedule in for cpu in schedule.pause() { doorbells[cpu].preempt() } }
     while true {
       let seen = standing.word.load(ordering: .sequentiallyConsistent)
-      if state.withLock({ state in state.running.allSatisfy { $0 == nil } }) { return true }
+      if state.withLock({ $0.schedule.isStanding }) { return true }
       if standing.wait(while: seen, until: deadline) == .timedOut { return false }
     }
   }
 
   /// Lets vCPUs run again.
-  func resume() {
-    let threads = state.withLock { state -> [Int] in
-      state.isPaused = false
-      let count = min(state.ready.count, state.idle.count)
-      defer { state.idle.removeLast(count) }
-      return Array(state.idle.suffix(count))
-    }
-    for thread in threads { bells[thread].set(1) }
-    rearm()
-  }
+  func resume() { for thread in change({ $0.resume() }) { bells[thread].set(1) } }
 
   // MARK: Slices
 
   var nextDeadline: UInt64? {
-    state.withLock { state in
-      state.ready.isEmpty ? nil : state.running.compactMap { $0?.until }.min()
-    }
+    let deadline = state.withLock { $0.schedule.deadline }
+    return deadline == .max ? nil : deadline
   }
 
   func expire(now: UInt64) {
-    let over = state.withLock { state in
-      var over: [Int] = []
-      for thread in state.running.indices {
-        guard let (cpu, until) = state.running[thread], until <= now, over.count < state.ready.count else { continue }
-        over.append(cpu)
-        state.running[thread] = (cpu, now &+ Scheduler.slice)
-      }
-      return over
-    }
-    for cpu in over { doorbells[cpu].preempt() }
+    // Under the lock: a vCPU that another thread has taken meanwhile must not be asked for what its last slice owed.
+    change { schedule in for cpu in schedule.expire(now: now) { doorbells[cpu].preempt() } }
   }
 
   // MARK: The threads
 
   /// Runs vCPUs on the calling thread until the run ends.
   func work(thread: Int, run: (Int) -> Pause) {
-    while let cpu = next(thread) {
-      switch run(cpu) {
-      case .halted: break
-      case .preempted: giveBack(cpu)
-      case .ended(let outcome): end(outcome, by: cpu)
-      }
-    }
-  }
-
-  private func giveBack(_ cpu: Int) {
-    let now = HostClock.monotonic
-    state.withLock { state in
-      state.ready.append(cpu)
-      state.readySince[cpu] = now
-    }
-  }
-
-  /// The vCPU that `thread` runs next; nil once the run has ended.
-  private func next(_ thread: Int) -> Int? {
+    var returned: Int?
     while true {
-      let now = HostClock.monotonic
-      let (cpu, isOver) = state.withLock { state -> (Int?, Bool) in
-        state.running[thread] = nil
-        if state.isPaused {
-          standing.word.wrappingAdd(1, ordering: .sequentiallyConsistent)
-          standing.wake()
+      let decision = next(thread, returning: returned)
+      returned = nil
+      switch decision {
+      case .run(let cpu):
+        switch run(cpu) {
+        case .halted: break
+        case .preempted: returned = cpu
+        case .ended(let outcome): end(outcome, by: cpu)
         }
-        if state.end != nil { return (nil, true) }
-        guard !state.isPaused, let cpu = state.ready.popFirst() else {
-          state.idle.append(thread)
-          bells[thread].word.store(0, ordering: .relaxed)
-          return (nil, false)
-        }
-        state.waited[cpu] &+= now &- state.readySince[cpu]
-        state.running[thread] = (cpu, now &+ Scheduler.slice)
-        state.lastThread[cpu] = thread
-        return (cpu, false)
+      case .sleep: while bells[thread].word.load(ordering: .acquiring) == 0 { bells[thread].wait(while: 0) }
+      case .leave: return
       }
-      if let cpu { return cpu }
-      if isOver { return nil }
-      while bells[thread].word.load(ordering: .acquiring) == 0 { bells[thread].wait(while: 0) }
-      // A thread that was not taken off the list was woken for the end.
-      state.withLock { $0.idle.removeAll { $0 == thread } }
+    }
+  }
+
+  private func next(_ thread: Int, returning cpu: Int?) -> Schedule.Decision {
+    let now = HostClock.monotonic
+    return change { schedule in
+      let decision = schedule.next(thread, returning: cpu, now: now)
+      switch decision {
+      case .run(let cpu): doorbells[cpu].forgetPreemption()
+      case .sleep: bells[thread].word.store(0, ordering: .relaxed)
+      case .leave: break
+      }
+      if schedule.isPaused {
+        standing.word.wrappingAdd(1, ordering: .sequentiallyConsistent)
+        standing.wake()
+      }
+      return decision
     }
   }
 }

@@ -28,6 +28,8 @@ public struct Statistics: Sendable {
   /// How long vCPUs could have run and waited: for a thread and, where the guest has registered steal time, for a host
   /// processor.
   public var stealNanoseconds: UInt64 = 0
+  /// The longest time that a vCPU could have run and waited for a thread. Sums hold the longest of all.
+  public var longestWaitNanoseconds: UInt64 = 0
   /// Hypercalls that end the HLT of another vCPU, and that let another vCPU go first.
   public var kicks: UInt64 = 0
   public var yields: UInt64 = 0
@@ -101,6 +103,7 @@ public struct Statistics: Sendable {
     ("pagesAwaited", \.pagesAwaited),
     ("tlbFlushesSkipped", \.tlbFlushesSkipped),
     ("stealNanoseconds", \.stealNanoseconds),
+    ("longestWaitNanoseconds", \.longestWaitNanoseconds),
     ("kicks", \.kicks),
     ("yields", \.yields),
     ("exceptions", \.exceptions),
@@ -126,7 +129,9 @@ public struct Statistics: Sendable {
     for index in exits.indices { exits[index] &+= other.exits[index] }
     hypercalls.merge(other.hypercalls, uniquingKeysWith: &+)
     unknown.merge(other.unknown, uniquingKeysWith: &+)
+    let longest = max(longestWaitNanoseconds, other.longestWaitNanoseconds)
     for scalar in Statistics.scalars { self[keyPath: scalar.path] &+= other[keyPath: scalar.path] }
+    longestWaitNanoseconds = longest
     costs.add(other.costs)
   }
 
@@ -135,6 +140,7 @@ public struct Statistics: Sendable {
     exitMembers + [
       ("interrupts", .unsigned(interrupts)), ("tlbFlushesSkipped", .unsigned(tlbFlushesSkipped)),
       ("stealNanoseconds", .unsigned(stealNanoseconds)),
+      ("longestWaitNanoseconds", .unsigned(longestWaitNanoseconds)),
     ] + costs.members
   }
 

@@ -181,6 +181,7 @@ extension VirtualMachine {
     for loop in loops { result.statistics.add(loop.statistics) }
     // Of the same moment: a vCPU that was ready at the end goes on waiting.
     result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
+    result.statistics.longestWaitNanoseconds = result.vcpuStatistics.map(\.longestWaitNanoseconds).max() ?? 0
     result.statistics.add(machine)
     result.softFault = machine.translation.counters.firstSoftFault
     inspection.perfMap?.write(machine.translation.perfMap)

@@ -160,13 +160,16 @@ private final class Sink: Sendable {
     let doorbells: [Doorbell]
     let scheduler: Scheduler
 
-    init(cpus: Int, threads: Int, kick: @escaping @Sendable (Int) -> Void = { _ in }) {
+    init(
+      cpus: Int, threads: Int, kick: @escaping @Sendable (Int) -> Void = { _ in },
+      rearm: @escaping @Sendable () -> Void = {}
+    ) {
       final class Place: Sendable { let scheduler = Mutex(Weak()) }
       let place = Place()
       doorbells = (0..<cpus).map { number in
         Doorbell(kick: { kick(number) }, wake: { place.scheduler.withLock { $0.scheduler }?.wake(number) })
       }
-      scheduler = Scheduler(threadCount: threads, doorbells: doorbells) {}
+      scheduler = Scheduler(threadCount: threads, doorbells: doorbells, rearm: rearm)
       place.scheduler.withLock { $0.scheduler = scheduler }
     }
 
@@ -218,6 +221,17 @@ private final class Sink: Sendable {
     #expect(counters.wakes.load(ordering: .relaxed) == 1)
     doorbell.endHalt()
     #expect(!doorbell.sleep { false } && doorbell.takeEndOfHalt() && !doorbell.takeEndOfHalt())
+    // Who sleeps has made room already, and whoever has it next does not hear of that.
+    #expect(doorbell.sleep { false })
+    doorbell.preempt()
+    #expect(counters.wakes.load(ordering: .relaxed) == 1 && doorbell.isPreempted)
+    doorbell.ring()
+    doorbell.forgetPreemption()
+    #expect(counters.wakes.load(ordering: .relaxed) == 2 && !doorbell.isPreempted)
+    doorbell.enterGuest()
+    doorbell.preempt()
+    doorbell.leaveGuest()
+    #expect(counters.kicks.load(ordering: .relaxed) == 2 && doorbell.isPreempted)
     doorbell.stop()
     #expect(!doorbell.sleep { false } && doorbell.isStopped)
   }
@@ -250,7 +264,7 @@ private final class Sink: Sendable {
       if cpu == 0 {
         while counters.kicks.load(ordering: .relaxed) == 0 { usleep(100) }
         team.doorbells[0].leaveGuest()
-        return team.doorbells[0].takePreemption() ? .preempted : .ended(.stopped)
+        return team.doorbells[0].isPreempted ? .preempted : .ended(.stopped)
       }
       return .ended(.stopped)
     }
@@ -262,6 +276,46 @@ private final class Sink: Sendable {
     team.scheduler.expire(now: HostClock.monotonic)
     while team.scheduler.ending == nil { usleep(100) }
     #expect(team.scheduler.ending?.cpu == 2)
-    #expect(team.scheduler.waited(2) >= Scheduler.slice && team.scheduler.waited(0) < team.scheduler.waited(1))
+    let waits = (0..<3).map { team.scheduler.wait(of: $0) }
+    #expect(waits[2].total >= Schedule.slice && waits[0].total < waits[1].total)
+    #expect(waits[2].longest == waits[2].total)
+  }
+
+  @Test("whoever is ready from the beginning has a slice soon, and after a pause again") func slices() throws {
+    let timers = Timers()
+    let team = Team(cpus: 3, threads: 2, rearm: { timers.rearm(0) })
+    try timers.start([team.scheduler])
+    // The timer has looked, and found nobody who runs.
+    Thread.sleep(forTimeInterval: 0.01)
+    let turns = Mutex<[Int]>([0, 0, 0])
+    let threads = team.start { cpu in
+      turns.withLock { $0[cpu] += 1 }
+      // A guest that leaves often, and would never leave for good.
+      while true {
+        team.doorbells[cpu].enterGuest()
+        if team.doorbells[cpu].isStopped { return .ended(.stopped) }
+        if team.doorbells[cpu].isPreempted {
+          team.doorbells[cpu].leaveGuest()
+          return .preempted
+        }
+        usleep(200)
+        team.doorbells[cpu].leaveGuest()
+      }
+    }
+    func expectTurns() {
+      let before = turns.withLock { $0 }
+      let limit = Date() + 20
+      while Date() < limit, !zip(before, turns.withLock { $0 }).allSatisfy({ $1 > $0 + 2 }) { usleep(500) }
+      #expect(zip(before, turns.withLock { $0 }).allSatisfy { $1 > $0 + 2 })
+    }
+    expectTurns()
+    #expect(team.scheduler.pause(until: HostClock.after(nanoseconds: 20_000_000_000)))
+    // Again it finds nobody.
+    Thread.sleep(forTimeInterval: 0.01)
+    team.scheduler.resume()
+    expectTurns()
+    team.scheduler.end(.stopped)
+    while threads.contains(where: { !$0.isFinished }) { usleep(500) }
+    timers.stop()
   }
 }

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+// The scheduler, the doorbells and the slice timer as one value, whose steps are the atomic sections of the threads:
+// what is decided is decided by the real `Schedule` and `Doorbell.Place`; the order of the sections is that of
+// Scheduler.swift, Doorbell.swift, RunLoop.swift, Timers.swift and DeadlineThread.swift, line by line.
+
+@testable import Lguest
+
+/// Everything that several threads of a machine share, and where each of them stands.
+struct SchedulerModel: Hashable {
+  /// What the threads of one exploration may do of their own accord.
+  struct Habits {
+    var threads = 2
+    var cpus = 3
+    /// Guests leave of themselves; without it only a kick brings them back.
+    var exits = false
+    var halts = false
+    /// A vCPU spins, and makes room if others wait.
+    var spins = false
+    /// A vCPU lets another go first, and makes room if that one waits.
+    var yields = false
+    /// One vCPU has half done an instruction when it is asked to make room.
+    var halfDone = false
+    /// How often a device has news for some vCPU.
+    var news = 0
+    /// Only the first vCPU halts and has news.
+    var onlyFirst = false
+    /// Whether somebody stops all vCPUs, and lets them go on.
+    var pauses = false
+    /// Whether somebody, or a guest, ends the run.
+    var ends = false
+    /// Whether the timer is a thread that is told of deadlines, as it really is, or knows them by itself, as that comes
+    /// to: then there are far fewer states.
+    var isTimerReal = false
+    /// How far time goes at a time.
+    var tick = Schedule.slice
+    var defect: Defect?
+  }
+
+  /// What could be wrong; the exploration must find each.
+  enum Defect: CaseIterable {
+    /// The timer is told of new deadlines by wakers only.
+    case untoldTimer
+    /// The timer reads deadlines before it says that it is about to.
+    case lateAlarm
+    /// All sleeps of a vCPU look the same.
+    case equalSleeps
+    /// A vCPU looks for news before it says that it sleeps.
+    case earlyLook
+    /// An idle thread is called, and stays among the idle.
+    case calledTwice
+    /// A vCPU that is asked to make room is not kicked.
+    case softPreemption
+    /// The end rings nobody.
+    case silentEnd
+  }
+
+  /// An atomic section of one thread. What comes after it is on the thread's list, or is put there by it.
+  enum Step: Hashable {
+    // A thread that runs vCPUs.
+    case look(returning: Int?), sleepUntilCalled
+    case run(Int), fallAsleep(Int), lookForNews(Int, Doorbell.Place), lookForStop(Int, Doorbell.Place)
+    case riseAgain(Int, Doorbell.Place)
+    case enter(Int), checkStop(Int), checkPreemption(Int), deliver(Int), guest(Int), leave(Int), makeRoom(Int)
+    case spin(Int), yield(Int, to: Int)
+    // Any thread that changed the schedule.
+    case rearm, compare(UInt64), ringTimer, call(Int), flag(Int), kickInGuest(Int), unlock
+    // The timer.
+    case beginRound, forgetAlarm, expire, readDeadline, arm(UInt64), sleepUntil(UInt64)
+    // Whoever has something for a vCPU.
+    case ring(Int), kick(Int), endSleep(Int, Doorbell.Place), wake(Int), device(Int), bringNews(Int)
+    // Whoever stops all vCPUs, and whoever ends the run.
+    case pause, readStanding, checkStanding(UInt8), awaitStanding(UInt8), resume
+    case end, stop(Int)
+  }
+
+  /// A vCPU as its doorbell, its engine and its run loop know it.
+  struct CPU: Hashable {
+    var place = Doorbell.Place.loop
+    var sleeps: UInt32 = 0
+    var isPreempted = false
+    var isStopped = false
+    var isKicked = false
+    var isHalted = false
+    var hasNews = false
+  }
+
+  /// All instants are relative to this moment, which does not pass; `later` moves them instead.
+  static let now: UInt64 = 1 << 40
+
+  var schedule: Schedule
+  var cpus: [CPU]
+  /// The threads whose bells have rung, as bits.
+  var called: UInt8
+  var standing: UInt8 = 0
+  /// The thread that holds the scheduler's lock for longer than one section.
+  var holder: Int?
+  var asleepUntil = UInt64.max
+  var isTimerRung = false
+  var mayBeHalfDone: Bool
+  /// By thread, what it does next, the next last: those that run vCPUs, the timer, the others.
+  var lists: [[Step]]
+
+  init(_ habits: Habits) {
+    schedule = Schedule(threadCount: habits.threads, cpuCount: habits.cpus, now: SchedulerModel.now)
+    cpus = Array(repeating: CPU(), count: habits.cpus)
+    called = .max
+    mayBeHalfDone = habits.halfDone
+    lists = Array(repeating: [.look(returning: nil)], count: habits.threads)
+    lists.append(habits.isTimerReal ? [.beginRound] : [.expire])
+    if habits.news > 0 { lists.append([.device(habits.news)]) }
+    if habits.pauses { lists.append([.pause]) }
+    if habits.ends { lists.append([.end]) }
+  }
+
+  // MARK: Steps
+
+  /// One thing that happens, as a trace shows it.
+  struct Move {
+    var thread: Int?
+    var step: Step?
+    var what: StaticString = ""
+  }
+
+  /// Tries all that may happen next: what is done, the state after it, and whether it must happen if nothing else does.
+  /// What need not happen is what guests and people choose to do.
+  func forEachSuccessor(_ habits: Habits, _ visit: (Move, SchedulerModel, _ isBound: Bool) -> Void) {
+    func take(
+      _ thread: Int, _ step: Step, _ what: StaticString = "", isBound: Bool, _ change: (inout SchedulerModel) -> Void
+    ) {
+      var state = self
+      state.lists[thread].removeLast()
+      change(&state)
+      state.finishAlone(thread, habits)
+      state.forget()
+      visit(Move(thread: thread, step: step, what: what), state, isBound)
+    }
+    for (thread, list) in lists.enumerated() {
+      guard let step = list.last, isEnabled(step, thread, habits) else { continue }
+      switch step {
+      case .guest(let cpu):
+        if cpus[cpu].isKicked {
+          take(thread, step, ", kicked", isBound: true) {
+            $0.cpus[cpu].isKicked = false
+            $0.lists[thread] += [.run(cpu), .leave(cpu)]
+          }
+        }
+        for (what, after) in choices(cpu, habits) {
+          take(thread, step, what, isBound: false) {
+            $0.cpus[cpu].isHalted = after == nil
+            $0.lists[thread] += (after ?? [.run(cpu)]).reversed() + [.leave(cpu)]
+          }
+        }
+      case .device(let times):
+        for cpu in cpus.indices where !cpus[cpu].hasNews && (cpu == 0 || !habits.onlyFirst) {
+          take(thread, step, isBound: false) {
+            if times > 1 { $0.lists[thread].append(.device(times - 1)) }
+            $0.lists[thread] += [.ring(cpu), .bringNews(cpu)]
+          }
+        }
+      case .checkPreemption(let cpu) where cpus[cpu].isPreempted && mayBeHalfDone:
+        take(thread, step, ", half done", isBound: false) {
+          $0.mayBeHalfDone = false
+          $0.cpus[cpu].isKicked = true
+          $0.lists[thread].append(.deliver(cpu))
+        }
+        fallthrough
+      default:
+        let isChosen = step == .pause || step == .end && thread > habits.threads
+        take(thread, step, isBound: !isChosen) { $0.perform(step, thread, habits) }
+      }
+    }
+    for (time, what) in [(habits.tick, "time passes" as StaticString), (Schedule.patience, "much time passes")] {
+      if time == Schedule.patience && !habits.yields { continue }
+      var state = later(by: time)
+      state.forget()
+      if state != self { visit(Move(what: what), state, true) }
+    }
+  }
+
+  /// What a thread does for itself, unseen by others, is part of the step before it.
+  private mutating func finishAlone(_ thread: Int, _ habits: Habits) {
+    while let step = lists[thread].last {
+      switch step {
+      case .run(let cpu) where !cpus[cpu].isHalted: break
+      case .checkStop where !habits.ends, .lookForStop where !habits.ends: break
+      case .deliver where habits.news == 0: break
+      // Whoever is asked to make room once more in between is asked in vain.
+      case .makeRoom, .unlock: break
+      default: return
+      }
+      lists[thread].removeLast()
+      perform(step, thread, habits)
+    }
+  }
+
+  /// What a guest may do of its own accord, and what its run loop does then, behind `leave`; nil is HLT.
+  private func choices(_ cpu: Int, _ habits: Habits) -> [(what: StaticString, after: [Step]?)] {
+    var choices: [(what: StaticString, after: [Step]?)] = []
+    if habits.exits { choices.append((", exits", [.run(cpu)])) }
+    if habits.halts && (cpu == 0 || !habits.onlyFirst) { choices.append((", halts", nil)) }
+    if habits.spins { choices.append((", spins", [.spin(cpu)])) }
+    if habits.yields {
+      choices += cpus.indices.filter { $0 != cpu }.map { (", yields", [.yield(cpu, to: $0)]) }
+    }
+    if habits.ends && !schedule.hasEnded { choices.append((", ends the run", [.end, .look(returning: nil)])) }
+    return choices
+  }
+
+  private func isEnabled(_ step: Step, _ thread: Int, _ habits: Habits) -> Bool {
+    switch step {
+    case .expire where !habits.isTimerReal: holder == nil && schedule.deadline <= SchedulerModel.now
+    case .look, .rearm, .expire, .readDeadline, .wake, .pause, .checkStanding, .resume, .end, .spin, .yield:
+      // Sections under the scheduler's lock.
+      holder == nil || holder == thread
+    case .sleepUntilCalled: called & 1 << thread != 0
+    case .sleepUntil(let moment): isTimerRung || moment <= SchedulerModel.now
+    case .awaitStanding(let seen): standing != seen
+    default: true
+    }
+  }
+
+  /// `Scheduler.change`.
+  private mutating func change<Result>(
+    _ thread: Int, _ habits: Habits, isWaker: Bool = false, _ body: (inout Schedule) -> Result
+  ) -> Result {
+    let (result, isEarlier) = schedule.change(body)
+    let isTold = habits.isTimerReal && (isWaker || habits.defect != .untoldTimer)
+    if isEarlier && isTold { lists[thread].append(.rearm) }
+    return result
+  }
+
+  private mutating func perform(_ step: Step, _ thread: Int, _ habits: Habits) {
+    func then(_ state: inout SchedulerModel, _ steps: Step...) { state.lists[thread] += steps.reversed() }
+    switch step {
+    // Scheduler.work and next
+    case .look(let returned):
+      let place = lists[thread].count
+      let decision = change(thread, habits) { $0.next(thread, returning: returned, now: SchedulerModel.now) }
+      let next: Step?
+      switch decision {
+      case .run(let cpu):
+        cpus[cpu].isPreempted = false
+        next = .run(cpu)
+      case .sleep:
+        called &= ~(1 << thread)
+        next = .sleepUntilCalled
+      case .leave: next = nil
+      }
+      if let next { lists[thread].insert(next, at: place) }
+      if schedule.isPaused { standing &+= 1 }
+    case .sleepUntilCalled: perform(.look(returning: nil), thread, habits)
+
+    // RunLoop.run and Doorbell.sleep
+    case .run(let cpu):
+      guard cpus[cpu].isHalted && !cpus[cpu].hasNews && !cpus[cpu].isStopped else {
+        cpus[cpu].isHalted = false
+        return then(&self, .enter(cpu))
+      }
+      then(&self, .fallAsleep(cpu))
+    case .fallAsleep(let cpu):
+      cpus[cpu].sleeps += 1
+      cpus[cpu].place = .asleep(habits.defect == .equalSleeps ? 1 : cpus[cpu].sleeps)
+      if habits.defect == .earlyLook { return then(&self, .lookForStop(cpu, cpus[cpu].place)) }
+      then(&self, .lookForNews(cpu, cpus[cpu].place))
+    case .lookForNews(let cpu, let sleep):
+      then(&self, cpus[cpu].hasNews ? .riseAgain(cpu, sleep) : .lookForStop(cpu, sleep))
+    case .lookForStop(let cpu, let sleep):
+      then(&self, cpus[cpu].isStopped ? .riseAgain(cpu, sleep) : .look(returning: nil))
+    case .riseAgain(let cpu, let sleep):
+      guard cpus[cpu].place == sleep else { return then(&self, .look(returning: nil)) }
+      cpus[cpu].place = .loop
+      then(&self, .run(cpu))
+    case .enter(let cpu):
+      cpus[cpu].place = .guest
+      then(&self, .checkStop(cpu))
+    case .checkStop(let cpu):
+      then(&self, cpus[cpu].isStopped ? .look(returning: nil) : .checkPreemption(cpu))
+    case .checkPreemption(let cpu): then(&self, cpus[cpu].isPreempted ? .makeRoom(cpu) : .deliver(cpu))
+    case .makeRoom(let cpu):
+      cpus[cpu].place = .loop
+      then(&self, .look(returning: cpu))
+    case .deliver(let cpu):
+      cpus[cpu].hasNews = false
+      then(&self, .guest(cpu))
+    case .guest: break
+    case .leave(let cpu): cpus[cpu].place = .loop
+    case .spin(let cpu):
+      if !schedule.ready.isEmpty { cpus[cpu].isPreempted = true }
+      then(&self, .run(cpu))
+    case .yield(let cpu, let other):
+      if change(thread, habits, { $0.prefer(other, now: SchedulerModel.now) }) { cpus[cpu].isPreempted = true }
+      then(&self, .run(cpu))
+
+    // Timers.rearm and DeadlineThread.ring
+    case .rearm: if schedule.deadline != .max { then(&self, .compare(schedule.deadline)) }
+    case .compare(let deadline): if deadline < asleepUntil { then(&self, .ringTimer) }
+    case .ringTimer: isTimerRung = true
+
+    // Doorbell.preempt, under the scheduler's lock
+    case .flag(let cpu): cpus[cpu].isPreempted = true
+    case .kickInGuest(let cpu):
+      if cpus[cpu].place == .guest && habits.defect != .softPreemption { cpus[cpu].isKicked = true }
+    case .unlock: holder = nil
+
+    // DeadlineThread.start and Timers.expire
+    case .beginRound:
+      isTimerRung = false
+      then(&self, habits.defect == .lateAlarm ? .expire : .forgetAlarm)
+    case .forgetAlarm:
+      asleepUntil = .max
+      then(&self, .expire)
+    case .expire:
+      let asked = change(thread, habits) { $0.expire(now: SchedulerModel.now) }
+      then(&self, habits.isTimerReal ? .readDeadline : .expire)
+      preempt(asked, thread)
+    case .readDeadline: then(&self, .arm(schedule.deadline))
+    case .arm(let moment):
+      asleepUntil = moment
+      then(&self, .sleepUntil(moment))
+    case .sleepUntil: then(&self, .beginRound)
+
+    // Doorbell.ring and Scheduler.wake
+    case .bringNews(let cpu): cpus[cpu].hasNews = true
+    case .ring(let cpu):
+      switch cpus[cpu].place.way {
+      case .none: break
+      case .kick: then(&self, .kick(cpu))
+      case .wake: then(&self, .endSleep(cpu, cpus[cpu].place))
+      }
+    case .kick(let cpu): cpus[cpu].isKicked = true
+    case .endSleep(let cpu, let sleep):
+      guard cpus[cpu].place == sleep else { return }
+      cpus[cpu].place = .loop
+      then(&self, .wake(cpu))
+    case .wake(let cpu):
+      let place = lists[thread].count
+      let called = change(thread, habits, isWaker: true) { $0.wake(cpu, now: SchedulerModel.now) }
+      if let called {
+        if habits.defect == .calledTwice { schedule.idle.append(called) }
+        lists[thread].insert(.call(called), at: place)
+      }
+    case .call(let other): called |= 1 << other
+    case .device: break
+
+    // Scheduler.pause and resume
+    case .pause:
+      let asked = change(thread, habits) { $0.pause() }
+      then(&self, .readStanding)
+      preempt(asked, thread)
+    case .readStanding: then(&self, .checkStanding(standing))
+    case .checkStanding(let seen): then(&self, schedule.isStanding ? .resume : .awaitStanding(seen))
+    case .awaitStanding: then(&self, .readStanding)
+    case .resume:
+      let place = lists[thread].count
+      let called = change(thread, habits) { $0.resume() }
+      lists[thread].insert(contentsOf: called.map { .call($0) }, at: place)
+
+    // Scheduler.end
+    case .end:
+      guard schedule.end() else { return }
+      for other in schedule.running.indices { lists[thread].append(.call(other)) }
+      for cpu in cpus.indices.reversed() {
+        if habits.defect != .silentEnd { lists[thread].append(.ring(cpu)) }
+        lists[thread].append(.stop(cpu))
+      }
+    case .stop(let cpu): cpus[cpu].isStopped = true
+    }
+  }
+
+  private mutating func preempt(_ asked: [Int], _ thread: Int) {
+    guard !asked.isEmpty else { return }
+    holder = thread
+    lists[thread].append(.unlock)
+    for cpu in asked.reversed() { lists[thread] += [.kickInGuest(cpu), .flag(cpu)] }
+  }
+
+  // MARK: Time
+
+  /// Some time later: what is due has been so for no particular time.
+  private func later(by time: UInt64) -> SchedulerModel {
+    func earlier(_ moment: UInt64) -> UInt64 { moment == .max ? .max : max(moment - time, SchedulerModel.now) }
+    var state = self
+    for thread in state.schedule.running.indices {
+      guard var stay = state.schedule.running[thread] else { continue }
+      stay.until = earlier(stay.until)
+      // Earlier than whatever begins now.
+      stay.since -= UInt64(schedule.running.count)
+      state.schedule.running[thread] = stay
+    }
+    if time >= Schedule.patience {
+      for cpu in state.schedule.ready { state.schedule.waits[cpu].since = SchedulerModel.now - time }
+    }
+    state.asleepUntil = earlier(asleepUntil)
+    for (thread, list) in lists.enumerated() {
+      for (place, step) in list.enumerated() {
+        switch step {
+        case .compare(let moment): state.lists[thread][place] = .compare(earlier(moment))
+        case .arm(let moment): state.lists[thread][place] = .arm(earlier(moment))
+        case .sleepUntil(let moment): state.lists[thread][place] = .sleepUntil(earlier(moment))
+        default: break
+        }
+      }
+    }
+    return state
+  }
+
+  /// Drops what no decision depends on any more.
+  private mutating func forget() {
+    // Of stays it counts which is longer.
+    let begins = schedule.running.compactMap { $0?.since }
+    for thread in schedule.running.indices {
+      guard let since = schedule.running[thread]?.since else { continue }
+      let shorter = UInt64(Set(begins.filter { $0 > since }).count)
+      if SchedulerModel.now - shorter != since { schedule.running[thread]?.since = SchedulerModel.now - shorter }
+    }
+    for cpu in cpus.indices {
+      var wait = schedule.waits[cpu]
+      (wait.total, wait.longest) = (0, 0)
+      if !schedule.ready.contains(cpu) { wait.since = SchedulerModel.now }
+      // One idle thread is like another.
+      if let last = wait.lastThread, schedule.running[last]?.cpu != cpu { wait.lastThread = nil }
+      if schedule.waits[cpu] != wait { schedule.waits[cpu] = wait }
+      // Sleeps are numbered anew when nobody remembers one.
+      if cpus[cpu].sleeps > 0, !lists.contains(where: { $0.contains { $0.remembersSleep(of: cpu) } }) {
+        cpus[cpu].sleeps = 0
+        if cpus[cpu].place.way == .wake { cpus[cpu].place = .asleep(0) }
+      }
+    }
+  }
+}
+
+extension SchedulerModel.Step {
+  fileprivate func remembersSleep(of cpu: Int) -> Bool {
+    switch self {
+    case .lookForNews(cpu, _), .lookForStop(cpu, _), .riseAgain(cpu, _), .endSleep(cpu, _): true
+    default: false
+    }
+  }
+}
