@@ -42,7 +42,8 @@ public final class Sandbox: Sendable {
 
   /// Takes an announcement back.
   func retract(_ count: Int) {
-    missing.word.wrappingSubtract(UInt32(count), ordering: .sequentiallyConsistent)
+    let before = missing.word.wrappingSubtract(UInt32(count), ordering: .sequentiallyConsistent).oldValue
+    precondition(before >= UInt32(count), "a thread was confined that was not announced")
     missing.wake()
   }
 
