@@ -19,6 +19,10 @@ public struct EngineInspection: Sendable {
   /// Whether every instruction is a block of its own, for comparing against. Costs most of the speed.
   public var singleInstruction = false
 
+  /// Blocks run without having been judged by the checker, to measure what it costs. What a guest can reach then rests on
+  /// the translator alone.
+  public var isUnchecked = false
+
   public init() {}
 }
 

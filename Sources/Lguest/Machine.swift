@@ -257,6 +257,10 @@ final class Machine: Sendable {
     options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
     let inspection = configuration.inspection
     options.exactFlags = inspection.exactFlags
+    options.isUnchecked = inspection.isUnchecked
+    if let logger = configuration.logger {
+      options.refused = { logger.info("a block of code was refused by the checker, and is run more slowly: \($0)") }
+    }
     options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction
     if let path = inspection.trace {

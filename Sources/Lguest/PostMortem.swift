@@ -60,6 +60,10 @@ extension Statistics {
     let counters = machine.translation.counters
     blocksTranslated &+= counters.blocks
     blocksDiscarded &+= counters.discards
+    blocksChecked &+= counters.checked
+    blocksRefused &+= counters.refused
+    blocksRefusedTwice &+= counters.refusedTwice
+    simpleInstructions &+= counters.simpleInstructions
     guestBytesTranslated &+= counters.guestBytes
     hostBytesEmitted &+= counters.hostBytes
     translationNanoseconds &+= machine.counter.nanoseconds(inTicks: counters.ticks)

@@ -36,6 +36,13 @@ public struct Statistics: Sendable {
 
   public var blocksTranslated: UInt64 = 0
   public var blocksDiscarded: UInt64 = 0
+  /// Of the blocks translated: judged by the checker; refused, and translated again with a check for each access; refused
+  /// in this form too, and executed by helpers.
+  public var blocksChecked: UInt64 = 0
+  public var blocksRefused: UInt64 = 0
+  public var blocksRefusedTwice: UInt64 = 0
+  /// Instructions executed with a check for each access because their block was refused.
+  public var simpleInstructions: UInt64 = 0
   public var guestBytesTranslated: UInt64 = 0
   public var hostBytesEmitted: UInt64 = 0
   public var translationNanoseconds: UInt64 = 0
@@ -109,6 +116,10 @@ public struct Statistics: Sendable {
     ("exceptions", \.exceptions),
     ("blocksTranslated", \.blocksTranslated),
     ("blocksDiscarded", \.blocksDiscarded),
+    ("blocksChecked", \.blocksChecked),
+    ("blocksRefused", \.blocksRefused),
+    ("blocksRefusedTwice", \.blocksRefusedTwice),
+    ("simpleInstructions", \.simpleInstructions),
     ("guestBytesTranslated", \.guestBytesTranslated),
     ("hostBytesEmitted", \.hostBytesEmitted),
     ("translationNanoseconds", \.translationNanoseconds),
@@ -195,8 +206,9 @@ public struct Statistics: Sendable {
   private var averages: [String] {
     guard blocksTranslated > 0 else { return [] }
     return [
+      "checker: \(blocksChecked) of \(blocksTranslated) blocks checked, \(blocksRefused) refused",
       "per block: \(translationNanoseconds / blocksTranslated) ns to translate, "
-        + "\(guestBytesTranslated / blocksTranslated) guest bytes, \(hostBytesEmitted / blocksTranslated) host bytes"
+        + "\(guestBytesTranslated / blocksTranslated) guest bytes, \(hostBytesEmitted / blocksTranslated) host bytes",
     ]
   }
 

@@ -156,6 +156,7 @@ struct RunCommand: ParsableCommand {
     configuration.kvmHints = kvmHints
     configuration.inspection = inspection.value
     console.apply(to: &configuration)
+    if inspection.unchecked { Messages.say("--unchecked: translated code is not checked before it runs") }
     RunSession(configuration, console.session).run()
   }
 }
@@ -186,6 +187,10 @@ struct InspectionOptions: ParsableArguments {
   @Flag(help: "Keep arithmetic flags exact also where no instruction reads them.")
   var exactFlags = false
 
+  @Flag(
+    help: "Run translated code that was not checked, to measure what the check costs. Not for guests you do not trust.")
+  var unchecked = false
+
   @Flag(help: "Make every instruction a block of its own.")
   var singleInstruction = false
 
@@ -196,6 +201,7 @@ struct InspectionOptions: ParsableArguments {
     value.histogram = histogram.map { FilePath($0) }
     value.exactFlags = exactFlags
     value.singleInstruction = singleInstruction
+    value.isUnchecked = unchecked
     return value
   }
 }

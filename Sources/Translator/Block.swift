@@ -101,6 +101,10 @@ struct CodeCacheCounters {
   var discards: UInt64 = 0
   var flushes: UInt64 = 0
   var ticks: UInt64 = 0
+  /// Blocks that the checker has judged, and those of them that it refused in their full and in their simple form.
+  var checked: UInt64 = 0
+  var refused: UInt64 = 0
+  var refusedTwice: UInt64 = 0
 }
 
 extension CodeCache {
@@ -115,6 +119,8 @@ extension CodeCache {
     case needsRoom
     /// The first instruction has more than 15 bytes.
     case tooLong
+    /// The checker accepts the block in no form.
+    case refused
   }
 
   /// The mode word of the block that an edge of `block` leads to.

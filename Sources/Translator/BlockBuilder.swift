@@ -26,6 +26,16 @@ struct BlockInstruction {
   var stackPosition: Int64 = 0
 }
 
+/// How much a block does for speed. What the checker refuses in one form is translated in the next.
+enum BlockForm: UInt8, CaseIterable {
+  /// All that the rules know.
+  case full
+  /// Every access is checked by itself, through the tables of the software TLB.
+  case simple
+  /// One instruction, which Swift executes.
+  case helper
+}
+
 /// Which entry of its target an edge leads to.
 enum EdgeKind: UInt8 {
   /// The plain entry.
@@ -103,6 +113,7 @@ struct FaultState: OptionSet {
   var edgeCount = 0
   /// The guest-physical number of the page.
   var pageNumber: UInt64 = 0
+  var form = BlockForm.full
   var groups = InlineArray<8, AccessGroup>(repeating: AccessGroup())
   /// What RSP has moved by since its host register was last changed: a chain of PUSHes and POPs is one addition, made
   /// before RSP itself is read or the block can be left (Rules/StackPointer.swift).
@@ -324,10 +335,10 @@ struct FaultState: OptionSet {
     return (poll, hot.count &- begin)
   }
 
-  /// Counts one execution in a slot off ENV, leaving EFLAGS alone. Behind the plain entry, which all ways in pass.
-  mutating func count(in slot: Int32) {
+  /// Counts in a slot off ENV, leaving EFLAGS alone. Behind the plain entry, which all ways in pass.
+  mutating func count(in slot: Int32, by step: Int = 1) {
     hot.load(RegisterMap.t1, .env(slot))
-    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t1, 1))
+    hot.lea(RegisterMap.t1, HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: step)))
     hot.store(.env(slot), RegisterMap.t1)
   }
 

@@ -188,6 +188,14 @@ enum DecodedBlock {
     }
   }
 
+  /// Forgets what was planned for another form of the block.
+  private func forgetGroups(_ count: Int) {
+    for index in 0..<count {
+      unsafe buffer[index].operandGroup = -1
+      unsafe buffer[index].stackGroup = -1
+    }
+  }
+
   /// Gives the operand of the builder's current instruction a slot, if it will be checked by itself or for its group.
   private func planSite(_ b: inout BlockBuilder, _ hotCode: inout HotCode) {
     b.site = nil
@@ -307,7 +315,8 @@ enum DecodedBlock {
   /// Emits the `count` decoded instructions as block `number` of the cache.
   func emit(
     _ bytes: GuestCode, count: Int, mode: UInt32, page: UInt64, hot: consuming CodeEmitter,
-    cold: consuming CodeEmitter, stubs: CodeStubs, firstEdge: UInt32, number: Int = 0, hotCode: inout HotCode
+    cold: consuming CodeEmitter, stubs: CodeStubs, firstEdge: UInt32, number: Int = 0, hotCode: inout HotCode,
+    form: BlockForm = .full
   ) -> Emitted {
     let first = self[0]
     let last = self[count - 1]
@@ -351,7 +360,7 @@ enum DecodedBlock {
           bytes, at: after &+ Int64(bitPattern: item.instruction.immediate), mode: mode, peek: &targetPeek)
       }
       unsafe buffer[index].liveAfter = live
-      if exactFlags || leavesForSwift(row, self[index].instruction, mode: mode) {
+      if exactFlags || form == .helper || leavesForSwift(row, self[index].instruction, mode: mode) {
         live = BlockTranslator.allFlags
       } else {
         live =
@@ -366,10 +375,13 @@ enum DecodedBlock {
       hot: hot, cold: cold, mode: mode, bytes: bytes, decoder: decoder, stubs: stubs, firstEdge: firstEdge,
       faults: faults, row: lastRow)
     builder.pageNumber = page
+    builder.form = form
+    if form != .full { forgetGroups(count) }
     if count > 1 && builder.canGroup && !straddles { planGroups(&builder, count: count) }
     let entries = builder.entries(
       offset: first.offset, needsFlags: needsFlags, passesFlags: needsFlags && !exactFlags && passesFlags(count))
     if countsBlocks { builder.count(in: BlockHistogram.slot(number)) }
+    if form == .simple { builder.count(in: Slot.simpleInstructions, by: count) }
     var ended = false
     for index in 0..<count where !ended {
       let item = self[index]
@@ -378,11 +390,11 @@ enum DecodedBlock {
       builder.traits = traits(of: item.instruction.row)
       builder.isLast = index == count - 1
       builder.flagsAreLive = item.liveBefore != 0
-      if isHot { planSite(&builder, &hotCode) }
+      if isHot && form == .full { planSite(&builder, &hotCode) }
       if builder.movesStackLater() { continue }
       builder.prepareStackPointer()
       builder.prepareRegisters()
-      let done = builder.hasRoom && translate(&builder, liveAtTarget: liveAtTarget)
+      let done = form != .helper && builder.hasRoom && translate(&builder, liveAtTarget: liveAtTarget)
       if !done {
         builder.settleStackPointer()
         builder.settleRegisters()

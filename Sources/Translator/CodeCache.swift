@@ -29,7 +29,7 @@ import X86
   private let chunkRegion: Mapping
   private let straddleRegion: Mapping
   private let blocks: UnsafeMutablePointer<Block>
-  private let edges: UnsafeMutablePointer<Edge>
+  let edges: UnsafeMutablePointer<Edge>
   private let faults: UnsafeMutablePointer<CachedFault>
   /// First block of each guest page plus one; 0 is none.
   private let pages: UnsafeMutablePointer<Int32>
@@ -44,12 +44,20 @@ import X86
   private let hotLimit: Int
 
   private(set) var stubs = CodeStubs()
+  private(set) var checkedStubs = CheckedStubs()
   private var hotUsed = 0
   private var coldUsed = 0
   private(set) var blockCount = 0
   private var edgeCount = 0
   private var faultCount = 0
-  private(set) var counters = CodeCacheCounters()
+  var counters = CodeCacheCounters()
+  /// Judges what is emitted; nil: nobody does.
+  let checker: BlockChecker?
+  /// What was refused first, for people, and who is told of it.
+  var refusal: String?
+  var refused: (@Sendable (String) -> Void)?
+  /// Forms that count as refused, whatever they are: for tests.
+  var refusedForms: Set<BlockForm> = []
   /// What is translated with a slot for each access.
   var hotCode = HotCode()
   /// What went wrong where, and is translated without optimizations since.
@@ -58,7 +66,10 @@ import X86
   private(set) var generation: UInt64 = 0
   let translator: BlockTranslator
 
-  init(memory: GuestMemory, translator: BlockTranslator, hotLimit: Int = CodeCache.coldStart) throws(HostError) {
+  init(
+    memory: GuestMemory, translator: BlockTranslator, hotLimit: Int = CodeCache.coldStart, isChecked: Bool = true
+  ) throws(HostError) {
+    checker = isChecked ? BlockChecker() : nil
     self.memory = memory
     self.hotLimit = max(hotLimit, CodeCache.hotStart + CodeCache.roomForBlock + 1)
     self.translator = translator
@@ -80,6 +91,7 @@ import X86
     unsafe pages = pageRegion.base.assumingMemoryBound(to: Int32.self)
     var emitter = unsafe CodeEmitter(writable: code.writable, executable: codeStart, capacity: 4096)
     stubs = CodeStubs(&emitter)
+    checkedStubs = CheckedStubs(stubs, codeStart: codeStart)
     hotUsed = CodeCache.hotStart
     coldUsed = CodeCache.coldStart
     guard chost_register_code(codeStart, codeEnd) == 0 else {
@@ -230,16 +242,35 @@ import X86
     translator.isHot = hotCode.contains(key(physical, mode: mode))
     switch translator.decode(bytes, offset: offset, mode: mode) {
     case .instructions(let count):
-      return .block(add(bytes, count: count, physical: physical, secondPage: secondPage, mode: mode))
+      guard let index = add(bytes, count: count, physical: physical, secondPage: secondPage, mode: mode) else {
+        return .refused
+      }
+      return .block(index)
     case .straddles: return secondPage == Block.noPage ? .needsSecondPage : .tooLong
     default: return .tooLong
     }
   }
 
-  /// Emits the `count` instructions in the translator's buffer as a block at `physical`.
+  /// Emits the `count` instructions in the translator's buffer as a block at `physical`, in the first form that is not
+  /// refused; nil if all are.
   func add(
     _ bytes: GuestCode, count: Int, physical: UInt64, secondPage: UInt64, mode: UInt32
-  ) -> Int32 {
+  ) -> Int32? {
+    let last = translator[count - 1]
+    let isTrusted = softFaults.trusts(
+      physical, count: Int(last.offset) + Int(last.instruction.length) - Int(physical & 4095))
+    for form in BlockForm.allCases where isTrusted || form != .full {
+      let block = emit(
+        bytes, count: form == .helper ? 1 : count, physical: physical, secondPage: secondPage, mode: mode, form: form)
+      if isAccepted(block, form) { return insert(block) }
+    }
+    return nil
+  }
+
+  /// Emits a block in a form behind the others, and records its edges and faults there.
+  private func emit(
+    _ bytes: GuestCode, count: Int, physical: UInt64, secondPage: UInt64, mode: UInt32, form: BlockForm
+  ) -> Block {
     let index = Int32(truncatingIfNeeded: blockCount)
     let hot = unsafe CodeEmitter(
       writable: code.writable + hotUsed, executable: codeStart + UInt64(hotUsed),
@@ -247,14 +278,9 @@ import X86
     let cold = unsafe CodeEmitter(
       writable: code.writable + coldUsed, executable: codeStart + UInt64(coldUsed),
       capacity: CodeCache.codeBytes - coldUsed)
-    let last = translator[count - 1]
-    let isTrusted = softFaults.trusts(
-      physical, count: Int(last.offset) + Int(last.instruction.length) - Int(physical & 4095))
-    if !isTrusted { translator.isHot = false }
     let emitted = translator.emit(
-      bytes, count: count, mode: isTrusted ? mode : mode | UInt32(CHOST_MODE_SPLIT), page: physical >> 12, hot: hot,
-      cold: cold, stubs: stubs,
-      firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount, hotCode: &hotCode)
+      bytes, count: count, mode: mode, page: physical >> 12, hot: hot, cold: cold, stubs: stubs,
+      firstEdge: UInt32(truncatingIfNeeded: edgeCount), number: blockCount, hotCode: &hotCode, form: form)
 
     var block = Block()
     block.key = key(physical, mode: mode)
@@ -282,29 +308,36 @@ import X86
         block: index, target: -1, nextIncoming: -1, end: UInt32(truncatingIfNeeded: site.end &- codeStart),
         stub: UInt32(truncatingIfNeeded: site.stub &- codeStart), targetOffset: site.target, kind: site.kind)
     }
-    edgeCount += emitted.edgeCount
     block.firstFault = Int32(truncatingIfNeeded: faultCount)
     block.faultCount = Int32(truncatingIfNeeded: emitted.faultCount)
     for number in 0..<emitted.faultCount {
       unsafe faults[faultCount + number] = CachedFault(
         translator.faults[number], from: codeStart &+ UInt64(block.hot))
     }
-    faultCount += emitted.faultCount
-    let page = Int(physical >> 12)
+    return block
+  }
+
+  /// Makes the block that was emitted last one of the others.
+  private func insert(_ emitted: Block) -> Int32 {
+    var block = emitted
+    let index = Int32(truncatingIfNeeded: blockCount)
+    edgeCount += Int(block.edgeCount)
+    faultCount += Int(block.faultCount)
+    let page = Int(block.page >> 12)
     block.nextInPage = unsafe pages[page] &- 1
     unsafe blocks[blockCount] = block
     unsafe pages[page] = index &+ 1
     unsafe chunks[page] |= block.chunks
-    if secondPage != Block.noPage {
-      straddlers[secondPage, default: []].append(index)
-      unsafe chunks[Int(secondPage >> 12)] |= 1
+    if block.straddles {
+      straddlers[block.secondPage, default: []].append(index)
+      unsafe chunks[Int(block.secondPage >> 12)] |= 1
     }
     blockCount += 1
-    hotUsed += (emitted.hotCount + 15) & ~15
-    coldUsed += emitted.coldCount
+    hotUsed += (Int(block.hotCount) + 15) & ~15
+    coldUsed += Int(block.coldCount)
     counters.blocks &+= 1
-    counters.guestBytes &+= UInt64(emitted.length)
-    counters.hostBytes &+= UInt64(emitted.hotCount + emitted.coldCount)
+    counters.guestBytes &+= UInt64(block.length)
+    counters.hostBytes &+= UInt64(block.hotCount + block.coldCount)
     publish(block)
     return index
   }

@@ -48,7 +48,9 @@ extension TranslatedCPU {
     let held = processor.state.pendingDebug
     do throws(Fault) {
       // What has no row may have an opcode that means something elsewhere: 06 in 64-bit mode.
-      if row.rule == .undefined || translation.cache.translator.isMissing(instruction.row) { throw .invalidOpcode }
+      if row.rule == .undefined || row.rule != .nop && translation.cache.translator.isMissing(instruction.row) {
+        throw .invalidOpcode
+      }
       if runsNatively(row.rule, instruction) {
         let size = translation.cache.translator.traits(of: instruction.row).memorySize
         try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
@@ -118,7 +120,7 @@ extension TranslatedCPU {
   /// Instructions that the host executes on a copy of their operand.
   private func runsNatively(_ rule: Rule, _ instruction: Instruction) -> Bool {
     switch rule {
-    case .copy, .x87, .mmx, .sse, .avx, .wait, .cmpxchgWide, .bitMemory, .saveState, .restoreState: true
+    case .copy, .incDec32, .x87, .mmx, .sse, .avx, .wait, .cmpxchgWide, .bitMemory, .saveState, .restoreState: true
     default: false
     }
   }
@@ -400,6 +402,8 @@ extension CodeCache {
     builder.needHostFlags()
     if row.rule == .bitMemory && instruction.isMemory {
       builder.bitInBounceBuffer()
+    } else if row.rule == .incDec32 {
+      _ = builder.incDec32()
     } else {
       builder.copyFromBounceBuffer()
     }

@@ -243,7 +243,7 @@ public import X86
     deliveryExit = deliver(processor.event(fault))
   }
 
-  private func translate(_ linear: UInt64, split: Bool) throws(Fault) -> UInt64 {
+  private func translate(_ linear: UInt64, split: Bool) throws(Fault) -> UInt64? {
     let started = chost_read_tsc()
     let mode = page[\.mode] | (split ? UInt32(CHOST_MODE_SPLIT) : 0)
     if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
@@ -270,6 +270,9 @@ public import X86
       case .needsPage: break
       case .needsRoom: makeRoom()
       case .tooLong: throw .generalProtection()
+      case .refused:
+        deliveryExit = .failed("no form of the code at \(hex(linear)) is accepted by the checker")
+        return nil
       }
     }
   }

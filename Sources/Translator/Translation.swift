@@ -38,6 +38,10 @@ public struct TranslationOptions: Sendable {
   public var pausesToExit: UInt32?
   /// Unexpected host faults in translated code (SoftFaults.swift) that end the run; 1: the first does.
   public var softFaultLimit = SoftFaults.limit
+  /// Blocks run without having been judged by the checker: for measuring what it costs.
+  public var isUnchecked = false
+  /// Called with what the checker refuses, once.
+  public var refused: (@Sendable (String) -> Void)?
   /// Called with a line per instruction, which runs alone: RIP, registers, flags. Very slow.
   public var trace: (@Sendable (String) -> Void)?
 
@@ -55,6 +59,9 @@ public struct TranslationCounters: Sendable {
   public var links: UInt64 = 0, discards: UInt64 = 0, flushes: UInt64 = 0
   /// Time spent translating, in host TSC ticks.
   public var ticks: UInt64 = 0
+  /// Blocks that the checker judged, and those that it refused: translated again with a check for each access, or then,
+  /// a refusal later, executed by Swift. Instructions that were begun in blocks with a check for each access.
+  public var checked: UInt64 = 0, refused: UInt64 = 0, refusedTwice: UInt64 = 0, simpleInstructions: UInt64 = 0
   /// By the light helpers, over all vCPUs.
   public var tlbFills: UInt64 = 0, tlbFlushes: UInt64 = 0, lookups: UInt64 = 0, lookupMisses: UInt64 = 0
   /// Hypercalls that the engine answered, by number.
@@ -94,7 +101,10 @@ public final class Translation: Sendable {
       supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags,
       countsBlocks: options.countsBlocks, countsPauses: options.pausesToExit != nil,
       acceptedHypercalls: options.hypercallPolicy == .native ? HypercallOpcode.allCases : [options.nativeHypercall])
-    cache = try CodeCache(memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart)
+    cache = try CodeCache(
+      memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart,
+      isChecked: !options.isUnchecked)
+    cache.refused = options.refused
     let error = chost_install_fault_handlers()
     guard error == 0 else {
       throw HostError("install", "fault handlers", reason: "sigaction failed (\(error))")
@@ -196,8 +206,12 @@ public final class Translation: Sendable {
     (result.softFaults, result.firstSoftFault) = lock.withLock { _ in
       (cache.softFaults.count, cache.softFaults.first)
     }
+    result.checked = c.checked
+    result.refused = c.refused
+    result.refusedTwice = c.refusedTwice
     var exits = [UInt64](repeating: 0, count: TranslatedCPU.exitNames.count)
     forEachCPU { cpu in
+      result.simpleInstructions &+= cpu.page[\.count_simple]
       result.tlbFills &+= cpu.page[\.count_tlb_fill]
       result.tlbFlushes &+= cpu.page[\.count_tlb_flush]
       result.lookups &+= cpu.page[\.count_lookup]

@@ -192,4 +192,5 @@ enum Slot {
   static let readBounds: Int32 = 952
   static let writeBounds: Int32 = readBounds + 6 * 8
   static let pauses: Int32 = writeBounds + 6 * 8
+  static let simpleInstructions: Int32 = pauses + 8 + 4 + 16 * 4 + 4 + 16 * 8 + 4 * 8
 }

@@ -8,6 +8,7 @@ import CNative
 import GuestMemory
 import Host
 import Synchronization
+import Testing
 import X86
 
 @testable import Translator
@@ -247,36 +248,33 @@ import X86
     return nil
   }
 
-  private var checked: (flushes: UInt64, index: Int) = (0, 0)
-  /// Blocks that the checker has looked at.
-  var blocksChecked = 0
+  /// Blocks that the checker has judged.
+  var blocksChecked: UInt64 { translation.cache.counters.checked }
 
-  /// What the checker (rule 21) says of the blocks made since the last call.
-  func checkNewBlocks() -> String? {
-    let cache = translation.cache
-    if cache.counters.flushes != checked.flushes { checked = (cache.counters.flushes, 0) }
-    defer { checked.index = cache.blockCount }
-    while checked.index < cache.blockCount {
-      let index = Int32(truncatingIfNeeded: checked.index)
-      checked.index += 1
-      blocksChecked += 1
-      if let problem = cache.check(index) { return "checker: \(problem)\(hostText(index))" }
-    }
-    return nil
+  /// What the checker refused since the last call.
+  func refusal() -> String? {
+    defer { translation.cache.refusal = nil }
+    return translation.cache.refusal.map { "checker: \($0)" }
   }
 
-  /// A block's host code, for a disassembler.
-  private func hostText(_ index: Int32) -> String {
-    let cache = translation.cache
-    let block = cache[index]
-    func text(_ start: UInt32, _ count: UInt32) -> String {
-      let bytes = (0..<Int(count)).map {
-        unsafe cache.code.executable.load(fromByteOffset: Int(start) + $0, as: UInt8.self)
+  /// Runs `body` while every block is translated in `form`, as if the checker refused the others.
+  func using(_ form: BlockForm, _ body: () throws -> Void) rethrows {
+    func forget(_ refused: Set<BlockForm>) {
+      translation.lock.withLock { _ in
+        translation.cache.flush()
+        translation.cache.refusedForms = refused
       }
-      return "\n    \(hex(cache.codeStart + UInt64(start))): "
-        + bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined(separator: " ")
+      unsafe chost_flush_all(cpu.page.pointer)
     }
-    return text(block.hot, block.hotCount) + text(block.cold, block.coldCount)
+    forget(form == .helper ? [.full, .simple] : [.full])
+    defer { forget([]) }
+    let before = translation.cache.counters
+    try body()
+    let after = translation.cache.counters
+    // Nobody refuses what is meant to be accepted, and everything else is.
+    let (checked, refused) = (after.checked - before.checked, after.refused - before.refused)
+    #expect(refused == checked && checked > 0)
+    #expect(after.refusedTwice - before.refusedTwice == (form == .helper ? checked : 0))
   }
 
   // MARK: State

@@ -8,23 +8,29 @@ import X86
 @testable import Translator
 
 @Suite struct CheckerTests {
-  private static let stubs: CodeStubs = {
-    var stubs = CodeStubs()
-    stubs.exit = 0x1000
+  private static let exit = 0x1000
+  private static let start = 0x10000
+  private let checker = BlockChecker()
+
+  /// Hot code of level 0 at 0x10000 that ends with a jump to the exit, checked.
+  private func check(_ bytes: [UInt8]) -> CheckProblem? {
+    var code = [UInt8](repeating: 0xCC, count: CheckerTests.start)
+    // An exit needs a reason.
+    code += bytes + CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000) }
+    let distance = UInt32(truncatingIfNeeded: CheckerTests.exit - code.count - 5)
+    code += [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    let end = code.count
+    code += [UInt8](repeating: 0xCC, count: 16)
+    var stubs = CheckedStubs()
+    stubs.exit = CheckerTests.exit
     stubs.tlbMiss = 0x1010
     stubs.jumpMiss = 0x1020
-    return stubs
-  }()
-
-  /// Hot code at 0x10000 that ends with a jump to the exit, checked.
-  private func check(_ bytes: [UInt8]) -> String? {
-    let start: UInt64 = 0x10000
-    let end = start + UInt64(bytes.count) + 5
-    let distance = UInt32(truncatingIfNeeded: 0x1000 &- end)
-    let all = bytes + [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
-    return BlockChecker.check(
-      CheckedCode(
-        hot: start..<end, cold: 0x20000..<0x20000, hotBytes: all, coldBytes: [], exits: [], stubs: CheckerTests.stubs))
+    return unsafe code.withUnsafeBytes { bytes in
+      let block = unsafe CheckedBlock(
+        text: CheckedText(bytes.baseAddress!), hot: CheckerTests.start..<end, cold: 0x20000..<0x20000,
+        mode: UInt32(CHOST_MODE_LONG), stubs: stubs)
+      return checker.check(block).problem
+    }
   }
 
   @Test("registers and the vCPU page are allowed") func allowed() {
@@ -64,7 +70,7 @@ import X86
       code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
     }
     let end = 0x10000 + code.count + 6
-    let distance = UInt32(truncatingIfNeeded: 0x1000 &- end)
+    let distance = UInt32(truncatingIfNeeded: 0x1020 &- end)
     code += [0x0F, 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
     return code
       + CheckerTests.emit {
@@ -108,7 +114,7 @@ import X86
         code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
       }
     }
-    let distance = UInt32(truncatingIfNeeded: 0x1000 &- (0x10000 + code.count + 6))
+    let distance = UInt32(truncatingIfNeeded: 0x1020 &- (0x10000 + code.count + 6))
     code += [0x0F, bound ? 0x83 : 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
     return code + CheckerTests.emit { $0.load(RegisterMap.t1, .env(slot + 8)) }
   }

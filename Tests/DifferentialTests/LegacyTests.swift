@@ -55,7 +55,7 @@ extension Bench {
     }
     if let found = memoryDifference(around: c.touched) { return found }
     cases += 1
-    if let problem = checkNewBlocks() { return problem }
+    if let problem = refusal() { return problem }
     return cases % 64 == 0 ? memoryDifference().map { "stray store: " + $0 } : nil
   }
 }

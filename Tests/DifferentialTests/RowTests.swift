@@ -70,7 +70,7 @@ extension Bench {
     if let found = memoryDifference(around: c.touched) { return found }
     if let problem = deviceProblem(c) { return problem }
     cases += 1
-    if let problem = checkNewBlocks() { return problem }
+    if let problem = refusal() { return problem }
     return cases % 64 == 0 ? memoryDifference().map { "stray store: " + $0 } : nil
   }
 
@@ -138,9 +138,15 @@ extension Bench {
 }
 
 extension DifferentialTests {
-  @Test func rows() throws { try Bench.use(rows) }
+  @Test func rows() throws { try Bench.use { try rows($0, cases: 200) } }
 
-  private func rows(_ bench: Bench) throws {
+  /// What is translated again because the checker refused it: with a check for each access, or for Swift.
+  @Test("rows in the forms that follow a refusal", arguments: [BlockForm.simple, .helper])
+  func rowsInOtherForms(form: BlockForm) throws {
+    try Bench.use { bench in try bench.using(form) { try rows(bench, cases: 10) } }
+  }
+
+  private func rows(_ bench: Bench, cases most: Int) throws {
     print("seed \(Effort.seed)")
     let table = OpcodeTable.shared
     var failures = Failures()
@@ -151,7 +157,7 @@ extension DifferentialTests {
       comparable += 1
       var generator = Generator(bench, seed: Effort.seed &* 0x1_0001 &+ UInt64(number))
       var done = 0, tries = 0
-      let wanted = 200 * Effort.factor
+      let wanted = most * Effort.factor
       while done < wanted && tries < wanted * 8 {
         tries += 1
         guard let c = generator.makeCase(number) else { continue }

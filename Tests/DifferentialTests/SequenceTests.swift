@@ -49,7 +49,7 @@ extension Bench {
         return "round \(round): \(found)"
       }
     }
-    if let problem = checkNewBlocks() { return problem }
+    if let problem = refusal() { return problem }
     return nil
   }
 
@@ -69,14 +69,24 @@ extension DifferentialTests {
       print("skipped: this host runs no 32-bit code segments (errno \(error))")
       return
     }
-    try Bench.use { try sequences($0, is32) }
+    try Bench.use { try sequences($0, is32, count: 12_000) }
   }
 
-  private func sequences(_ bench: Bench, _ is32: Bool) throws {
+  @Test("random programs in the forms that follow a refusal", arguments: [BlockForm.simple, .helper], [false, true])
+  func sequencesInOtherForms(form: BlockForm, is32: Bool) throws {
+    let error = is32 ? cnative_can_run_legacy() : 0
+    guard error == 0 else {
+      print("skipped: this host runs no 32-bit code segments (errno \(error))")
+      return
+    }
+    try Bench.use { bench in try bench.using(form) { try sequences(bench, is32, count: 1000) } }
+  }
+
+  private func sequences(_ bench: Bench, _ is32: Bool, count most: Int) throws {
     print("seed \(Effort.seed)")
     let segments = is32 ? LegacySegments(.flat32) : nil
     var failures = Failures()
-    let count = 12_000 * Effort.factor
+    let count = most * Effort.factor
     var complete = 0
     for number in 0..<count {
       let seed = Effort.seed &* 0x1_0003 &+ UInt64(number)

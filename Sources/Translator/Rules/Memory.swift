@@ -49,6 +49,7 @@ extension BlockBuilder {
   /// Whether accesses of this block may share checks.
   var canGroup: Bool {
     hasRegions && !has(Int(CHOST_MODE_ALIGN)) && !has(Int(CHOST_MODE_STEP)) && !has(Int(CHOST_MODE_SPLIT))
+      && form == .full
   }
 
   /// Redirects the instruction's ModRM operand. Returns where it is on the host; T1 and perhaps T0 are in use.
@@ -64,7 +65,7 @@ extension BlockBuilder {
       checkRegion(region, offset..<offset &+ Int64(size), write: write, group: nil)
       return HostMemory(RegisterMap.t1, Int32(truncatingIfNeeded: offset))
     }
-    if isPlain(write: write) {
+    if isPlain(write: write) && form == .full {
       let base = RegisterMap.host(i.base)
       if base != RegisterMap.inMemory {
         return access(base: base, displacement: i.displacement, size: size, write: write)
@@ -95,7 +96,8 @@ extension BlockBuilder {
 
   /// The region that the current instruction's operand lies in, and where, if its slot may serve it.
   private func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
-    guard hasRegions, !has(Int(CHOST_MODE_STEP)), isLong || isFlat(instruction.segment, write: write) else {
+    guard hasRegions, !has(Int(CHOST_MODE_STEP)), form == .full, isLong || isFlat(instruction.segment, write: write)
+    else {
       return nil
     }
     return current.region(size: size, isLong: isLong, isOffset: isOffset)
@@ -104,6 +106,7 @@ extension BlockBuilder {
   /// The same for [base + displacement], base in a host register: the guest's own addressing form survives.
   mutating func access(base: HostRegister, displacement: Int32, size: Int, write: Bool) -> HostMemory {
     addressInT0(base, displacement)
+    if form != .full { return accessAtT0(size: size, write: write) }
     check(keepsAddress: false, size: size, write: write, slot: slot(for: base, size: size))
     return HostMemory(base, index: RegisterMap.t1, displacement)
   }
@@ -148,6 +151,7 @@ extension BlockBuilder {
   /// the stack's page.
   private func slot(for base: HostRegister, size: Int) -> Int32? {
     if let site { return site }
+    if form != .full { return nil }
     guard base == RegisterMap.stackPointer, size <= 64 else { return nil }
     return Slot.stack &+ (privilege == 3 ? 16 : 0)
   }

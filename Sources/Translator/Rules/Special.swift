@@ -171,7 +171,9 @@ extension BlockBuilder {
     if compares { flagsAreLive = true }
     clobberFlags()
     let operation = stringOperation(kind)
-    if !compares && i.repeatPrefix == 0 && hasPlainAddresses && i.addressSize == (isLong ? 8 : 4) && i.segment < 4 {
+    if !compares && i.repeatPrefix == 0 && hasPlainAddresses && i.addressSize == (isLong ? 8 : 4) && i.segment < 4
+      && form == .full
+    {
       moveOnce(kind, operation)
     } else if i.repeatPrefix != 0 && i.addressSize == (isLong ? 8 : 4) {
       // Compilers end a copy by words with one of the bytes that are left, most often none: over it.

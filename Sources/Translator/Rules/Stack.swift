@@ -24,7 +24,11 @@ extension BlockBuilder {
   mutating func push(_ value: HostRegister, size: Int32, stored: Int32? = nil) {
     let sp = RegisterMap.stackPointer
     if hasPlainAddresses {
+      // The simple form's checks want T2.
+      let isLent = form != .full && value == RegisterMap.t2
+      if isLent { hot.store(.env(Slot.scratch0), value) }
       let memory = accessStack(displacement: -size, size: Int(stored ?? size), write: true)
+      if isLent { hot.load(value, .env(Slot.scratch0)) }
       storeOperand(memory, value, size: stored ?? size)
       release(-size)
     } else {

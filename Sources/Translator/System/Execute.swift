@@ -131,6 +131,7 @@ extension Processor {
     case 0x68, 0x6A: try push(instruction.immediate, size: stackOperandSize(instruction))
     case 0x8C: try moveFromSegment(instruction)
     case 0x8E: try moveToSegment(instruction)
+    case 0x8D: setRegister(instruction.reg, effectiveAddress(instruction).offset, size: instruction.operandSize)
     case 0x90, 0x9B: break
     case 0x9C: try pushFlags(instruction)
     case 0x9D: try popFlags(instruction)
@@ -188,6 +189,7 @@ extension Processor {
     case 0x02: try loadAccessRights(instruction)
     case 0x03: try loadSegmentLimit(instruction)
     case 0x06: try clearTaskSwitched()
+    case 0x0D, 0x18...0x1F: break  // prefetches and other hints
     case 0x08, 0x09: try requirePrivilege()  // INVD, WBINVD: guest memory is coherent
     case 0x20: try moveFromControl(instruction)
     case 0x21: try moveFromDebug(instruction)

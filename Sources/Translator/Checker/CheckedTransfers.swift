@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a block goes: branches inside it, edges, exits with their reasons, calls of the helpers with what they are told,
+// the jump cache and the shadow stack.
+
+import CHost
+
+extension CheckPass {
+  /// 8 bytes of a frame lie on the shadow stack: the guest's return address. Bits 63:32 of the word are its offset in its
+  /// page plus 1, if that is known.
+  var isPushed: Bool {
+    @inline(__always) get { state[CheckedState.stack].head & 1 != 0 }
+  }
+
+  // MARK: Branches
+
+  /// Jcc.
+  mutating func branch(_ i: HostInstruction) {
+    let target = next &+ i.immediate
+    if i.encoding.immediate == .long { checkEdge(target) }
+    let flags = state[CheckedState.flags].head
+    mayBranch(to: target, passing: flags != 0 && flags >> 8 & 15 == UInt64(i.opcode & 15))
+  }
+
+  /// A jump out of the block.
+  mutating func leave(to target: Int) {
+    if target == block.stubs.exit { return exit() }
+    if target == block.stubs.jumpMiss { return isPushed ? refuse(.frame) : () }
+    refuse(.branch)
+  }
+
+  /// An edge, if a branch to `target` is one: what its target, once linked, relies on.
+  mutating func checkEdge(_ target: Int) {
+    if block.edgeCount == 0 { return }
+    let number = edge(to: target)
+    if number < 0 { return }
+    let edge = recordedEdge(number)
+    let t0 = state[Role.t0], stack = state[CheckedState.stack]
+    switch edge.kind {
+    case .forward, .backward: break
+    case .split:
+      // T0 is the address of an instruction in the page.
+      guard t0.isSum, t0.id == CheckPass.pageID, t0.offset == Int(edge.targetOffset) else { return refuse(.edge) }
+    case .afterCall:
+      // T0 is the address that was pushed, whose offset in the page is known.
+      guard t0.isSum, t0.id == CheckPass.returnID, t0.offset == 0, stack.extra == Int(edge.targetOffset) &+ 1 else {
+        return refuse(.edge)
+      }
+    }
+  }
+
+  /// To the exit stub: the reason is known, and the edge if it is one.
+  private mutating func exit() {
+    if isPushed { return refuse(.frame) }
+    let word = state[CheckedState.exit]
+    guard word.head >> 32 == 1 else { return refuse(.exit) }
+    switch Int32(truncatingIfNeeded: word.head >> UInt64(CHOST_INFO_REASON_SHIFT) & 0xFF) {
+    case Int32(CHOST_EXIT_LINK), Int32(CHOST_EXIT_RETURN):
+      let number = word.offset &- 1 &- block.firstEdge
+      if number < 0 || number >= block.edgeCount { refuse(.exit) }
+    case Int32(CHOST_EXIT_ATTENTION), Int32(CHOST_EXIT_INSTRUCTION), Int32(CHOST_EXIT_STEP): break
+    case Int32(CHOST_EXIT_NONE): if !block.isScratch { refuse(.exit) }
+    default: refuse(.exit)
+    }
+  }
+
+  // MARK: Calls
+
+  /// CALL rel32.
+  mutating func call(_ i: HostInstruction) {
+    let target = next &+ i.immediate
+    let stubs = block.stubs
+    if target == stubs.tlbMiss || target == stubs.slotMiss || target == stubs.groupMiss {
+      if isPushed { return refuse(.frame) }
+      return miss(target)
+    }
+    if target == stubs.light || target == stubs.string {
+      if isPushed { return refuse(.frame) }
+      guard target == stubs.light ? isLightCall : isStringCall else { return refuse(.helper) }
+      return forget()
+    }
+    // A guest's call: the frame is complete with it.
+    guard isPushed else { return refuse(.frame) }
+    if target != stubs.jumpMiss {
+      let before = problem
+      let number = edge(to: target)
+      guard number >= 0, block.cold.contains(target), before == nil else { return refuse(.branch) }
+      guard recordedEdge(number).kind == .forward || recordedEdge(number).kind == .backward else {
+        return refuse(.edge)
+      }
+      enterFrame(target)
+      return
+    }
+    returned()
+  }
+
+  /// What is known where a guest's call returns to: T0 is the address that was pushed, and 8 bytes of the frame are left.
+  mutating func returned() {
+    let stack = state[CheckedState.stack]
+    forget()
+    state[CheckedState.stack] = stack
+    state[Role.t0] = CheckedValue(.sum, CheckPass.returnID)
+  }
+
+  /// A miss of the TLB, a slot or a group: T0 is the linear address, T1 the request and then the answer.
+  private mutating func miss(_ target: Int) {
+    let linear = state[Role.t0], word = state[Role.t1]
+    guard linear.isSum, word.isConstant else { return refuse(.request) }
+    let request = UInt64(bitPattern: Int64(word.offset))
+    let reason = request >> UInt64(CHOST_INFO_REASON_SHIFT) & 0xFF
+    guard reason == UInt64(CHOST_EXIT_MEMORY), (request & UInt64(CHOST_INFO_USER) != 0) == isUser else {
+      return refuse(.request)
+    }
+    let write = request & UInt64(CHOST_INFO_WRITE) != 0
+    let more = write ? CheckedValue.writable : 0
+    let field = Int(request >> UInt64(CHOST_INFO_SIZE_SHIFT) & 255)
+    let displacement = Int(request >> UInt64(CHOST_REQUEST_SLOT_SHIFT) & 0xF_FFFF)
+    let position = Int(request >> UInt64(CHOST_REQUEST_OFFSET_SHIFT))
+    let size = field == 255 ? 1024 : max(field, 1)
+    var answer = CheckedValue(.addend, linear.id, linear.offset, more: more, extra: size)
+    if target == block.stubs.tlbMiss {
+      guard request >> 32 == 0 else { return refuse(.request) }
+    } else if displacement == 0 {
+      guard target == block.stubs.groupMiss, position == 0, field < 255 else { return refuse(.request) }
+    } else {
+      guard field < 255 else { return refuse(.request) }
+      let slot = CheckedSlot(displacement, stack: stackSlot, slots: slots)
+      switch slot.kind {
+      case .none: return refuse(.request)
+      case .stack: if position != 0 { return refuse(.request) }
+      case .site: if position != 0 || slot.isWritable != write || size > slot.most { return refuse(.request) }
+      case .region:
+        // The region begins so far below the address, in the same page, and holds the access.
+        let isInPage = linear.id <= CheckPass.pageID && linear.offset & 4095 == position && position &+ size <= 4096
+        guard slot.isWritable == write, isInPage || position &+ size <= 64 else { return refuse(.request) }
+        answer = CheckedValue(.host, 0, position, more: more, extra: size)
+      }
+    }
+    if target == block.stubs.groupMiss {
+      // A group that is refused goes on behind the JMP that follows.
+      also(at: next &+ 5, losing: Role.t1)
+    }
+    state[Role.t1] = answer
+    loseFlags()
+  }
+
+  /// A light helper: T0 is its number, T1 the information word.
+  private var isLightCall: Bool {
+    let number = state[Role.t0], word = state[Role.t1]
+    guard number.isConstant, word.isConstant, number.offset >= 0, number.offset <= Int(CHOST_LIGHT_HYPERCALL) else {
+      return false
+    }
+    let reason = word.offset >> Int(CHOST_INFO_REASON_SHIFT)
+    guard reason == Int(CHOST_EXIT_INSTRUCTION) else { return false }
+    switch Int32(truncatingIfNeeded: number.offset) {
+    case Int32(CHOST_LIGHT_SYSCALL), Int32(CHOST_LIGHT_POPF), Int32(CHOST_LIGHT_SYSENTER), Int32(CHOST_LIGHT_INT),
+      Int32(CHOST_LIGHT_SEGMENT):
+      return true
+    default: return block.mode & UInt32(CHOST_MODE_CPL) == 0
+    }
+  }
+
+  /// A string instruction: the operation's fields, and T1 the information word.
+  private var isStringCall: Bool {
+    let operation = state[CheckedState.string].head, word = state[Role.t1]
+    guard operation >> 32 == 1, word.isConstant,
+      word.offset >> Int(CHOST_INFO_REASON_SHIFT) == Int(CHOST_EXIT_MEMORY)
+    else { return false }
+    let bits = UInt32(truncatingIfNeeded: operation)
+    return bits & 15 <= UInt32(CHOST_STRING_CMPS) && bits >> 8 & 3 != 0 && bits >> 12 & 3 < 3 && bits >> 16 & 7 < 6
+      && bits & ~0x107_33_3F == 0 && (bits >> 24 & 1 != 0) == isUser
+  }
+
+  // MARK: The jump cache
+
+  /// CMP T0 with the tag that an index leads to.
+  mutating func compareJumpTag(_ i: HostInstruction) {
+    let value = state[i.reg], index = state[i.index]
+    guard i.scale == 3, value.isSum, index.isKind(.jumpIndex), index.isOf(value), i.reg == Role.t0,
+      i.displacement == Int(CHOST_JUMP_TAGS) &+ jumpCache
+    else { return refuse(.place) }
+    state[CheckedState.flags] = CheckedValue(.jumpTag, value.id, value.offset, more: 5)
+  }
+
+  /// Where this privilege's jump cache is among those.
+  private var jumpCache: Int { isUser ? 2 * 8 * Int(CHOST_JUMP_ENTRIES) : 0 }
+
+  /// JMP or CALL through the jump cache. Returns false if no path is left.
+  mutating func indirect(_ i: HostInstruction) -> Bool {
+    let flags = state[CheckedState.flags]
+    guard i.isMemory, i.base == Role.env, i.index >= 0, i.scale == 3, !i.has66,
+      i.displacement == Int(CHOST_JUMP_TARGETS) &+ jumpCache, flags.isKind(.jumpTag), hasPassed(flags),
+      state[i.index].isKind(.jumpIndex), state[i.index].isOf(flags), state[Role.t0].isSum, state[Role.t0].isOf(flags)
+    else {
+      refuse(.jump)
+      return false
+    }
+    if i.digit == 4 {
+      if isPushed { refuse(.frame) }
+      return endPath()
+    }
+    if !isPushed { refuse(.frame) }
+    returned()
+    return problem == nil
+  }
+
+  // MARK: The shadow stack
+
+  /// PUSH of the guest's return address.
+  mutating func push(_ i: HostInstruction) {
+    if Role.isReserved(i.rm) { return refuse(.reserved) }
+    if isPushed || i.has66 { return refuse(.frame) }
+    let value = state[i.rm]
+    let isInPage = (value.isSum || value.isKind(.low)) && value.id == CheckPass.pageID
+    state[CheckedState.stack] = CheckedValue(
+      head: 1 | (isInPage ? UInt64(value.offset & 4095) &+ 1 : 0) << 32, offset: 0)
+  }
+
+  /// LEA RSP, [RSP + 8 or 16].
+  mutating func moveShadowStack(_ i: HostInstruction) {
+    guard i.reg == Role.rsp, i.base == Role.rsp, i.index < 0, i.isWide, !i.has66 else { return refuse(.reserved) }
+    if isPushed {
+      guard i.displacement == 8 else { return refuse(.frame) }
+      state[CheckedState.stack].head &= ~1
+      return
+    }
+    // A frame is dropped if there is one.
+    let flags = state[CheckedState.flags]
+    guard i.displacement == 16, flags.isKind(.top), hasPassed(flags) else { return refuse(.frame) }
+    loseFlags()
+  }
+
+  /// CMP T0 with the frame's return address, or RSP with the top.
+  mutating func compareShadowStack(_ i: HostInstruction) {
+    if isPushed { return refuse(.frame) }
+    if i.reg == Role.t0 && i.base == Role.rsp && i.index < 0 && i.displacement == 8 {
+      state[CheckedState.flags] = CheckedValue(.frame, more: 5)
+    } else if i.reg == Role.rsp && i.base == Role.env && i.index < 0
+      && i.displacement == page.shadowTop &+ (isUser ? 8 : 0)
+    {
+      state[CheckedState.flags] = CheckedValue(.top, more: 3)
+    } else {
+      refuse(.frame)
+    }
+  }
+
+  /// RET: to the frame whose return address is T0.
+  mutating func ret() -> Bool {
+    let flags = state[CheckedState.flags]
+    guard !isPushed, flags.isKind(.frame), hasPassed(flags) else {
+      refuse(.frame)
+      return false
+    }
+    return endPath()
+  }
+}
