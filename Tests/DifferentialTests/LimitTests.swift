@@ -357,7 +357,7 @@ extension Bench {
       if let found = memoryDifference(around: program.touched) { return "round \(round): \(found)" }
       if round == 1 { unsafe chost_flush_all(cpu.page.pointer) }
     }
-    return checkNewBlocks()
+    return refusal()
   }
 }
 
