@@ -284,7 +284,8 @@ extension HostEncoding {
     case .Ew, .Evw:
       rm(byte: false, written: written)
       memory(.fixed, 2, written: written)
-    case .Ed:
+    case .Ed, .Ez:
+      // Of an Ez, 4 bytes at most.
       rm(byte: false, written: written)
       memory(.fixed, 4, written: written)
     case .Eq, .Ef:
