@@ -66,7 +66,7 @@ public final class ControlServer: Sendable {
       }
       guard let verb = ControlVerb(rawValue: name) else {
         throw ControlFailure(
-          "unknown verb '\(name)'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
+          "unknown verb '\(name.prefix(40))'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
       }
       return .object([("ok", true)] + (try answer(verb, request)))
     } catch {
@@ -87,9 +87,11 @@ public final class ControlServer: Sendable {
   }
 
   private func save(_ request: JSON) throws(ControlFailure) {
-    guard let file = request["file"]?.stringValue.map({ FilePath($0) }), file.isAbsolute else {
+    // A path ends at the first zero, and another file would be written.
+    guard let name = request["file"]?.stringValue, !name.utf8.contains(0), FilePath(name).isAbsolute else {
       throw ControlFailure("save needs a file, by its absolute path")
     }
+    let file = FilePath(name)
     if case .bool(true)? = request["keep"] {
       try move { () throws(MoveError) in try machine.save(to: file, keeping: true) }
     } else {
