@@ -5,6 +5,8 @@
 struct JSONParser {
   /// Deeper nesting is refused.
   static let deepest = 32
+  /// Numbers with more digits and signs are refused: no value needs them.
+  static let longestNumber = 100
 
   private let bytes: [UInt8]
   private var at = 0
@@ -140,6 +142,7 @@ struct JSONParser {
   private mutating func number() throws -> JSON {
     let start = at
     while let byte = next, (0x30...0x39).contains(byte) || [0x2B, 0x2D, 0x2E, 0x45, 0x65].contains(byte) { at += 1 }
+    guard at - start <= JSONParser.longestNumber else { throw Malformed() }
     let text = String(decoding: bytes[start..<at], as: UTF8.self)
     guard text.wholeMatch(of: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/) != nil else { throw Malformed() }
     if let value = UInt64(text) { return .unsigned(value) }

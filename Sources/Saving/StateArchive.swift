@@ -105,20 +105,27 @@ public struct StateArchive: Sendable {
 
   // MARK: Bytes
 
-  private mutating func put<T: FixedWidthInteger>(_ value: T) {
-    for index in 0..<T.bitWidth / 8 {
-      bytes.append(UInt8(truncatingIfNeeded: value >> T(truncatingIfNeeded: index * 8)))
-    }
+  // These are not generic: what is would be slow in a module that does not see its callers.
+
+  private mutating func put(_ value: UInt64, byteCount: Int) {
+    for index in 0..<byteCount { bytes.append(UInt8(truncatingIfNeeded: value >> UInt64(index * 8))) }
   }
 
   /// The next integer; the caller has seen that it is there.
-  private mutating func take<T: FixedWidthInteger>(_ type: T.Type = T.self) -> T {
-    var result: T = 0
-    for index in 0..<T.bitWidth / 8 {
-      result |= T(truncatingIfNeeded: bytes[position + index]) << T(truncatingIfNeeded: index * 8)
-    }
-    position += T.bitWidth / 8
+  private mutating func take(byteCount: Int) -> UInt64 {
+    var result: UInt64 = 0
+    for index in 0..<byteCount { result |= UInt64(bytes[position + index]) << UInt64(index * 8) }
+    position += byteCount
     return result
+  }
+
+  private mutating func move<T: FixedWidthInteger>(_ value: inout T) {
+    let byteCount = T.bitWidth / 8
+    if isRestoring {
+      value = T(truncatingIfNeeded: take(byteCount: byteCount))
+    } else {
+      put(UInt64(truncatingIfNeeded: value), byteCount: byteCount)
+    }
   }
 
   /// Notes a field, and sees that all of it is there.
@@ -134,7 +141,7 @@ public struct StateArchive: Sendable {
 
   public mutating func transfer<T: FixedWidthInteger>(_ value: inout T, _ name: String) throws(SavedStateError) {
     try begin(name, elementSize: T.bitWidth / 8)
-    if isRestoring { value = take() } else { put(value) }
+    move(&value)
   }
 
   /// A field of which only some bits can be set.
@@ -192,21 +199,32 @@ public struct StateArchive: Sendable {
     try transfer(&count, "\(name)'s length")
     try require(count <= limit, "\(name)'s length", count)
     try begin(name, elementSize: T.bitWidth / 8, count: Int(count))
-    guard isRestoring else { return values.forEach { put($0) } }
-    values = (0..<count).map { _ in take() }
+    if isRestoring { values = [T](repeating: 0, count: Int(count)) }
+    for index in values.indices { move(&values[index]) }
+  }
+
+  /// A list of at most `limit` bytes.
+  public mutating func transfer(_ values: inout [UInt8], _ name: String, limit: Int) throws(SavedStateError) {
+    var count = UInt32(truncatingIfNeeded: values.count)
+    try transfer(&count, "\(name)'s length")
+    try require(count <= limit, "\(name)'s length", count)
+    if isRestoring { values = [UInt8](repeating: 0, count: Int(count)) }
+    try transfer(bytes: &values, name)
   }
 
   public mutating func transfer<let count: Int, T: FixedWidthInteger>(
     _ values: inout InlineArray<count, T>, _ name: String
   ) throws(SavedStateError) {
     try begin(name, elementSize: T.bitWidth / 8, count: count)
-    for index in 0..<count { if isRestoring { values[index] = take() } else { put(values[index]) } }
+    for index in 0..<count { move(&values[index]) }
   }
 
   /// As many bytes as there are.
   public mutating func transfer(bytes values: inout [UInt8], _ name: String) throws(SavedStateError) {
     try begin(name, elementSize: 1, count: values.count)
-    for index in values.indices { if isRestoring { values[index] = take() } else { put(values[index]) } }
+    guard isRestoring else { return bytes += values }
+    values = Array(bytes[position..<position + values.count])
+    position += values.count
   }
 
   /// Many words, quickly: a guest does not run before those of its file are read.

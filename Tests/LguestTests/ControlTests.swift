@@ -39,6 +39,12 @@ import Testing
     #expect(JSONParser.value(String(repeating: "[", count: 100_000)) == nil)
   }
 
+  @Test("a number has a limit") func longNumber() {
+    #expect(JSONParser.value(String(repeating: "1", count: JSONParser.longestNumber))?.numberValue != nil)
+    #expect(JSONParser.value(String(repeating: "1", count: JSONParser.longestNumber + 1)) == nil)
+    #expect(JSONParser.value(String(repeating: "9", count: 1_000_000)) == nil)
+  }
+
   @Test("random bytes do no harm") func fuzz() {
     var random = SystemRandomNumberGenerator()
     let alphabet = Array("{}[]\":,\\u0123456789eE+-.tfn \u{7F}é".utf8)
@@ -74,6 +80,49 @@ import Testing
     listener.close()
     #expect(listener.accept(milliseconds: 1000) == nil && !FileManager.default.fileExists(atPath: listener.path.string))
     #expect(throws: HostError.self) { _ = try LocalConnection(to: listener.path) }
+  }
+
+  @Test("a line that comes byte by byte has no more time than another") func slowLine() throws {
+    let directory = try directory()
+    defer { try? FileManager.default.removeItem(atPath: directory.string) }
+    let listener = try LocalListener(at: directory.appending("s"))
+    let client = try LocalConnection(to: listener.path)
+    let server = try #require(listener.accept(milliseconds: 1000))
+    let thread = try HostThread(name: "test-slow") {
+      for _ in 0..<200 {
+        guard client.send([0x20]) else { return }
+        usleep(10_000)
+      }
+    }
+    var line = ControlLine(server)
+    let begin = ContinuousClock.now
+    #expect(line.next(milliseconds: 100) == nil)
+    // Each byte comes in time; all of them take two seconds.
+    #expect(ContinuousClock.now - begin < .milliseconds(1500))
+    thread.join()
+    listener.close()
+  }
+
+  @Test("requests that make no sense are refused in a line, and nothing is written") func requests() throws {
+    let server = try ControlServer.start(for: VirtualMachine(configuration: .init(kernel: "/nonexistent")))
+    defer { server.stop() }
+    let path = "/tmp/lguest-test-\(UUID().uuidString)"
+    for text in [
+      "", "{}", "[]", "1", "{\"verb\":1}", "{\"verb\":null}", "{\"verb\":\"\"}", "{\"verb\":\"save\"}",
+      "{\"verb\":\"save\",\"file\":1e300}", "{\"verb\":\"save\",\"file\":\"relative\"}",
+      "{\"verb\":\"save\",\"file\":\"\"}", "{\"verb\":\"save\",\"file\":\"\(path)\\u0000.txt\"}",
+      "{\"verb\":\"save\",\"file\":\"\(path)\",\"keep\":18446744073709551616}", "{\"verb\":\"stat\",\"stat\":[{}]}",
+      "{\"verb\":\"\(String(repeating: "x", count: 100_000))\"}", "{\"verb\":\"pause\"}", "{\"verb\":\"resume\"}",
+    ] {
+      let answer = server.reply(to: text)
+      guard case .bool(false)? = answer["ok"] else {
+        Issue.record("\(text): \(answer.text())")
+        continue
+      }
+      let line = try #require(answer["error"]?.stringValue)
+      #expect(!line.isEmpty && line.utf8.count < 500 && !line.contains("\n"), "\(text.prefix(100)): \(line)")
+    }
+    #expect(!FileManager.default.fileExists(atPath: path))
   }
 
   @Test("a directory that others may enter is not used") func openDirectory() throws {

@@ -68,8 +68,11 @@ private struct Generator: RandomNumberGenerator {
   private static func tryOut(_ forgeries: [Forgery], _ machine: ForgeableMachine, seed: UInt64) throws -> Bool {
     trace("\(machine.kind), seed \(seed): \(forgeries)")
     try machine.write(forgeries)
+    let begin = ContinuousClock.now
     let outcome = machine.run()
     let text = "\(machine.kind), seed \(seed): \(forgeries)"
+    let time = ContinuousClock.now - begin
+    if time > .seconds(1) { print("\(text): \(outcome) after \(time)") }
     switch outcome {
     case .refused(let line):
       #expect(isProper(line, machine, forgeries), "\(text): \(line)")
@@ -128,17 +131,17 @@ private struct Generator: RandomNumberGenerator {
     // What was not refused runs: something of each field, or all of it.
     var ran = 0
     let begin = ContinuousClock.now
-    let budget: Duration = ForgedMachineTests.isLong ? .seconds(3600) : .seconds(2)
+    let budget: Duration = ForgedMachineTests.isLong ? .seconds(3600) : .milliseconds(800)
     var queue = accepted.map { $0.shuffled(using: &random) }.shuffled(using: &random)
-    while !queue.isEmpty, ContinuousClock.now - begin < budget {
-      for index in queue.indices where ContinuousClock.now - begin < budget {
+    while !queue.isEmpty, ran < 8 || ContinuousClock.now - begin < budget {
+      for index in queue.indices where ran < 8 || ContinuousClock.now - begin < budget {
         if let forgery = queue[index].popLast() {
           if try ForgedMachineTests.tryOut([forgery], machine, seed: ForgedMachineTests.seed) { ran += 1 }
         }
       }
       queue.removeAll { $0.isEmpty }
     }
-    #expect(ran > 10)
+    #expect(ran >= 8)
     print("\(kind): \(tried) forgeries of one field, \(refused) refused, \(ran) of the others run")
     // As it was, it goes on.
     #expect(machine.run() == .ended(.timeout, detail: nil))
@@ -154,7 +157,7 @@ private struct Generator: RandomNumberGenerator {
     var (tried, refused) = (0, 0)
     for field in try #require(archive.fields) {
       let count = field.elementSize * field.count
-      for round in 0..<24 {
+      for round in 0..<8 {
         var bytes = page
         for place in field.offset..<field.offset + count {
           bytes[place] =
@@ -185,7 +188,7 @@ private struct Generator: RandomNumberGenerator {
         }
       }
     }
-    #expect(tried > 1000 && refused > tried * 9 / 10)
+    #expect(tried > 400 && refused > tried * 9 / 10)
   }
 
   @Test("a file that says it is enormous is refused before anything of that size is made") func enormous() throws {
@@ -219,15 +222,15 @@ private struct Generator: RandomNumberGenerator {
 
   @Test("several fields at once, and what they lead to") func several() throws {
     let begin = ContinuousClock.now
-    let seconds = ForgedMachineTests.environment["LGUEST_FUZZ_SECONDS"].flatMap(Double.init) ?? 2
+    let seconds = ForgedMachineTests.environment["LGUEST_FUZZ_SECONDS"].flatMap(Double.init) ?? 1
     var seed = ForgedMachineTests.seed
     var (tried, ran) = (0, 0)
     print("forged machines, several fields: seed \(seed)")
-    while ContinuousClock.now - begin < .seconds(seconds) {
+    while tried < 12 || ContinuousClock.now - begin < .seconds(seconds) {
       let machines = try Kind.allCases.map { try ForgeableMachine($0) }
       for machine in machines { ForgedMachineTests.trace("\(machine.kind): \(machine.path)") }
       // A machine is one moment: others come every few minutes.
-      for _ in 0..<6000 where ContinuousClock.now - begin < .seconds(seconds) {
+      for _ in 0..<6000 where tried < 12 || ContinuousClock.now - begin < .seconds(seconds) {
         seed &+= 1
         var random = Generator(state: seed)
         let machine = machines[Int.random(in: 0..<machines.count, using: &random)]
@@ -248,6 +251,6 @@ private struct Generator: RandomNumberGenerator {
       }
     }
     print("forged machines: \(tried) files, \(ran) of them ran, next seed \(seed &+ 1)")
-    #expect(tried > 10 && ran > 0)
+    #expect(tried >= 12)
   }
 }

@@ -189,21 +189,28 @@ final class ForgeableMachine {
 
   /// Restores the file as it is now and runs it for a short while.
   func run(for time: Duration = .milliseconds(15)) -> Outcome {
-    let path = path
+    let machine: VirtualMachine
+    do {
+      machine = try VirtualMachine.restore(path) {
+        $0.bootTimeout = nil
+        $0.consoleOutput = { _ in }
+      }
+    } catch { return .refused("\(error)") }
     let result = Slot()
     Thread {
       do {
-        let machine = try VirtualMachine.restore(path) {
-          $0.start = .now
-          $0.timeout = time
-          $0.bootTimeout = nil
-          $0.consoleOutput = { _ in }
-        }
         let end = try machine.run()
         result.put(.ended(end.ending, detail: end.detail))
       } catch { result.put(.refused("\(error)")) }
     }.start()
-    return result.take(seconds: 30) ?? .hung
+    let deadline = ContinuousClock.now + .seconds(60)
+    var end: ContinuousClock.Instant?
+    while ContinuousClock.now < deadline {
+      if let outcome = result.take(within: 0.002) { return outcome }
+      if end == nil, machine.times.guestStart != nil { end = .now + time }
+      if let end, ContinuousClock.now > end { machine.requestStop(.timeout) }
+    }
+    return .hung
   }
 
   private final class Slot: @unchecked Sendable {
@@ -213,12 +220,11 @@ final class ForgeableMachine {
       condition.withLock { value = outcome }
       condition.broadcast()
     }
-    func take(seconds: Double) -> Outcome? {
-      let deadline = Date() + seconds
-      condition.lock()
-      defer { condition.unlock() }
-      while value == nil, condition.wait(until: deadline) {}
-      return value
+    func take(within seconds: Double) -> Outcome? {
+      condition.withLock {
+        if value == nil { _ = condition.wait(until: Date() + seconds) }
+        return value
+      }
     }
   }
 }

@@ -122,6 +122,57 @@ extension SystemTests {
         }
         let result = run.finish(expecting: 0)
         #expect(result.fact("calm") == "0" && result.output.contains("tick \(MoveCommandTests.ticks - 1) "))
+        try refuseForgeries(of: file)
+      }
+    }
+
+    /// Bits of the first vCPU's state that no machine has set like that, by their place in the section.
+    private static let forgeries: [(offset: Int, flips: UInt8, name: String)] = [
+      (136, 0x02, "RFLAGS"), (308, 0x01, "CR0"), (339, 0x80, "CR4"), (397, 0x10, "EFER"), (484, 0xE0, "XCR0"),
+      (526, 0x01, "MXCSR"), (1012, 0x08, "XSTATE_BV"), (1027, 0x80, "XCOMP_BV"),
+    ]
+
+    /// Changes a saved machine, repairs the sums, and sees the command refuse it; then changes it back.
+    private func refuseForgeries(of file: String) throws {
+      let handle = try FileHandle(forUpdating: URL(filePath: file))
+      func bytes(_ offset: UInt64, _ count: Int) throws -> [UInt8] {
+        try handle.seek(toOffset: offset)
+        return Array(try #require(try handle.read(upToCount: count)))
+      }
+      func write(_ bytes: [UInt8], _ offset: UInt64) throws {
+        try handle.seek(toOffset: offset)
+        try handle.write(contentsOf: bytes)
+      }
+      func number(_ bytes: ArraySlice<UInt8>) -> UInt64 { bytes.reversed().reduce(0) { $0 << 8 | UInt64($1) } }
+      func little(_ sum: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: sum >> UInt32(8 * $0)) } }
+      let header = try bytes(0, 4096)
+      // docs/save-file.md: entries of 40 bytes from 40 on.
+      let entry = try #require(
+        stride(from: 40, to: 4040, by: 40).first { header[$0..<$0 + 10].elementsEqual("processors".utf8) })
+      let offset = number(header[entry + 24..<entry + 32])
+      let section = try bytes(offset, Int(number(header[entry + 32..<entry + 40])))
+      for forgery in MoveCommandTests.forgeries {
+        var (newHeader, newSection) = (header, section)
+        newSection[forgery.offset] ^= forgery.flips
+        newHeader.replaceSubrange(entry + 20..<entry + 24, with: little(MoveCommandTests.crc32c(newSection)))
+        newHeader.replaceSubrange(4092..<4096, with: little(MoveCommandTests.crc32c(newHeader.dropLast(4))))
+        try write(newSection, offset)
+        try write(newHeader, 0)
+        let result = try Guest.run(["restore", file, "--timeout", "5s"], limit: 30, expecting: 69)
+        let line = result.errorLines.first ?? ""
+        #expect(result.errorLines.count == 1 && result.output.isEmpty)
+        #expect(
+          line.contains(file) && line.contains("section processors: impossible vCPU 0 \(forgery.name) "), "\(line)")
+      }
+      try write(section, offset)
+      try write(header, 0)
+      try Guest.run(["restore", file, "--timeout", "1s"], limit: 30, expecting: 124)
+    }
+
+    /// Castagnoli's polynomial, bit by bit.
+    private static func crc32c(_ bytes: some Sequence<UInt8>) -> UInt32 {
+      ~bytes.reduce(UInt32.max) { sum, byte in
+        (0..<8).reduce(sum ^ UInt32(byte)) { sum, _ in sum >> 1 ^ (sum & 1 != 0 ? 0x82F6_3B78 : 0) }
       }
     }
 

@@ -39,15 +39,20 @@ struct ControlLine {
 
   init(_ connection: LocalConnection) { self.connection = connection }
 
-  /// The next line without its end, or nil: the other side has gone, is silent for too long or says too much.
+  /// The next line without its end, or nil: the other side has gone, takes too long or says too much.
+  ///
+  /// - Parameter milliseconds: How long the whole line may take, however it is cut into pieces; -1 is for ever.
   mutating func next(milliseconds: Int32) -> String? {
+    let deadline = milliseconds < 0 ? nil : HostClock.after(nanoseconds: UInt64(milliseconds) * 1_000_000)
+    var searched = 0
     while true {
-      if let end = pending.firstIndex(of: UInt8(ascii: "\n")) {
+      if let end = pending[searched...].firstIndex(of: UInt8(ascii: "\n")) {
         defer { pending.removeSubrange(...end) }
         return String(decoding: pending[..<end], as: UTF8.self)
       }
-      guard pending.count < ControlLine.longest, let more = connection.receive(milliseconds: milliseconds),
-        !more.isEmpty
+      searched = pending.count
+      guard searched < ControlLine.longest, let left = ControlLine.milliseconds(until: deadline),
+        let more = connection.receive(milliseconds: left), !more.isEmpty
       else { return nil }
       pending += more
     }
@@ -59,6 +64,13 @@ struct ControlLine {
 
   /// The last descriptor that came, once; whoever takes it closes it.
   func takeDescriptor() -> FileDescriptor? { connection.takeDescriptor() }
+
+  /// What is left until a moment, rounded up; nil once it has passed, -1 if it never comes.
+  private static func milliseconds(until deadline: UInt64?) -> Int32? {
+    guard let deadline else { return -1 }
+    let now = HostClock.monotonic
+    return deadline > now ? Int32(clamping: (deadline - now + 999_999) / 1_000_000) : nil
+  }
 }
 
 /// Asks a run, one thing after the other.

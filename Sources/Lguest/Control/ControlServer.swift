@@ -109,7 +109,7 @@ public final class ControlServer: Sendable {
       }
       guard let verb = ControlVerb(rawValue: name) else {
         throw ControlFailure(
-          "unknown verb '\(name)'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
+          "unknown verb '\(name.prefix(40))'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))")
       }
       return .object([("ok", true)] + (try answer(verb, request, &conversation)))
     } catch {
