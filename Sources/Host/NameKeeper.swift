@@ -91,8 +91,8 @@ public import SystemPackage
     return result == 0 ? nil : Errno(rawValue: -result)
   }
 
-  /// Ends the process, if there is one, and waits for it. Nothing can be asked for afterwards. Without this it ends with
-  /// the one that made it.
+  /// Ends the process, if there is one, and waits for it. Nothing can be asked for afterwards. Without this it ends
+  /// with the one that made it.
   public func end() {
     if socket >= 0 { chost_keeper_end(socket) }
   }
