@@ -104,8 +104,12 @@ import Testing
   }
 
   @Test("requests that make no sense are refused in a line, and nothing is written") func requests() throws {
-    let server = try ControlServer.start(for: VirtualMachine(configuration: .init(kernel: "/nonexistent")))
-    defer { server.stop() }
+    let directory = try directory()
+    defer { try? FileManager.default.removeItem(atPath: directory.string) }
+    let listener = try LocalListener(at: directory.appending("s"))
+    defer { listener.close() }
+    let server = ControlServer(VirtualMachine(configuration: .init(kernel: "/nonexistent")), listener) {}
+    var conversation = ControlServer.Conversation()
     let path = "/tmp/lguest-test-\(UUID().uuidString)"
     for text in [
       "", "{}", "[]", "1", "{\"verb\":1}", "{\"verb\":null}", "{\"verb\":\"\"}", "{\"verb\":\"save\"}",
@@ -114,7 +118,7 @@ import Testing
       "{\"verb\":\"save\",\"file\":\"\(path)\",\"keep\":18446744073709551616}", "{\"verb\":\"stat\",\"stat\":[{}]}",
       "{\"verb\":\"\(String(repeating: "x", count: 100_000))\"}", "{\"verb\":\"pause\"}", "{\"verb\":\"resume\"}",
     ] {
-      let answer = server.reply(to: text)
+      let answer = server.reply(to: text, &conversation)
       guard case .bool(false)? = answer["ok"] else {
         Issue.record("\(text): \(answer.text())")
         continue
