@@ -162,9 +162,17 @@ extension TranslatedCPU {
       & 0x80 != 0
   }
 
-  /// Whether an x87 instruction with a memory operand checks for pending exceptions: all but FNSTCW and FNSTSW.
+  /// Whether an x87 instruction checks for pending exceptions: all but FNSTCW, FNSTSW, FNCLEX, FNINIT and what has come of
+  /// the 8087's FNENI and FNDISI and the 287's FNSETPM (SDM volume 1, 8.6).
   private static func waits(_ instruction: Instruction) -> Bool {
-    instruction.modRM >> 3 & 7 != 7 || instruction.opcode != 0xD9 && instruction.opcode != 0xDD
+    if instruction.isMemory {
+      return instruction.modRM >> 3 & 7 != 7 || instruction.opcode != 0xD9 && instruction.opcode != 0xDD
+    }
+    switch instruction.opcode {
+    case 0xDB: return !(0xE0...0xE4).contains(instruction.modRM)
+    case 0xDF: return instruction.modRM != 0xE0
+    default: return true
+    }
   }
 
   /// Whether an instruction with a memory operand is locked: by prefix, or as XCHG always is.
