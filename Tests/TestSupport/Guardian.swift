@@ -8,11 +8,11 @@ import Synchronization
 final class Guardian: Sendable {
   private let isOver = Atomic<Bool>(false)
   private let what: String
-  private let deadline: Double
+  private let seconds: Double
 
-  init(_ what: String, deadline: Double) {
+  init(_ what: String, seconds: Double) {
     self.what = what
-    self.deadline = deadline
+    self.seconds = seconds
     var thread = pthread_t()
     let context = unsafe Unmanaged.passRetained(self).toOpaque()
     let error = unsafe pthread_create(
@@ -30,8 +30,9 @@ final class Guardian: Sendable {
   func end() { isOver.store(true, ordering: .releasing) }
 
   private func watch() {
+    var left = Countdown(seconds)
     while !isOver.load(ordering: .acquiring) {
-      if TestLimit.now() > deadline {
+      if left.isOver {
         print("test hangs: \(what)")
         fflush(nil)
         abort()

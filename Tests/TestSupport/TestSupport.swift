@@ -14,10 +14,10 @@ public enum TestLimit {
 
   /// Waits until a condition holds; false if it does not within `seconds` of an idle host.
   public static func wait(seconds: Double = 60, until condition: () -> Bool) -> Bool {
-    let end = now() + scaled(seconds)
+    var left = Countdown(seconds)
     var pause: UInt32 = 50
     while !condition() {
-      if now() > end { return condition() }
+      if left.isOver { return condition() }
       usleep(pause)
       pause = min(pause * 2, 5000)
     }
@@ -26,12 +26,12 @@ public enum TestLimit {
 
   /// The same for what comes soon: only other threads get the processor in between.
   public static func spin(seconds: Double = 60, until condition: () -> Bool) -> Bool {
-    let end = now() + scaled(seconds)
+    var left = Countdown(seconds)
     var rounds = 0
     while !condition() {
       sched_yield()
       rounds += 1
-      if rounds % 1024 == 0 && now() > end { return condition() }
+      if rounds % 256 == 0 && left.isOver { return condition() }
     }
     return true
   }
@@ -41,13 +41,34 @@ public enum TestLimit {
   public static func watched<Result>(
     _ what: String, seconds: Double = 120, _ body: () throws -> Result
   ) rethrows -> Result {
-    let guardian = Guardian(what, deadline: now() + scaled(seconds))
+    let guardian = Guardian(what, seconds: seconds)
     defer { guardian.end() }
     return try body()
   }
+}
+
+/// Time that passes while the process runs: what it spends stopped, by a person or a debugger, does not count.
+struct Countdown {
+  private var left: Double
+  private var last: Double
+
+  init(_ seconds: Double) {
+    left = TestLimit.scaled(seconds)
+    last = Countdown.now()
+  }
+
+  /// Asked often: of a longer while in between only half a second counts.
+  var isOver: Bool {
+    mutating get {
+      let now = Countdown.now()
+      left -= min(now - last, 0.5)
+      last = now
+      return left <= 0
+    }
+  }
 
   /// Seconds of the monotonic clock.
-  static func now() -> Double {
+  private static func now() -> Double {
     var time = timespec()
     unsafe clock_gettime(CLOCK_MONOTONIC, &time)
     return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
