@@ -4,6 +4,7 @@
 
 import Saving
 import Synchronization
+import TestSupport
 import Testing
 
 @testable import Devices
@@ -17,7 +18,7 @@ import Testing
     + Array(0x3F8...0x3FF) + Array(0xE0...0xE3) + Array(0x2000...0x2017)
 
   /// Accesses of any kind, reads among them.
-  private static func disturb(_ fixture: Fixture, _ random: inout SystemRandomNumberGenerator, times: Int = 400) {
+  private static func disturb(_ fixture: Fixture, _ random: inout SeededGenerator, times: Int = 400) {
     for _ in 0..<times {
       let value = UInt64.random(in: 0...UInt64.max, using: &random)
       switch Int.random(in: 0..<10, using: &random) {
@@ -88,7 +89,7 @@ import Testing
   @Test("restored, every device answers as the one that was saved", arguments: 0..<40) func roundTrip(_ round: Int)
     throws
   {
-    var random = SystemRandomNumberGenerator()
+    var random = SeededGenerator("saved devices", salt: round)
     let (old, new) = (SavedDeviceTests.fixture(), SavedDeviceTests.fixture())
     SavedDeviceTests.disturb(old, &random)
     SavedDeviceTests.disturb(new, &random)
@@ -123,7 +124,7 @@ import Testing
   }
 
   @Test("garbage is refused or harmless", arguments: 0..<60) func garbage(_ round: Int) throws {
-    var random = SystemRandomNumberGenerator()
+    var random = SeededGenerator("garbage for devices", salt: round)
     let fixture = SavedDeviceTests.fixture()
     SavedDeviceTests.disturb(fixture, &random, times: 100)
     let good = try SavedDeviceTests.save(fixture)

@@ -362,15 +362,15 @@ extension Bench {
 }
 
 extension DifferentialTests {
+  @Test("displacements near their limits, registers that move, accesses that need not happen")
+  func limits() throws { try Bench.use { try limits($0, false) } }
+
   @Test(
-    "displacements near their limits, registers that move, accesses that need not happen", arguments: [false, true])
-  func limits(is32: Bool) throws {
-    if is32 && cnative_can_run_legacy() != 0 { return print("skipped: this host runs no 32-bit code segments") }
-    try Bench.use { try limits($0, is32) }
-  }
+    "the same in 32 bits", .enabled(if: cnative_can_run_legacy() == 0, "this host runs no 32-bit code segments"))
+  func limits32() throws { try Bench.use { try limits($0, true) } }
 
   private func limits(_ bench: Bench, _ is32: Bool) throws {
-    print("seed \(Effort.seed)")
+    print("seed of \(#function): \(Effort.seed)")
     let segments = is32 ? LegacySegments(.flat32) : nil
     var written = [LegacySegment?](repeating: nil, count: 6)
     var failures = Failures()

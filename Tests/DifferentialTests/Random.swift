@@ -3,6 +3,7 @@
 // specials.
 
 import Glibc
+import TestSupport
 
 /// SplitMix64: the seed is the reproduction.
 struct Random: RandomNumberGenerator {
@@ -81,10 +82,5 @@ enum Effort {
   }
 
   /// The seed of this run, printed by every test.
-  static let seed: UInt64 = {
-    if let text = unsafe getenv("LGUEST_TEST_SEED"), let value = UInt64(unsafe String(cString: text)) { return value }
-    var time = timespec()
-    unsafe clock_gettime(CLOCK_REALTIME, &time)
-    return UInt64(time.tv_nsec) & 0xFFFF_FFFF
-  }()
+  static var seed: UInt64 { TestSeed.fresh }
 }

@@ -147,7 +147,7 @@ extension DifferentialTests {
   }
 
   private func rows(_ bench: Bench, cases most: Int) throws {
-    print("seed \(Effort.seed)")
+    print("seed of \(#function): \(Effort.seed)")
     let table = OpcodeTable.shared
     var failures = Failures()
     var cases = 0, rowsTested = 0, comparable = 0
@@ -190,6 +190,7 @@ extension DifferentialTests {
   @Test func undefinedRows() throws { try Bench.use(undefinedRows) }
 
   private func undefinedRows(_ bench: Bench) throws {
+    print("seed of \(#function): \(Effort.seed)")
     let table = OpcodeTable.shared
     var rows = 0
     for number in 1..<UInt16(table.count) where table[number].rule == .undefined && table[number].attribute != .notIn64

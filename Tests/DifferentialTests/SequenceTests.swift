@@ -63,27 +63,28 @@ extension Bench {
 }
 
 extension DifferentialTests {
-  @Test("random programs", arguments: [false, true]) func sequences(is32: Bool) throws {
-    let error = is32 ? cnative_can_run_legacy() : 0
-    guard error == 0 else {
-      print("skipped: this host runs no 32-bit code segments (errno \(error))")
-      return
-    }
-    try Bench.use { try sequences($0, is32, count: 12_000) }
+  @Test("random programs of 64 bits")
+  func sequences() throws { try Bench.use { try sequences($0, false, count: 12_000) } }
+
+  @Test(
+    "random programs of 32 bits", .enabled(if: cnative_can_run_legacy() == 0, "this host runs no 32-bit code segments"))
+  func sequences32() throws { try Bench.use { try sequences($0, true, count: 12_000) } }
+
+  @Test("random programs of 64 bits in the forms that follow a refusal", arguments: [BlockForm.simple, .helper])
+  func sequencesInOtherForms(form: BlockForm) throws {
+    try Bench.use { bench in try bench.using(form) { try sequences(bench, false, count: 1000) } }
   }
 
-  @Test("random programs in the forms that follow a refusal", arguments: [BlockForm.simple, .helper], [false, true])
-  func sequencesInOtherForms(form: BlockForm, is32: Bool) throws {
-    let error = is32 ? cnative_can_run_legacy() : 0
-    guard error == 0 else {
-      print("skipped: this host runs no 32-bit code segments (errno \(error))")
-      return
-    }
-    try Bench.use { bench in try bench.using(form) { try sequences(bench, is32, count: 1000) } }
+  @Test(
+    "random programs of 32 bits in the forms that follow a refusal",
+    .enabled(if: cnative_can_run_legacy() == 0, "this host runs no 32-bit code segments"),
+    arguments: [BlockForm.simple, .helper])
+  func sequences32InOtherForms(form: BlockForm) throws {
+    try Bench.use { bench in try bench.using(form) { try sequences(bench, true, count: 1000) } }
   }
 
   private func sequences(_ bench: Bench, _ is32: Bool, count most: Int) throws {
-    print("seed \(Effort.seed)")
+    print("seed of \(#function): \(Effort.seed)")
     let segments = is32 ? LegacySegments(.flat32) : nil
     var failures = Failures()
     let count = most * Effort.factor

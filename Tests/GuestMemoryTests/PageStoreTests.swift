@@ -5,6 +5,7 @@ import Foundation
 import Host
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import GuestMemory
@@ -250,7 +251,11 @@ struct PageStoreTests {
         }
       }
     }
-    while running.load(ordering: .acquiring) > 0 { _ = evict(memory, 0..<0x11000) }
+    try #require(
+      TestLimit.spin(seconds: 120) {
+        _ = evict(memory, 0..<0x11000)
+        return running.load(ordering: .acquiring) == 0
+      })
     for thread in threads { thread.join() }
     #expect(failures.load(ordering: .relaxed) == 0 && memory.storeCounts.evicted > 0)
     var sum: UInt64 = 0

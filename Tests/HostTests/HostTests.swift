@@ -5,6 +5,7 @@ import Foundation
 import Host
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 
 @Suite("Host")
@@ -68,11 +69,14 @@ struct HostTests {
     #expect(futex.wait(while: 1, until: HostClock.after(nanoseconds: 20_000_000)) == .timedOut)
     #expect(HostClock.monotonic - start >= 20_000_000)
     let thread = try HostThread(name: "waiter") {
-      while futex.word.load(ordering: .acquiring) == 1 { futex.wait(while: 1) }
+      let end = HostClock.after(nanoseconds: UInt64(TestLimit.scaled(60) * 1e9))
+      while futex.word.load(ordering: .acquiring) == 1, HostClock.monotonic < end { futex.wait(while: 1, until: end) }
     }
     HostClock.sleep(until: HostClock.after(nanoseconds: 5_000_000))
     futex.set(2)
+    let woken = HostClock.monotonic
     thread.join()
+    #expect(HostClock.monotonic - woken < UInt64(TestLimit.scaled(30) * 1e9))
   }
 
   @Test("A thread of deadlines works when it is rung, when its moment has come, and not after it was stopped")
@@ -114,12 +118,7 @@ struct HostTests {
 
   /// Waits until a condition holds, at most a minute.
   private func eventually(_ condition: () -> Bool) -> Bool {
-    let end = HostClock.after(nanoseconds: 60_000_000_000)
-    while HostClock.monotonic < end {
-      if condition() { return true }
-      HostClock.sleep(until: HostClock.after(nanoseconds: 1_000_000))
-    }
-    return condition()
+    TestLimit.wait(seconds: 60, until: condition)
   }
 
   @Test("Deadlines run in order, never early, and cancelled ones not at all")

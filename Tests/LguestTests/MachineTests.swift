@@ -6,6 +6,7 @@ import Host
 import Logging
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import Lguest
@@ -84,13 +85,13 @@ private final class Sink: Sendable {
     let result = try run(
       guest,
       meanwhile: { machine in
-        while machine.times.guestStart == nil { Thread.sleep(forTimeInterval: 0.005) }
+        _ = TestLimit.wait { machine.times.guestStart != nil }
         Thread.sleep(forTimeInterval: 0.02)
         machine.requestStop(.interrupted(.terminate))
         machine.requestStop(.timeout)
       })
     #expect(result.ending == .interrupted(.terminate))
-    #expect(ContinuousClock.now - begin < .seconds(30))
+    #expect(ContinuousClock.now - begin < .seconds(TestLimit.scaled(30)))
   }
 
   @Test("the boot time limit ends a guest that never reaches user space") func bootLimit() throws {
@@ -110,7 +111,7 @@ private final class Sink: Sendable {
       .echo, sink,
       meanwhile: { machine in
         var rest = Array((text + "q").utf8)[...]
-        while !rest.isEmpty {
+        while !rest.isEmpty, machine.stopRequested == nil {
           rest = rest.dropFirst(machine.consoleInput.put(rest))
           Thread.sleep(forTimeInterval: 0.001)
         }
@@ -127,7 +128,7 @@ private final class Sink: Sendable {
         other.withLock { $0 = ending }
       })
     #expect(result.ending == .debugExit(0x42))
-    while other.withLock({ $0 == nil }) { Thread.sleep(forTimeInterval: 0.01) }
+    #expect(TestLimit.wait(seconds: 100) { other.withLock { $0 != nil } })
     #expect(other.withLock { $0 } == .debugExit(0x42))
   }
 
@@ -198,7 +199,10 @@ private final class Sink: Sendable {
       counters.news.store(round, ordering: .releasing)
       team.doorbells[0].ring()
       // The other thread may need this one's processor.
-      while counters.taken.load(ordering: .acquiring) < round { sched_yield() }
+      guard TestLimit.spin(until: { counters.taken.load(ordering: .acquiring) >= round }) else {
+        Issue.record("ring \(round) is lost")
+        break
+      }
     }
     team.scheduler.end(.stopped)
   }
@@ -246,8 +250,8 @@ private final class Sink: Sendable {
       }
       return count == 9 ? .ended(.stopped) : .preempted
     }
-    while team.scheduler.ending == nil { Thread.sleep(forTimeInterval: 0.001) }
-    while threads.contains(where: { !$0.isFinished }) { Thread.sleep(forTimeInterval: 0.001) }
+    #expect(TestLimit.wait { team.scheduler.ending != nil })
+    #expect(TestLimit.wait { threads.allSatisfy(\.isFinished) })
     #expect(order.withLock { $0 } == [0, 1, 2, 0, 1, 2, 0, 1, 2])
     #expect(team.scheduler.ending?.cpu == 2)
   }
@@ -262,19 +266,19 @@ private final class Sink: Sendable {
       if cpu == 0 { team.doorbells[0].enterGuest() }
       order.withLock { $0.append(cpu) }
       if cpu == 0 {
-        while counters.kicks.load(ordering: .relaxed) == 0 { usleep(100) }
+        _ = TestLimit.wait { counters.kicks.load(ordering: .relaxed) > 0 }
         team.doorbells[0].leaveGuest()
         return team.doorbells[0].isPreempted ? .preempted : .ended(.stopped)
       }
       return .ended(.stopped)
     }
-    while order.withLock({ $0.isEmpty }) { usleep(100) }
+    #expect(TestLimit.wait { order.withLock { !$0.isEmpty } })
     #expect(team.scheduler.prefer(2) && !team.scheduler.prefer(0))
     let deadline = team.scheduler.nextDeadline
     #expect(deadline != nil)
-    while HostClock.monotonic < deadline ?? 0 { usleep(100) }
+    #expect(TestLimit.wait { HostClock.monotonic >= deadline ?? 0 })
     team.scheduler.expire(now: HostClock.monotonic)
-    while team.scheduler.ending == nil { usleep(100) }
+    #expect(TestLimit.wait { team.scheduler.ending != nil })
     #expect(team.scheduler.ending?.cpu == 2)
     let waits = (0..<3).map { team.scheduler.wait(of: $0) }
     #expect(waits[2].total >= Schedule.slice && waits[0].total < waits[1].total)

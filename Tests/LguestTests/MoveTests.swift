@@ -7,6 +7,7 @@ import GuestCode
 import Paravirt
 import Synchronization
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import Lguest
@@ -261,12 +262,13 @@ enum Moving {
       for entry in header.entries where entry.byteCount > 0 { places.append(entry.offset + entry.byteCount / 2) }
       // The guest's code, its regions, and pages that are holes.
       places += [header.memoryOffset + 1 << 20, header.memoryOffset + 16 << 20, header.memoryOffset + 40 << 20]
-      for _ in 0..<40 { places.append(UInt64.random(in: 0..<size)) }
+      var random = SeededGenerator("bits of a saved file")
+      for _ in 0..<40 { places.append(UInt64.random(in: 0..<size, using: &random)) }
       for place in places {
         try handle.seek(toOffset: place)
         let byte = try #require(try handle.read(upToCount: 1)?.first)
         try handle.seek(toOffset: place)
-        try handle.write(contentsOf: [byte ^ 1 << UInt8.random(in: 0..<8)])
+        try handle.write(contentsOf: [byte ^ 1 << UInt8.random(in: 0..<8, using: &random)])
         let line = try #require(SaveFileTests.refusal(path), "\(place)")
         #expect(!line.contains("\n") && line.contains(path.string), "\(place): \(line)")
         try handle.seek(toOffset: place)

@@ -4,6 +4,7 @@
 import GuestMemory
 import Host
 import SystemPackage
+import TestSupport
 import Testing
 import X86
 
@@ -190,7 +191,8 @@ import X86
   }
 
   @Test("pages are summed as bytes are, however many", arguments: [0, 1, 3, 4, 5, 8, 11]) func pages(count: Int) {
-    let pages = (0..<count).map { _ in (0..<4096).map { _ in UInt8.random(in: 0...255) } }
+    var random = SeededGenerator("sums of pages", salt: count)
+    let pages = (0..<count).map { _ in (0..<4096).map { _ in UInt8.random(in: 0...255, using: &random) } }
     let sums = unsafe Array(pages.joined()).withUnsafeBytes { bytes in
       unsafe bytes.baseAddress.map { unsafe Checksum.ofPages($0, count: count) } ?? []
     }

@@ -2,6 +2,7 @@
 // `lguest ps` and `lguest stat` beside a run, and what a run leaves of its control socket.
 
 import Foundation
+import TestSupport
 import Testing
 
 extension SystemTests {
@@ -14,7 +15,7 @@ extension SystemTests {
       let run = try Guest.Running(
         ["run", "--kernel", kernel, "--memory", "32M", "--timeout", "100s"] + more, limit: 110, name: "control")
       let pid = "\(run.process.processIdentifier)"
-      let deadline = Date() + 20
+      let deadline = Date() + TestLimit.scaled(20)
       while Date() < deadline, try status(of: pid)?["hasStarted"] as? Bool != true {
         Thread.sleep(forTimeInterval: 0.05)
       }

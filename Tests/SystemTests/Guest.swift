@@ -3,6 +3,7 @@
 // run.
 
 import Foundation
+import TestSupport
 import Testing
 
 /// What a run of the executable left.
@@ -68,7 +69,7 @@ enum Guest {
     private let started = ContinuousClock.now
     private let name: String
 
-    /// - Parameter limit: Seconds after which the process is killed and the test fails.
+    /// - Parameter limit: Seconds, on an idle host, after which the process is killed and the test fails.
     init(_ arguments: [String], input: String? = nil, limit: Double = 30, name: String) throws {
       self.name = name
       directory = FileManager.default.temporaryDirectory.appending(path: "lguest-test-\(UUID().uuidString)")
@@ -84,7 +85,7 @@ enum Guest {
       process.standardError = try FileHandle(forWritingTo: files[2])
       try process.run()
       let process = process
-      DispatchQueue.global().asyncAfter(deadline: .now() + limit) {
+      DispatchQueue.global().asyncAfter(deadline: .now() + TestLimit.scaled(limit)) {
         if process.isRunning { kill(process.processIdentifier, SIGKILL) }
       }
     }
@@ -93,10 +94,10 @@ enum Guest {
       String(decoding: (try? Data(contentsOf: directory.appending(path: name))) ?? Data(), as: UTF8.self)
     }
 
-    /// Waits until the guest has written something, so many times, at most `seconds`.
+    /// Waits until the guest has written something, so many times, at most `seconds` of an idle host.
     func waitForOutput(_ text: String, count: Int = 1, seconds: Double) -> Bool {
       func isThere() -> Bool { self.text("out").ranges(of: text).count >= count }
-      let deadline = ContinuousClock.now + .seconds(seconds)
+      let deadline = ContinuousClock.now + .seconds(TestLimit.scaled(seconds))
       while ContinuousClock.now < deadline {
         if isThere() { return true }
         if !process.isRunning { return isThere() }

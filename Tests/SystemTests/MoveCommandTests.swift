@@ -3,6 +3,7 @@
 // no clock goes back, the kernel stays calm.
 
 import Foundation
+import TestSupport
 import Testing
 
 extension SystemTests {
@@ -251,7 +252,7 @@ extension SystemTests {
 
     /// Waits until a process has a file open in a directory, with a name or without.
     private func waitForOpenFile(below directory: String, by process: String) -> Bool {
-      let deadline = Date() + 20
+      let deadline = Date() + TestLimit.scaled(20)
       while Date() < deadline {
         for name in (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/fd")) ?? [] {
           let target = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(process)/fd/\(name)")

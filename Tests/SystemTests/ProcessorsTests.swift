@@ -3,6 +3,7 @@
 // user space works.
 
 import Foundation
+import TestSupport
 import Testing
 
 extension SystemTests {
@@ -128,7 +129,7 @@ extension SystemTests {
     @Test("a time limit holds with every vCPU spinning") func limit() throws {
       let result = try Guest.run(
         Guest.boot(Guest.kernel, "spin", "--cpus", "4", "--timeout", "15s"), limit: 40, expecting: 124)
-      #expect(result.seconds < 20)
+      #expect(result.seconds < 15 + TestLimit.scaled(5))
     }
   }
 }

@@ -2,6 +2,7 @@
 // Endings that no stock kernel is needed for: the small guests of Guests/, each of which does one thing.
 
 import Foundation
+import TestSupport
 import Testing
 
 extension SystemTests {
@@ -83,7 +84,7 @@ extension SystemTests {
       process.standardOutput = end
       process.standardError = FileHandle.nullDevice
       try process.run()
-      let deadline = Date() + 10
+      let deadline = Date() + TestLimit.scaled(10)
       repeat {
         Thread.sleep(forTimeInterval: 0.02)
         _ = unsafe tcgetattr(other, &during)

@@ -6,6 +6,7 @@
 import Glibc
 import GuestMemory
 import Synchronization
+import TestSupport
 import Testing
 import X86
 
@@ -148,7 +149,9 @@ enum Thread {
   }
 
   @Test("Survives", arguments: Mode.allCases) func survive(mode: Mode) throws {
-    var seed = UInt64(unsafe getenv("LGUEST_FUZZ_SEED").flatMap { UInt64(unsafe String(cString: $0)) } ?? 0x1234)
+    var seed =
+      unsafe getenv("LGUEST_FUZZ_SEED").flatMap { UInt64(unsafe String(cString: $0)) }
+      ?? TestSeed.of("random guest code, \(mode.rawValue)", fixed: 0x1234)
     seed &+= UInt64(Mode.allCases.firstIndex(of: mode) ?? 0) << 32
     let end = clock_gettime_nsec() &+ UInt64(Self.seconds * 1e9)
     var iterations = 0
@@ -188,6 +191,8 @@ enum Thread {
         seed &+= 1
         iterations += 1
       }
+      let graph = PollGraph(guest.translation.cache)
+      #expect(graph.problem == nil, "before seed \(seed)")
     }
     print("fuzz \(mode.rawValue): \(iterations) guests, next seed \(seed)")
   }

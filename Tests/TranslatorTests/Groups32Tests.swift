@@ -4,6 +4,7 @@
 // same, and the checker must find every access inside its check.
 
 import GuestMemory
+import TestSupport
 import Testing
 import X86
 
@@ -42,7 +43,7 @@ private final class Flat32Guest {
     cpu.state = state
     bus = []
     try memory.copy(from: code, to: GuestPhysical(Flat32Guest.code))
-    while true {
+    for _ in 0..<100_000 {
       let exit = cpu.run()
       switch exit {
       case .halt: return
@@ -59,6 +60,7 @@ private final class Flat32Guest {
         return
       }
     }
+    Issue.record("a program without end")
   }
 }
 
@@ -110,7 +112,7 @@ private final class Flat32Guest {
   @Test("the same as one by one, wrapping or not") func agreement() throws {
     let grouped = try Flat32Guest(singleInstruction: false)
     let single = try Flat32Guest(singleInstruction: true)
-    var random = SplitMix64(state: 0x32)
+    var random = SplitMix64(state: TestSeed.of("groups in 32-bit code", fixed: 0x32))
     var wrapped = 0
     for number in 0..<4000 {
       let code = Self.program(&random)
@@ -141,8 +143,8 @@ private final class Flat32Guest {
   func upperHalf(upper: UInt64) throws {
     // What comes first, of several kinds; then MOV ECX,[ESP]; PUSH ECX; POP EDX; MOV ES,[ESP]
     let firsts: [[UInt8]] = [
-      [0x8E, 0x04, 0x24], [0x0F, 0xB6, 0x1C, 0x24], [0xFF, 0x34, 0x24, 0x5B], [0xD9, 0x1C, 0x24], [0x88, 0x64, 0x24, 0x08],
-      [0x0F, 0xA9, 0x50], [0x83, 0x04, 0x24, 0x00], [0x50, 0x5E],
+      [0x8E, 0x04, 0x24], [0x0F, 0xB6, 0x1C, 0x24], [0xFF, 0x34, 0x24, 0x5B], [0xD9, 0x1C, 0x24],
+      [0x88, 0x64, 0x24, 0x08], [0x0F, 0xA9, 0x50], [0x83, 0x04, 0x24, 0x00], [0x50, 0x5E],
     ]
     for first in firsts {
       for isSingle in [false, true] {

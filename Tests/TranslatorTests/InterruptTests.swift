@@ -5,32 +5,44 @@
 import Glibc
 import GuestMemory
 import Synchronization
+import TestSupport
 import Testing
 import X86
 
 @testable import Translator
 
 @Suite("Interrupts", .serialized) struct InterruptTests {
-  /// Runs until a kick from another thread; nanoseconds from the kick to the return.
-  static func latency(_ guest: KernelGuest) -> (exit: VCPUExit, nanoseconds: UInt64) {
-    let box = Kick(guest.cpu)
-    Thread.start {
-      usleep(3000)
-      box.time.store(clock_gettime_nsec(), ordering: .sequentiallyConsistent)
-      box.cpu.kick()
+  /// What no loop may exceed (docs/design.md, rule 8), in nanoseconds.
+  static let limit: UInt64 = 1_000_000
+
+  /// Runs a guest often until a kick from another thread. The median of how long it then goes on, in nanoseconds of its
+  /// own thread's processor time: a host with other work lets it wait, which is not the loop's doing.
+  static func medianLatency(_ guest: KernelGuest, _ name: String, _ edit: (inout CPUState) -> Void) -> UInt64 {
+    var clock = clockid_t()
+    let error = unsafe pthread_getcpuclockid(pthread_self(), &clock)
+    #expect(error == 0)
+    var all: [UInt64] = []
+    for round in 0..<31 {
+      guest.start(edit)
+      let box = Kick(guest.cpu)
+      Thread.start { [clock] in
+        usleep(UInt32(300 + round * 17))
+        box.time.store(nanoseconds(of: clock), ordering: .sequentiallyConsistent)
+        box.cpu.kick()
+      }
+      let exit = TestLimit.watched("a kick of \(name)") { guest.cpu.run() }
+      all.append(nanoseconds(of: clock) &- box.time.load(ordering: .sequentiallyConsistent))
+      #expect(exit == .kicked, "\(name)")
     }
-    let exit = guest.cpu.run()
-    return (exit, clock_gettime_nsec() &- box.time.load(ordering: .sequentiallyConsistent))
+    all.sort()
+    print("kick \(name): median \(all[all.count / 2] / 1000) us, most \(all[all.count - 1] / 1000) us")
+    return all[all.count / 2]
   }
 
-  /// In nanoseconds; many times what a loop may take, for hosts with other work.
-  static let limit: UInt64 = 50_000_000
-
-  /// The least of three, or of up to 40 while the host is so busy that none is below the limit.
-  static func leastLatency(_ measure: () -> UInt64) -> UInt64 {
-    var best = UInt64.max
-    for round in 0..<40 where round < 3 || best >= limit { best = min(best, measure()) }
-    return best
+  private static func nanoseconds(of clock: clockid_t) -> UInt64 {
+    var time = timespec()
+    unsafe clock_gettime(clock, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
   }
 
   final class Kick: Sendable {
@@ -40,7 +52,7 @@ import X86
   }
 
   @Test(
-    "A kick ends every endless loop",
+    "A kick ends every endless loop within a millisecond",
     arguments: [
       "self", "indirect", "indirect_pair", "call_ret", "recursion", "ret", "rep_stos", "rep_scas", "loop", "adc", "cli",
       "jcc",
@@ -54,14 +66,9 @@ import X86
       // The handler returns to the faulting instruction.
       guest.load([0x48, 0xCF], at: KernelGuest.handlers + 6 * 16)
     }
-    let best = Self.leastLatency {
-      guest.start { if name == "adc" { $0.rflags = 3 } }
-      let (exit, nanoseconds) = Self.latency(guest)
-      #expect(exit == .kicked, "\(name)")
-      return nanoseconds
-    }
-    print("kick \(name): \(best / 1000) us")
-    #expect(best < Self.limit, "\(name)")
+    let median = Self.medianLatency(guest, name) { if name == "adc" { $0.rflags = 3 } }
+    #expect(median < Self.limit, "\(name)")
+    #expect(PollGraph(guest.translation.cache).problem == nil, "\(name)")
   }
 
   @Test("... and loops over pages") func kickPages() throws {
@@ -71,13 +78,9 @@ import X86
     guest.load("loop_ping", at: 0x120FF0)
     guest.load("loop_pong", at: 0x121FF0)
     for start in [0x100000, 0x120FF0] as [UInt64] {
-      let best = Self.leastLatency {
-        guest.start { $0.rip = start }
-        let (exit, nanoseconds) = Self.latency(guest)
-        #expect(exit == .kicked)
-        return nanoseconds
-      }
-      #expect(best < Self.limit)
+      let median = Self.medianLatency(guest, start == 0x100000 ? "pages" : "ping and pong") { $0.rip = start }
+      #expect(median < Self.limit)
+      #expect(PollGraph(guest.translation.cache).problem == nil)
     }
   }
 
@@ -142,6 +145,9 @@ import X86
     #expect(guest.frame() == nil)
   }
 
+  /// Runs until HLT, whatever comes in between, a few times.
+  private func halts(_ guest: KernelGuest) -> Bool { (0..<16).contains { _ in guest.cpu.run() == .halt } }
+
   @Test("STI; HLT: the interrupt comes after HLT, never before") func stiHlt() throws {
     let guest = try KernelGuest()
     let after = KernelGuest.mark("sti_hlt.after", in: "sti_hlt")
@@ -160,11 +166,11 @@ import X86
         for _ in 0..<delay * 20 { box.time.wrappingAdd(1, ordering: .relaxed) }
         box.cpu.kick()
       }
-      while guest.cpu.run() != .halt {}
+      try #require(halts(guest))
       #expect(guest.cpu.state.rip == after)
       #expect(guest.cpu.canAcceptInterrupt)
       guest.cpu.inject(interrupt: 0x30)
-      while guest.cpu.run() != .halt {}
+      try #require(halts(guest))
       #expect(guest.frame()?.rip == after && guest.frame()?.vector == 0x30)
     }
   }

@@ -6,6 +6,7 @@ import Foundation
 import GuestMemory
 import Host
 import Synchronization
+import TestSupport
 import Testing
 import X86
 
@@ -36,8 +37,12 @@ import X86
           Issue.record("no thread: \(error)")
         }
       }
-      let mine = guest.cpu.run()
-      thread.join()
+      // They may wait for each other; where others keep the processors busy, each turn may cost a slice of theirs.
+      let mine = TestLimit.watched("two vCPUs", seconds: 900) {
+        let exit = guest.cpu.run()
+        thread.join()
+        return exit
+      }
       return (mine, exit.withLock { $0 })
     }
 

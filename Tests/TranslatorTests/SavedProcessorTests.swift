@@ -2,6 +2,7 @@
 // A vCPU's state through bytes into another vCPU.
 
 import Saving
+import TestSupport
 import Testing
 import X86
 
@@ -11,12 +12,13 @@ import X86
   @Test func anotherVCPUGoesOnFromTheBytes() throws {
     let (old, new) = (try FlatGuest(), try FlatGuest())
     var state = old.cpu.state
-    for number in 0..<16 { state.registers[number] = .random(in: 0...UInt64.max) }
-    for index in 0..<512 where !(24...31).contains(index) { state.xsave[index] = .random(in: 0...255) }
-    state.cr2 = .random(in: 0...UInt64.max)
+    var random = SeededGenerator("a saved vCPU")
+    for number in 0..<16 { state.registers[number] = random.next() }
+    for index in 0..<512 where !(24...31).contains(index) { state.xsave[index] = .random(in: 0...255, using: &random) }
+    state.cr2 = random.next()
     state.dr0 = 0x1234
     state.kernelGSBase = 0xFFFF_8000_0000_0000
-    state.star = .random(in: 0...UInt64.max)
+    state.star = random.next()
     state.tscAux = 7
     state.nmiBlocked = true
     state.pendingNMI = true

@@ -3,6 +3,7 @@
 // random bytes in all three modes. Each kind of accepted disagreement is named in `Disagreement`.
 
 import Foundation
+import TestSupport
 import Testing
 
 @testable import X86
@@ -106,13 +107,12 @@ enum Disagreement {
   ]
 }
 
-@Suite struct DisassemblerTests {
+@Suite(.enabled(if: Objdump.isThere, "objdump (binutils) is not installed")) struct DisassemblerTests {
   static let programs = ["/bin/bash", "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/bin/python3.11"]
     .filter { FileManager.default.isReadableFile(atPath: $0) }
 
   @Test("each instruction of a program", arguments: programs)
   func program(path: String) throws {
-    guard Objdump.isThere else { return print("skipped: no objdump") }
     let decoder = Decoder(), formatter = InstructionFormatter()
     var count = 0, problems = 0, foreign = 0
     var kinds: [String: Int] = [:]
@@ -153,10 +153,8 @@ enum Disagreement {
 
   @Test("random bytes", arguments: [64, 32, 16] as [UInt8])
   func random(bits: UInt8) throws {
-    guard Objdump.isThere else { return print("skipped: no objdump") }
     let slots = 60_000
-    // X86_SEED=n takes other bytes.
-    let seed = ProcessInfo.processInfo.environment["X86_SEED"].flatMap { UInt64($0) } ?? 0
+    let seed = TestSeed.of("random bytes of \(bits) bits", fixed: 0)
     var random = SplitMix64(state: UInt64(bits) + seed << 8)
     var bytes: [UInt8] = []
     bytes.reserveCapacity(slots * 32)

@@ -3,6 +3,7 @@
 // tables, in every mode. Debug builds trap on every overflow, so surviving is the test; a few invariants besides.
 
 import CHost
+import TestSupport
 import Testing
 
 @testable import Translator
@@ -64,7 +65,9 @@ struct SplitMix64: RandomNumberGenerator {
 
   @Test("Random instructions, tables and registers", arguments: 0..<6, 1...2)
   func survive(mode: Int, seed: Int) {
-    var random = SplitMix64(state: UInt64(seed &* 8 &+ mode))
+    let fixed = UInt64(seed &* 8 &+ mode)
+    var random = SplitMix64(
+      state: TestSeed.of("system instructions, mode \(mode)", fixed: fixed) ^ (TestSeed.given == nil ? 0 : fixed << 32))
     let guest = TestGuest()
     for round in 0..<8000 {
       if round % 20 == 0 {
