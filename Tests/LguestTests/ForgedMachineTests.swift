@@ -7,22 +7,11 @@
 import Foundation
 import Host
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import Lguest
 @testable import Saving
-
-/// SplitMix64.
-private struct Generator: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ z >> 30) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ z >> 27) &* 0x94D0_49BB_1331_11EB
-    return z ^ z >> 31
-  }
-}
 
 @Suite("Forged machines", .serialized, .timeLimit(.minutes(600))) struct ForgedMachineTests {
   typealias Kind = ForgeableMachine.Kind
@@ -90,7 +79,7 @@ private struct Generator: RandomNumberGenerator {
   }
 
   @Test("every field, one by one", arguments: Kind.allCases) func fields(_ kind: Kind) throws {
-    var random = Generator(state: ForgedMachineTests.seed &+ UInt64(kind.rawValue))
+    var random = SeededGenerator(seed: ForgedMachineTests.seed &+ UInt64(kind.rawValue))
     print("forged machines, \(kind): seed \(ForgedMachineTests.seed)")
     let machine = try ForgeableMachine(kind)
     print("\(kind): \(machine.path)")
@@ -148,7 +137,7 @@ private struct Generator: RandomNumberGenerator {
   }
 
   @Test("the header, field by field", arguments: [Kind.real]) func header(_ kind: Kind) throws {
-    var random = Generator(state: ForgedMachineTests.seed)
+    var random = SeededGenerator(seed: ForgedMachineTests.seed)
     let machine = try ForgeableMachine(kind)
     let page = machine.header.encoded()
     var archive = StateArchive(restoring: page, at: 0, listsFields: true)
@@ -232,7 +221,7 @@ private struct Generator: RandomNumberGenerator {
       // A machine is one moment: others come every few minutes.
       for _ in 0..<6000 where tried < 12 || ContinuousClock.now - begin < .seconds(seconds) {
         seed &+= 1
-        var random = Generator(state: seed)
+        var random = SeededGenerator(seed: seed)
         let machine = machines[Int.random(in: 0..<machines.count, using: &random)]
         var forgeries: [Forgery] = []
         for _ in 0..<Int.random(in: 1...4, using: &random) {

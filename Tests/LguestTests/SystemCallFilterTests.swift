@@ -4,6 +4,7 @@
 
 import Foundation
 import Host
+import TestSupport
 import Testing
 
 @testable import Lguest
@@ -116,9 +117,8 @@ struct FilterInterpreter {
   }
 
   @Test("random rules mean what they say") func random() {
-    let seed = UInt64.random(in: 0...UInt64.max)
-    print("filters: seed \(seed)")
-    var random = SeededGenerator(seed)
+    let seed = TestSeed.of("filters")
+    var random = SeededGenerator(seed: seed)
     for _ in 0..<300 {
       let calls = SystemCall.allCases.shuffled(using: &random).prefix(Int.random(in: 1...30, using: &random))
       let rules = calls.map { call in
@@ -182,19 +182,5 @@ struct FilterInterpreter {
     let lines = text.matches(of: /#define __NR_(\w+) (\d+)/)
     #expect(lines.count > 300)
     for line in lines { #expect(SystemCall.name(of: try #require(Int32(line.2))) == line.1) }
-  }
-}
-
-/// A generator whose numbers can be had again.
-struct SeededGenerator: RandomNumberGenerator {
-  private var state: UInt64
-  init(_ seed: UInt64) { state = seed }
-  mutating func next() -> UInt64 {
-    // splitmix64
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var word = state
-    word = (word ^ word >> 30) &* 0xBF58_476D_1CE4_E5B9
-    word = (word ^ word >> 27) &* 0x94D0_49BB_1331_11EB
-    return word ^ word >> 31
   }
 }
