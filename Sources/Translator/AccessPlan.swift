@@ -68,7 +68,7 @@ struct AccessPlanner {
   /// RSP may be due, so that every sum that the emitter makes of one is exact.
   static let margin: Int32 = 1 << 24
 
-  private var groups = InlineArray<24, AccessGroup>(repeating: AccessGroup())
+  private let groups: WorkArray<AccessGroup>
   private var count = 0
   private var versions = InlineArray<16, UInt8>(repeating: 0)
   /// What each register has been moved by since its version began.
@@ -80,7 +80,11 @@ struct AccessPlanner {
   /// Bytes of an address, and of what CALL pushes.
   private var addressBytes: UInt8 { isLong ? 8 : 4 }
 
-  init(isLong: Bool) { self.isLong = isLong }
+  /// - Parameter groups: to work in: `most` elements.
+  init(_ groups: WorkArray<AccessGroup>, isLong: Bool) {
+    self.groups = groups
+    self.isLong = isLong
+  }
 
   /// Puts an access of `size` bytes at `position` from `base` into a group; its number, or -1.
   private mutating func add(_ base: AccessBase, _ position: Int64, size: Int, write: Bool) -> Int8 {
@@ -236,7 +240,7 @@ struct AccessPlanner {
   }
 
   /// The groups worth having, in `result`; `numbers` says where each candidate went, -1 for nowhere.
-  func finish(_ result: inout InlineArray<8, AccessGroup>) -> InlineArray<24, Int8> {
+  func finish(_ result: WorkArray<AccessGroup>) -> InlineArray<24, Int8> {
     var numbers = InlineArray<24, Int8>(repeating: -1)
     var kept = 0
     for number in 0..<count where groups[number].count > 1 && kept < Int(CHOST_GROUPS) {

@@ -109,12 +109,12 @@ struct FaultState: OptionSet {
 
   /// Most direct edges: those of its last instruction, one for each other branch and one for each group.
   static let maximumEdges = 4 + BlockTranslator.maximumBranches + Int(CHOST_GROUPS)
-  var edges = InlineArray<16, EdgeSite>(repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward))
+  let edges: WorkArray<EdgeSite>
   var edgeCount = 0
   /// The guest-physical number of the page.
   var pageNumber: UInt64 = 0
   var form = BlockForm.full
-  var groups = InlineArray<8, AccessGroup>(repeating: AccessGroup())
+  let groups: WorkArray<AccessGroup>
   /// What RSP has moved by since its host register was last changed: a chain of PUSHes and POPs is one addition, made
   /// before RSP itself is read or the block can be left (Rules/StackPointer.swift).
   var pendingStack: Int32 = 0
@@ -133,7 +133,8 @@ struct FaultState: OptionSet {
 
   init(
     hot: consuming CodeEmitter, cold: consuming CodeEmitter, mode: UInt32, bytes: GuestCode, decoder: Decoder,
-    stubs: CodeStubs, firstEdge: UInt32, faults: UnsafeMutablePointer<FaultSite>, row: Opcode
+    stubs: CodeStubs, firstEdge: UInt32, faults: UnsafeMutablePointer<FaultSite>, edges: WorkArray<EdgeSite>,
+    groups: WorkArray<AccessGroup>, row: Opcode
   ) {
     self.hot = hot
     self.cold = cold
@@ -144,6 +145,8 @@ struct FaultState: OptionSet {
     self.decoder = decoder
     self.firstEdge = firstEdge
     unsafe self.faults = faults
+    self.edges = edges
+    self.groups = groups
     self.row = row
     traits = RowTraits(row)
   }

@@ -46,6 +46,10 @@ enum DecodedBlock {
   private let substitutes: UnsafeMutablePointer<UInt16>
   private let buffer: UnsafeMutablePointer<BlockInstruction>
   let faults: UnsafeMutablePointer<FaultSite>
+  let edges = WorkArray(
+    repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward), count: BlockBuilder.maximumEdges)
+  let groups = WorkArray(repeating: AccessGroup(), count: Int(CHOST_GROUPS))
+  private let candidates = WorkArray(repeating: AccessGroup(), count: AccessPlanner.most)
   /// Sixteen bytes that stand for guest code where there is none to look at.
   let scratchBytes: UnsafePointer<UInt8>
   /// One instruction a block, no direct edges: for comparing against.
@@ -108,6 +112,9 @@ enum DecodedBlock {
     unsafe substitutes.deallocate()
     unsafe buffer.deallocate()
     unsafe faults.deallocate()
+    edges.deallocate()
+    groups.deallocate()
+    candidates.deallocate()
     unsafe scratchBytes.deallocate()
   }
 
@@ -174,13 +181,13 @@ enum DecodedBlock {
 
   /// Finds the accesses that share a check.
   private func planGroups(_ builder: inout BlockBuilder, count: Int) {
-    var planner = AccessPlanner(isLong: builder.isLong)
+    var planner = AccessPlanner(candidates, isLong: builder.isLong)
     for index in 0..<count {
       let row = table[self[index].instruction.row]
       unsafe planner.take(
         &buffer[index], row, traits(of: self[index].instruction.row), isInline: BlockTranslator.mayGroup(row))
     }
-    let numbers = planner.finish(&builder.groups)
+    let numbers = planner.finish(builder.groups)
     for index in 0..<count {
       let item = self[index]
       if item.operandGroup >= 0 { unsafe buffer[index].operandGroup = numbers[Int(item.operandGroup)] }
@@ -303,7 +310,8 @@ enum DecodedBlock {
     var hotCount: Int
     var coldCount: Int
     var faultCount: Int
-    var edges: InlineArray<16, EdgeSite>
+    /// Until the next block is emitted.
+    var edges: WorkArray<EdgeSite>
     var edgeCount: Int
     /// Guest bytes.
     var length: Int
@@ -373,7 +381,7 @@ enum DecodedBlock {
     let needsFlags = live != 0
     var builder = unsafe BlockBuilder(
       hot: hot, cold: cold, mode: mode, bytes: bytes, decoder: decoder, stubs: stubs, firstEdge: firstEdge,
-      faults: faults, row: lastRow)
+      faults: faults, edges: edges, groups: groups, row: lastRow)
     builder.pageNumber = page
     builder.form = form
     if form != .full { forgetGroups(count) }

@@ -400,7 +400,8 @@ extension CodeCache {
     let entry = hot.address
     var builder = unsafe BlockBuilder(
       hot: hot, cold: cold, mode: mode, bytes: GuestCode(page: translator.scratchBytes), decoder: translator.decoder,
-      stubs: stubs, firstEdge: 0, faults: translator.faults, row: row)
+      stubs: stubs, firstEdge: 0, faults: translator.faults, edges: translator.edges, groups: translator.groups,
+      row: row)
     builder.traits = traits
     builder.current.instruction = instruction
     builder.current.liveBefore = ArithmeticFlags.all

@@ -136,6 +136,8 @@ struct CheckVerdict {
   /// The instruction looked at, and the end of it.
   private(set) var place = 0
   var next = 0
+  /// The instruction itself, where it is decoded to: copies of it cost more than all the rest.
+  var host = HostInstruction()
   /// What is known here, and which of the states it is.
   var state: CheckedState
   private var current = 0
@@ -163,6 +165,7 @@ struct CheckVerdict {
   static let pageID: UInt64 = 1, entryID: UInt64 = 2, returnID: UInt64 = 3, firstID: UInt64 = 4
   private static let mostSteps = 1 << 14
 
+  @inline(__always)
   init(_ block: CheckedBlock, states: CheckedStates, page: PagePlaces, encodings: HostEncodings) {
     text = block.text
     self.block = block

@@ -14,11 +14,11 @@ extension CheckPass {
   // MARK: Branches
 
   /// Jcc.
-  mutating func branch(_ i: HostInstruction) {
-    let target = next &+ i.immediate
-    if i.encoding.immediate == .long { checkEdge(target) }
+  mutating func branch() {
+    let target = next &+ host.immediate
+    if encoding.immediate == .long { checkEdge(target) }
     let flags = state[CheckedState.flags].head
-    mayBranch(to: target, passing: flags != 0 && flags >> 8 & 15 == UInt64(i.opcode & 15))
+    mayBranch(to: target, passing: flags != 0 && flags >> 8 & 15 == UInt64(host.opcode & 15))
   }
 
   /// A jump out of the block.
@@ -66,8 +66,8 @@ extension CheckPass {
   // MARK: Calls
 
   /// CALL rel32.
-  mutating func call(_ i: HostInstruction) {
-    let target = next &+ i.immediate
+  mutating func call() {
+    let target = next &+ host.immediate
     let stubs = block.stubs
     if target == stubs.tlbMiss || target == stubs.slotMiss || target == stubs.groupMiss {
       if isPushed { return refuse(.frame) }
@@ -144,6 +144,7 @@ extension CheckPass {
   }
 
   /// A light helper: T0 is its number, T1 the information word.
+  @inline(__always)
   private var isLightCall: Bool {
     let number = state[Role.t0], word = state[Role.t1]
     guard number.isConstant, word.isConstant, number.offset >= 0, number.offset <= Int(CHOST_LIGHT_HYPERCALL) else {
@@ -160,6 +161,7 @@ extension CheckPass {
   }
 
   /// A string instruction: the operation's fields, and T1 the information word.
+  @inline(__always)
   private var isStringCall: Bool {
     let operation = state[CheckedState.string].head, word = state[Role.t1]
     guard operation >> 32 == 1, word.isConstant,
@@ -173,10 +175,10 @@ extension CheckPass {
   // MARK: The jump cache
 
   /// CMP T0 with the tag that an index leads to.
-  mutating func compareJumpTag(_ i: HostInstruction) {
-    let value = state[i.reg], index = state[i.index]
-    guard i.scale == 3, value.isSum, index.isKind(.jumpIndex), index.isOf(value), i.reg == Role.t0,
-      i.displacement == Int(CHOST_JUMP_TAGS) &+ jumpCache
+  mutating func compareJumpTag() {
+    let value = state[host.reg], index = state[host.index]
+    guard host.scale == 3, value.isSum, index.isKind(.jumpIndex), index.isOf(value), host.reg == Role.t0,
+      host.displacement == Int(CHOST_JUMP_TAGS) &+ jumpCache
     else { return refuse(.place) }
     state[CheckedState.flags] = CheckedValue(.jumpTag, value.id, value.offset, more: 5)
   }
@@ -185,16 +187,17 @@ extension CheckPass {
   private var jumpCache: Int { isUser ? 2 * 8 * Int(CHOST_JUMP_ENTRIES) : 0 }
 
   /// JMP or CALL through the jump cache. Returns false if no path is left.
-  mutating func indirect(_ i: HostInstruction) -> Bool {
+  mutating func indirect() -> Bool {
     let flags = state[CheckedState.flags]
-    guard i.isMemory, i.base == Role.env, i.index >= 0, i.scale == 3, !i.has66,
-      i.displacement == Int(CHOST_JUMP_TARGETS) &+ jumpCache, flags.isKind(.jumpTag), hasPassed(flags),
-      state[i.index].isKind(.jumpIndex), state[i.index].isOf(flags), state[Role.t0].isSum, state[Role.t0].isOf(flags)
+    guard host.isMemory, host.base == Role.env, host.index >= 0, host.scale == 3, !host.has66,
+      host.displacement == Int(CHOST_JUMP_TARGETS) &+ jumpCache, flags.isKind(.jumpTag), hasPassed(flags),
+      state[host.index].isKind(.jumpIndex), state[host.index].isOf(flags), state[Role.t0].isSum,
+      state[Role.t0].isOf(flags)
     else {
       refuse(.jump)
       return false
     }
-    if i.digit == 4 {
+    if host.digit == 4 {
       if isPushed { refuse(.frame) }
       return endPath()
     }
@@ -206,36 +209,38 @@ extension CheckPass {
   // MARK: The shadow stack
 
   /// PUSH of the guest's return address.
-  mutating func push(_ i: HostInstruction) {
-    if Role.isReserved(i.rm) { return refuse(.reserved) }
-    if isPushed || i.has66 { return refuse(.frame) }
-    let value = state[i.rm]
+  mutating func push() {
+    if Role.isReserved(host.rm) { return refuse(.reserved) }
+    if isPushed || host.has66 { return refuse(.frame) }
+    let value = state[host.rm]
     let isInPage = (value.isSum || value.isKind(.low)) && value.id == CheckPass.pageID
     state[CheckedState.stack] = CheckedValue(
       head: 1 | (isInPage ? UInt64(value.offset & 4095) &+ 1 : 0) << 32, offset: 0)
   }
 
   /// LEA RSP, [RSP + 8 or 16].
-  mutating func moveShadowStack(_ i: HostInstruction) {
-    guard i.reg == Role.rsp, i.base == Role.rsp, i.index < 0, i.isWide, !i.has66 else { return refuse(.reserved) }
+  mutating func moveShadowStack() {
+    guard host.reg == Role.rsp, host.base == Role.rsp, host.index < 0, host.isWide, !host.has66 else {
+      return refuse(.reserved)
+    }
     if isPushed {
-      guard i.displacement == 8 else { return refuse(.frame) }
+      guard host.displacement == 8 else { return refuse(.frame) }
       state[CheckedState.stack].head &= ~1
       return
     }
     // A frame is dropped if there is one.
     let flags = state[CheckedState.flags]
-    guard i.displacement == 16, flags.isKind(.top), hasPassed(flags) else { return refuse(.frame) }
+    guard host.displacement == 16, flags.isKind(.top), hasPassed(flags) else { return refuse(.frame) }
     loseFlags()
   }
 
   /// CMP T0 with the frame's return address, or RSP with the top.
-  mutating func compareShadowStack(_ i: HostInstruction) {
+  mutating func compareShadowStack() {
     if isPushed { return refuse(.frame) }
-    if i.reg == Role.t0 && i.base == Role.rsp && i.index < 0 && i.displacement == 8 {
+    if host.reg == Role.t0 && host.base == Role.rsp && host.index < 0 && host.displacement == 8 {
       state[CheckedState.flags] = CheckedValue(.frame, more: 5)
-    } else if i.reg == Role.rsp && i.base == Role.env && i.index < 0
-      && i.displacement == page.shadowTop &+ (isUser ? 8 : 0)
+    } else if host.reg == Role.rsp && host.base == Role.env && host.index < 0
+      && host.displacement == page.shadowTop &+ (isUser ? 8 : 0)
     {
       state[CheckedState.flags] = CheckedValue(.top, more: 3)
     } else {

@@ -84,6 +84,8 @@ struct HostEncoding {
   private let cells: UnsafePointer<UInt16>
   private let groups: UnsafePointer<UInt16>
   private let encodings: UnsafePointer<HostEncoding>
+  /// What JECXZ and LOOP that count in ECX are, which no cell leads to.
+  let narrowLoop: UInt16
   static let shared = HostEncodings(OpcodeTable.shared)
   static let groupFlag: UInt16 = 0x8000
   /// Memory by ModRM.reg, then registers by the other six bits.
@@ -92,6 +94,10 @@ struct HostEncoding {
   private init(_ table: OpcodeTable) {
     var builder = HostEncodingsBuilder(table)
     builder.build()
+    narrowLoop = UInt16(builder.encodings.count)
+    var loop = HostEncoding()
+    loop.action = .loop
+    builder.encodings.append(loop)
     func immortal<T>(_ array: [T]) -> UnsafePointer<T> {
       let memory = UnsafeMutablePointer<T>.allocate(capacity: array.count)
       for (index, element) in array.enumerated() { unsafe (memory + index).initialize(to: element) }

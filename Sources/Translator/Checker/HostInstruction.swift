@@ -6,7 +6,8 @@ import CHost
 
 /// A decoded host instruction.
 struct HostInstruction {
-  var encoding = HostEncoding()
+  /// Its encoding, by number in `HostEncodings`.
+  var number: UInt16 = 0
   var opcode: UInt8 = 0
   var modRM: UInt8 = 0
   /// REX.W or VEX.W; VEX.L; REX (of any kind); 66; LOCK.
@@ -29,6 +30,13 @@ struct HostInstruction {
   var digit: UInt8 {
     @inline(__always) get { modRM >> 3 & 7 }
   }
+}
+
+extension CheckPass {
+  /// What is known of the encoding of the instruction.
+  var encoding: HostEncoding {
+    @inline(__always) get { encodings[host.number] }
+  }
 
   /// Bytes of the operand in memory.
   var size: Int {
@@ -37,31 +45,29 @@ struct HostInstruction {
       switch encoding.size {
       case .none: 0
       case .fixed: Int(encoding.bytes)
-      case .operandSize: isWide ? 8 : has66 ? 2 : 4
-      case .wide: isWide ? 8 : 4
-      case .vector: is256 ? Int(encoding.bytes) &* 2 : Int(encoding.bytes)
-      case .doubled: isWide ? 16 : 8
+      case .operandSize: host.isWide ? 8 : host.has66 ? 2 : 4
+      case .wide: host.isWide ? 8 : 4
+      case .vector: host.is256 ? Int(encoding.bytes) &* 2 : Int(encoding.bytes)
+      case .doubled: host.isWide ? 16 : 8
       }
     }
   }
-}
 
-extension CheckPass {
   /// Decodes the instruction at `place`, and sets `next`. Returns false if there is none that may be judged.
   @inline(__always)
-  mutating func decode(_ i: inout HostInstruction) -> Bool {
+  mutating func decode() -> Bool {
     var at = place
     var byte = text[at]
     at &+= 1
     var prefix = 0
     if byte & 0xFC == 0xF0 || byte == 0x66 {
       if byte == 0xF0 {
-        i.isLocked = true
+        host.isLocked = true
         byte = text[at]
         at &+= 1
       }
       if byte == 0x66 {
-        i.has66 = true
+        host.has66 = true
         prefix = 1
         byte = text[at]
         at &+= 1
@@ -75,8 +81,8 @@ extension CheckPass {
     // REX.RXB, or VEX's.
     var extend = 0
     if byte & 0xF0 == 0x40 {
-      i.hasREX = true
-      i.isWide = byte & 8 != 0
+      host.hasREX = true
+      host.isWide = byte & 8 != 0
       extend = Int(byte & 7)
       byte = text[at]
       at &+= 1
@@ -92,7 +98,7 @@ extension CheckPass {
         at &+= 1
       }
     } else if byte & 0xFE == 0xC4 {
-      if i.hasREX || i.isLocked || prefix != 0 { return false }
+      if host.hasREX || host.isLocked || prefix != 0 { return false }
       map = 4
       var last = text[at]
       at &+= 1
@@ -104,95 +110,98 @@ extension CheckPass {
         map = 3 &+ number
         last = text[at]
         at &+= 1
-        i.isWide = last & 0x80 != 0
+        host.isWide = last & 0x80 != 0
       }
-      i.is256 = last & 4 != 0
-      i.vvvv = Int(~last >> 3) & 15
+      host.is256 = last & 4 != 0
+      host.vvvv = Int(~last >> 3) & 15
       prefix = Int(last & 3)
       byte = text[at]
       at &+= 1
     }
-    i.opcode = byte
+    host.opcode = byte
     var number = encodings.cell(map, prefix, byte)
     if number & HostEncodings.groupFlag != 0 { number = encodings.entry(number, text[at]) }
-    i.encoding = encodings[number]
-    if i.encoding.excluded != 0 {
+    var encoding = encodings[number]
+    if encoding.excluded != 0 {
       let state =
-        (i.is256 ? HostEncoding.l1 : HostEncoding.l0) | (i.isWide ? HostEncoding.w1 : HostEncoding.w0)
-      while i.encoding.excluded & state != 0 { i.encoding = encodings[i.encoding.next] }
+        (host.is256 ? HostEncoding.l1 : HostEncoding.l0) | (host.isWide ? HostEncoding.w1 : HostEncoding.w0)
+      while encoding.excluded & state != 0 {
+        number = encoding.next
+        encoding = encodings[number]
+      }
     }
-    if i.encoding.action == .refuse { return false }
+    host.number = number
+    if encoding.action == .refuse { return false }
 
-    if i.encoding.has(HostEncoding.hasModRM) {
+    if encoding.has(HostEncoding.hasModRM) {
       let modRM = text[at]
       at &+= 1
-      i.modRM = modRM
-      i.reg = Int(modRM >> 3) & 7 | (extend & 4) << 1
+      host.modRM = modRM
+      host.reg = Int(modRM >> 3) & 7 | (extend & 4) << 1
       let low = Int(modRM & 7)
       if modRM >= 0xC0 {
-        i.rm = low | (extend & 1) << 3
+        host.rm = low | (extend & 1) << 3
       } else {
-        i.isMemory = true
-        i.base = low | (extend & 1) << 3
+        host.isMemory = true
+        host.base = low | (extend & 1) << 3
         if low == 4 {
           let sib = text[at]
           at &+= 1
-          i.base = Int(sib & 7) | (extend & 1) << 3
+          host.base = Int(sib & 7) | (extend & 1) << 3
           let index = Int(sib >> 3) & 7 | (extend & 2) << 2
-          if index != 4 { i.index = index }
-          i.scale = Int(sib >> 6)
+          if index != 4 { host.index = index }
+          host.scale = Int(sib >> 6)
         }
         if modRM < 0x40 {
-          if i.base & 7 == 5 {
+          if host.base & 7 == 5 {
             // No base, or RIP: for LEA alone.
-            i.base = -1
-            if low == 5 || i.encoding.action != .lea { return false }
-            i.displacement = text.int32(at)
+            host.base = -1
+            if low == 5 || encoding.action != .lea { return false }
+            host.displacement = text.int32(at)
             at &+= 4
           }
         } else if modRM < 0x80 {
-          i.displacement = Int(Int8(bitPattern: text[at]))
+          host.displacement = Int(Int8(bitPattern: text[at]))
           at &+= 1
         } else {
-          i.displacement = text.int32(at)
+          host.displacement = text.int32(at)
           at &+= 4
         }
       }
     } else {
-      i.rm = Int(byte & 7) | (extend & 1) << 3
+      host.rm = Int(byte & 7) | (extend & 1) << 3
     }
-    switch i.encoding.immediate {
+    switch encoding.immediate {
     case .none: break
     case .byte:
-      i.immediate = Int(Int8(bitPattern: text[at]))
+      host.immediate = Int(Int8(bitPattern: text[at]))
       at &+= 1
     case .word: at &+= 2
     case .long:
-      i.immediate = text.int32(at)
+      host.immediate = text.int32(at)
       at &+= 4
     case .operandSize, .operandSizeOr8:
-      if i.isWide && i.encoding.immediate == .operandSizeOr8 {
-        i.immediate = text.int64(at)
+      if host.isWide && encoding.immediate == .operandSizeOr8 {
+        host.immediate = text.int64(at)
         at &+= 8
-      } else if i.has66 && !i.isWide {
+      } else if host.has66 && !host.isWide {
         at &+= 2
       } else {
-        i.immediate = text.int32(at)
+        host.immediate = text.int32(at)
         at &+= 4
       }
     }
     next = at
-    if i.isLocked && !(i.isMemory && i.encoding.has(HostEncoding.lockable)) { return false }
-    return i.vvvv == 0 || i.encoding.has(HostEncoding.usesVvvv)
+    if host.isLocked && !(host.isMemory && encoding.has(HostEncoding.lockable)) { return false }
+    return host.vvvv == 0 || encoding.has(HostEncoding.usesVvvv)
   }
 
   /// JECXZ and LOOP that count in ECX: 67 before one of four bytes. Returns whether this is one.
-  mutating func decodeNarrowLoop(_ i: inout HostInstruction) -> Bool {
+  mutating func decodeNarrowLoop() -> Bool {
     guard text[place] == 0x67, text[place &+ 1] & 0xFC == 0xE0 else { return false }
-    i.encoding = HostEncoding()
-    i.encoding.action = .loop
-    i.opcode = text[place &+ 1]
-    i.immediate = Int(Int8(bitPattern: text[place &+ 2]))
+    host.number = encodings.narrowLoop
+    host.opcode = text[place &+ 1]
+    host.immediate = Int(Int8(bitPattern: text[place &+ 2]))
     next = place &+ 3
     return true
   }
@@ -201,21 +210,21 @@ extension CheckPass {
 
   /// Judges the operand in memory.
   @inline(__always)
-  mutating func access(_ i: HostInstruction, _ size: Int, write: Bool) {
-    if i.base == Role.env && i.index < 0 { return accessPage(i.displacement, size, write: write) }
-    if i.base < 0 || i.base == Role.env || i.base == Role.rsp || size == 0 { return refuse(.address) }
-    let base = state[i.base]
-    if i.index < 0 {
+  mutating func access(_ size: Int, write: Bool) {
+    if host.base == Role.env && host.index < 0 { return accessPage(host.displacement, size, write: write) }
+    if host.base < 0 || host.base == Role.env || host.base == Role.rsp || size == 0 { return refuse(.address) }
+    let base = state[host.base]
+    if host.index < 0 {
       guard base.isKind(.host) else { return refuse(.unchecked) }
       // Windows and displacements are small.
-      let from = i.displacement &- base.offset
+      let from = host.displacement &- base.offset
       guard from >= 0, from &+ size <= base.extra else { return refuse(.outside) }
       if write && !base.isWritable { return refuse(.readOnly) }
       return
     }
-    let addend = state[i.index]
-    guard i.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else { return refuse(.unchecked) }
-    let (sum, overflow) = base.offset.addingReportingOverflow(i.displacement)
+    let addend = state[host.index]
+    guard host.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else { return refuse(.unchecked) }
+    let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
     let (from, overflowToo) = sum.subtractingReportingOverflow(addend.offset)
     guard !overflow, !overflowToo, from >= 0, from <= addend.extra, from &+ size <= addend.extra else {
       return refuse(.outside)
@@ -247,23 +256,23 @@ extension CheckPass {
 
   /// An operand in memory and registers, of whose new values nothing is known.
   @inline(__always)
-  mutating func general(_ i: HostInstruction) {
-    let encoding = i.encoding
-    if i.isMemory { access(i, i.size, write: encoding.has(HostEncoding.memoryWritten)) }
+  mutating func general() {
+    let encoding = encoding
+    if host.isMemory { access(size, write: encoding.has(HostEncoding.memoryWritten)) }
     if encoding.traits & (HostEncoding.regIsGeneral | HostEncoding.rmIsGeneral) != 0 {
       if encoding.has(HostEncoding.regIsGeneral) {
-        field(i, i.reg, isByte: encoding.has(HostEncoding.regIsByte), written: encoding.has(HostEncoding.regWritten))
+        field(host.reg, isByte: encoding.has(HostEncoding.regIsByte), written: encoding.has(HostEncoding.regWritten))
       }
-      if !i.isMemory && encoding.has(HostEncoding.rmIsGeneral) {
-        field(i, i.rm, isByte: encoding.has(HostEncoding.rmIsByte), written: encoding.has(HostEncoding.rmWritten))
+      if !host.isMemory && encoding.has(HostEncoding.rmIsGeneral) {
+        field(host.rm, isByte: encoding.has(HostEncoding.rmIsByte), written: encoding.has(HostEncoding.rmWritten))
       }
     }
     if encoding.traits & (HostEncoding.vvvvIsGeneral | HostEncoding.plusIsGeneral) != 0 {
       if encoding.has(HostEncoding.vvvvIsGeneral) {
-        field(i, i.vvvv, isByte: false, written: encoding.has(HostEncoding.vvvvWritten))
+        field(host.vvvv, isByte: false, written: encoding.has(HostEncoding.vvvvWritten))
       }
       if encoding.has(HostEncoding.plusIsGeneral) {
-        field(i, i.rm, isByte: encoding.has(HostEncoding.plusIsByte), written: encoding.has(HostEncoding.plusWritten))
+        field(host.rm, isByte: encoding.has(HostEncoding.plusIsByte), written: encoding.has(HostEncoding.plusWritten))
       }
     }
     if encoding.hidden != 0 {
@@ -275,11 +284,11 @@ extension CheckPass {
   /// A general register as an operand.
   @inline(__always)
   private mutating func field(
-    _ i: HostInstruction, _ number: Int, isByte: Bool, written: Bool
+    _ number: Int, isByte: Bool, written: Bool
   ) {
     var register = number
     // AH CH DH BH.
-    if isByte && !i.hasREX && number >= 4 { register = number & 3 }
+    if isByte && !host.hasREX && number >= 4 { register = number & 3 }
     if Role.isReserved(register) { return refuse(.reserved) }
     if written { lose(register) }
   }

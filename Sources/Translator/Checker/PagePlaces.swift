@@ -6,19 +6,21 @@
 import CHost
 
 /// What four bytes of the vCPU page are to translated code.
-enum PagePlace: UInt8 {
-  case forbidden
-  case readable
+struct PagePlace: Equatable {
+  let rawValue: UInt8
+
+  static let forbidden = PagePlace(rawValue: 0)
+  static let readable = PagePlace(rawValue: 1)
   /// Read and written: guest registers and other values that nothing relies on.
-  case state
+  static let state = PagePlace(rawValue: 2)
   /// Eight bytes whose value is followed: what groups keep, and words of scratch.
-  case kept
+  static let kept = PagePlace(rawValue: 3)
   /// The address of the guest's page: written on the way in, of known alignment.
-  case pageAddress
+  static let pageAddress = PagePlace(rawValue: 4)
   /// Constants for Swift and CHost.
-  case exitInfo, exitData, string
+  static let exitInfo = PagePlace(rawValue: 5), exitData = PagePlace(rawValue: 6), string = PagePlace(rawValue: 7)
   /// RFLAGS: some bits are set and cleared.
-  case systemFlags
+  static let systemFlags = PagePlace(rawValue: 8)
 }
 
 /// The vCPU page, by displacement from ENV.
@@ -92,7 +94,7 @@ enum PagePlace: UInt8 {
     let position = displacement &+ Int(CHOST_ENV)
     guard position >= 0, position < PagePlaces.end &+ Int(CHOST_ENV) else { return .forbidden }
     // SAFETY: inside the table.
-    return PagePlace(rawValue: unsafe places[position >> 2]) ?? .forbidden
+    return PagePlace(rawValue: unsafe places[position >> 2])
   }
 
   /// Whether `size` bytes may be read as they are.
