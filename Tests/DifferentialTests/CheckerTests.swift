@@ -20,7 +20,7 @@ import X86
     let distance = UInt32(truncatingIfNeeded: CheckerTests.exit - code.count - 5)
     code += [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
     let end = code.count
-    code += [UInt8](repeating: 0xCC, count: 16)
+    code += [UInt8](repeating: 0xCC, count: 24)
     var stubs = CheckedStubs()
     stubs.exit = CheckerTests.exit
     stubs.tlbMiss = 0x1010

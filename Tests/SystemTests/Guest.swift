@@ -58,6 +58,8 @@ enum Guest {
     return FileManager.default.isReadableFile(atPath: module) ? module : nil
   }
   static var commit: String? { variable("LGUEST_TEST_COMMIT") }
+  /// What every guest sees whose test does not say otherwise: LGUEST_TEST_CPU_MODEL, or all that the host has.
+  static var model: String? { variable("LGUEST_TEST_CPU_MODEL") }
   static var isLong: Bool { variable("LGUEST_TEST_LONG") != nil }
   static var hasExecutable: Bool { FileManager.default.isExecutableFile(atPath: executable) }
   static var canBoot: Bool { hasExecutable && kernel != nil && initrd != nil }
@@ -79,6 +81,10 @@ enum Guest {
       try Data().write(to: files[1])
       try Data().write(to: files[2])
       process.executableURL = URL(filePath: Guest.executable)
+      var arguments = arguments
+      if let model = Guest.model, arguments.first == "run", !arguments.contains("--cpu-model") {
+        arguments.insert(contentsOf: ["--cpu-model", model], at: 1)
+      }
       process.arguments = arguments
       process.standardInput = try FileHandle(forReadingFrom: files[0])
       process.standardOutput = try FileHandle(forWritingTo: files[1])

@@ -39,7 +39,7 @@ import X86
 @safe struct CheckedText {
   private let base: UnsafeRawPointer
 
-  /// - Parameter base: the code memory. Sixteen bytes behind every block may be read.
+  /// - Parameter base: the code memory. Twenty-four bytes behind every block may be read.
   init(_ base: UnsafeRawPointer) { unsafe self.base = base }
 
   @inline(__always)

@@ -7,7 +7,6 @@ import CHost
 extension CheckPass {
   /// Judges the instruction at `place` and what it leads to. Returns false if no path is left, or something is wrong.
   mutating func step() -> Bool {
-    host = HostInstruction()
     guard decode() || decodeNarrowLoop() else {
       refuse(encoding.action == .refuse ? .instruction : .encoding)
       return false

@@ -26,7 +26,15 @@ enum HostAction: UInt8 {
 }
 
 /// What follows an encoding's operands.
-enum HostImmediate: UInt8 { case none, byte, word, operandSize, operandSizeOr8, long }
+enum HostImmediate: UInt8 {
+  case none, byte, word, operandSize, operandSizeOr8, long
+
+  /// Its bytes: four bits a case.
+  @inline(__always)
+  func bytes(isWide: Bool, has66: Bool) -> Int {
+    (isWide ? 0x48_4210 : has66 ? 0x42_2210 : 0x44_4210) >> (Int(rawValue) &* 4) & 15
+  }
+}
 
 /// How large an operand in memory is.
 enum HostSize: UInt8 {

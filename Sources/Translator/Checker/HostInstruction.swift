@@ -53,40 +53,45 @@ extension CheckPass {
     }
   }
 
-  /// Decodes the instruction at `place`, and sets `next`. Returns false if there is none that may be judged.
+  /// Decodes the instruction at `place`, and sets `next`. Returns false if there is none that may be judged. Which form an
+  /// instruction has cannot be foretold in code that is seen once: what is cheap is computed for every form, not branched
+  /// over, and bytes are read that may not be the instruction's.
   @inline(__always)
   mutating func decode() -> Bool {
     var at = place
     var byte = text[at]
-    at &+= 1
     var prefix = 0
+    host.isLocked = false
+    host.has66 = false
     if byte & 0xFC == 0xF0 || byte == 0x66 {
       if byte == 0xF0 {
         host.isLocked = true
-        byte = text[at]
         at &+= 1
+        byte = text[at]
       }
       if byte == 0x66 {
         host.has66 = true
         prefix = 1
-        byte = text[at]
         at &+= 1
+        byte = text[at]
       }
       if byte == 0xF3 || byte == 0xF2 {
         prefix = byte == 0xF3 ? 2 : 3
-        byte = text[at]
         at &+= 1
+        byte = text[at]
       }
     }
     // REX.RXB, or VEX's.
-    var extend = 0
-    if byte & 0xF0 == 0x40 {
-      host.hasREX = true
-      host.isWide = byte & 8 != 0
-      extend = Int(byte & 7)
-      byte = text[at]
-      at &+= 1
-    }
+    let isREX = byte & 0xF0 == 0x40
+    let rex = isREX ? byte : 0
+    at &+= isREX ? 1 : 0
+    byte = text[at]
+    at &+= 1
+    host.hasREX = isREX
+    host.isWide = rex & 8 != 0
+    host.is256 = false
+    host.vvvv = 0
+    var extend = Int(rex & 7)
     var map = 0
     if byte == 0x0F {
       map = 1
@@ -98,7 +103,7 @@ extension CheckPass {
         at &+= 1
       }
     } else if byte & 0xFE == 0xC4 {
-      if host.hasREX || host.isLocked || prefix != 0 { return false }
+      if isREX || host.isLocked || prefix != 0 { return false }
       map = 4
       var last = text[at]
       at &+= 1
@@ -119,8 +124,9 @@ extension CheckPass {
       at &+= 1
     }
     host.opcode = byte
+    let modRM = text[at]
     var number = encodings.cell(map, prefix, byte)
-    if number & HostEncodings.groupFlag != 0 { number = encodings.entry(number, text[at]) }
+    if number & HostEncodings.groupFlag != 0 { number = encodings.entry(number, modRM) }
     var encoding = encodings[number]
     if encoding.excluded != 0 {
       let state =
@@ -133,66 +139,42 @@ extension CheckPass {
     host.number = number
     if encoding.action == .refuse { return false }
 
-    if encoding.has(HostEncoding.hasModRM) {
-      let modRM = text[at]
-      at &+= 1
-      host.modRM = modRM
-      host.reg = Int(modRM >> 3) & 7 | (extend & 4) << 1
-      let low = Int(modRM & 7)
-      if modRM >= 0xC0 {
-        host.rm = low | (extend & 1) << 3
-      } else {
-        host.isMemory = true
-        host.base = low | (extend & 1) << 3
-        if low == 4 {
-          let sib = text[at]
-          at &+= 1
-          host.base = Int(sib & 7) | (extend & 1) << 3
-          let index = Int(sib >> 3) & 7 | (extend & 2) << 2
-          if index != 4 { host.index = index }
-          host.scale = Int(sib >> 6)
-        }
-        if modRM < 0x40 {
-          if host.base & 7 == 5 {
-            // No base, or RIP: for LEA alone.
-            host.base = -1
-            if low == 5 || encoding.action != .lea { return false }
-            host.displacement = text.int32(at)
-            at &+= 4
-          }
-        } else if modRM < 0x80 {
-          host.displacement = Int(Int8(bitPattern: text[at]))
-          at &+= 1
-        } else {
-          host.displacement = text.int32(at)
-          at &+= 4
-        }
-      }
-    } else {
-      host.rm = Int(byte & 7) | (extend & 1) << 3
-    }
-    switch encoding.immediate {
-    case .none: break
-    case .byte:
-      host.immediate = Int(Int8(bitPattern: text[at]))
-      at &+= 1
-    case .word: at &+= 2
-    case .long:
-      host.immediate = text.int32(at)
+    let hasModRM = encoding.has(HostEncoding.hasModRM)
+    let isMemory = hasModRM && modRM < 0xC0
+    at &+= hasModRM ? 1 : 0
+    host.modRM = modRM
+    host.isMemory = isMemory
+    host.reg = Int(modRM >> 3) & 7 | (extend & 4) << 1
+    host.rm = Int((hasModRM ? modRM : byte) & 7) | (extend & 1) << 3
+    let sib = text[at]
+    let hasSIB = isMemory && modRM & 7 == 4
+    at &+= hasSIB ? 1 : 0
+    let mode = modRM >> 6
+    let base = Int((hasSIB ? sib : modRM) & 7) | (extend & 1) << 3
+    let index = Int(sib >> 3) & 7 | (extend & 2) << 2
+    let displacement = text.int32(at)
+    host.base = isMemory ? base : -1
+    host.index = hasSIB && index != 4 ? index : -1
+    host.scale = hasSIB ? Int(sib >> 6) : 0
+    host.displacement =
+      !isMemory || mode == 0 ? 0 : mode == 1 ? Int(Int8(truncatingIfNeeded: displacement)) : displacement
+    at &+= isMemory ? 0x4_0100 >> Int(mode &* 8) & 7 : 0
+    if isMemory && mode == 0 && base & 7 == 5 {
+      // No base, or RIP: for LEA alone.
+      if modRM & 7 == 5 || encoding.action != .lea { return false }
+      host.base = -1
+      host.displacement = displacement
       at &+= 4
-    case .operandSize, .operandSizeOr8:
-      if host.isWide && encoding.immediate == .operandSizeOr8 {
-        host.immediate = text.int64(at)
-        at &+= 8
-      } else if host.has66 && !host.isWide {
-        at &+= 2
-      } else {
-        host.immediate = text.int32(at)
-        at &+= 4
-      }
     }
+    let bytes = encoding.immediate.bytes(isWide: host.isWide, has66: host.has66)
+    let immediate = text.int64(at)
+    host.immediate =
+      bytes == 1
+      ? Int(Int8(truncatingIfNeeded: immediate))
+      : bytes == 4 ? Int(Int32(truncatingIfNeeded: immediate)) : bytes == 8 ? immediate : 0
+    at &+= bytes
     next = at
-    if host.isLocked && !(host.isMemory && encoding.has(HostEncoding.lockable)) { return false }
+    if host.isLocked && !(isMemory && encoding.has(HostEncoding.lockable)) { return false }
     return host.vvvv == 0 || encoding.has(HostEncoding.usesVvvv)
   }
 
