@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Addresses at the edges of what an encoding holds: displacements near 2 GiB beside registers that move, RIP-relative
 // operands and branches that reach across 2 GiB, bases of FS and GS that no sane program has, accesses that do not
-// happen.
+// happen, branches to where no address is canonical.
 #include "guest.h"
 
-extern u64 directory[];
+extern u64 pml4[], directory[];
 static u8 *const data = (u8 *)0x300000;
 
 static void displacements(void) {
@@ -113,9 +113,84 @@ static void absent(void) {
   asm volatile("fninit");
 }
 
+// At level 3, with the stack it is given.
+extern void call_computed(void);
+asm(".globl call_computed\n.balign 64\ncall_computed: movabs $0x800000000000, %rcx; call *%rcx\n int $0x81\n");
+
+// Whether the last exception was #GP of the instruction at `ip` with RSP as it was before it.
+static word refused(word ip, word sp) { return last.vector == GP && last.error == 0 && last.ip == ip && last.sp == sp; }
+
+static void transfers(void) {
+  section("SDM 2, CALL, JMP, Jcc, RET: #GP of the branch, with nothing pushed or popped");
+  static const word targets[] = {0x800000000000, 1ul << 63, 0xFFFF7FFFFFFFFFF0, 0x8000000000000010};
+  for (unsigned i = 0; i < 4; i++) {
+    // Twice: the second time a look-up has failed before.
+    for (int n = 0; n < 2; n++) {
+      TRY("lea 1f(%%rip), %%rax; push %%rcx; mov %%rsp, %%rbx; 1: ret", .c = targets[i]);
+      CHECK("RET", refused(after.a, after.b), 1);
+      TRY("lea 1f(%%rip), %%rax; push %%rcx; push %%rcx; mov %%rsp, %%rbx; 1: ret $8", .c = targets[i]);
+      CHECK("RET 8", refused(after.a, after.b), 1);
+      TRY("lea 1f(%%rip), %%rax; mov %%rsp, %%rbx; push %%rcx; pop %%rdx; 1: jmp *%%rcx", .c = targets[i]);
+      CHECK("JMP", refused(after.a, after.b), 1);
+      TRY("lea 1f(%%rip), %%rax; mov %%rsp, %%rbx; 1: call *%%rcx", .c = targets[i]);
+      CHECK("CALL", refused(after.a, after.b), 1);
+      TRY("lea 1f(%%rip), %%rax; push %%rcx; mov %%rsp, %%rbx; push %%rcx; pop %%rdx; 1: call *(%%rsp)", .c = targets[i]);
+      CHECK("CALL of memory, behind PUSH and POP", refused(after.a, after.b), 1);
+    }
+  }
+  volatile u64 *const top = (u64 *)user_stack_top;
+  for (int n = 0; n < 2; n++) {
+    top[-1] = 77;
+    CHECK("CALL at level 3", enter((word)call_computed, USER_CODE64, 2, (word)user_stack_top, USER_DATA), GP);
+    CHECK("... has stored nothing", top[-1] == 77 && last.sp == (word)top, 1);
+    CHECK("... nor looked for its stack", enter((word)call_computed, USER_CODE64, 2, 0x4000000000, USER_DATA), GP);
+  }
+  // The last page below the hole.
+  static u64 q[512] __attribute__((aligned(4096))), d[512] __attribute__((aligned(4096))), t[512] __attribute__((aligned(4096)));
+  pml4[255] = (word)q | 7, q[511] = (word)d | 7, d[511] = (word)t | 7, t[511] = 0x700067;
+  WRITE("cr3", READ("cr3"));
+  u8 *const page = (u8 *)0x7FFFFFFFF000;
+  static const struct { const char *name; u16 at, ip; u8 code[10]; } cases[] = {
+      {"JMP rel8", 0xFF0, 0xFF0, {0xEB, 0x10}},
+      {"JMP rel32", 0xF00, 0xF00, {0xE9, 0x00, 0x10, 0x00, 0x00}},
+      {"JE", 0xFF0, 0xFF2, {0x39, 0xC0, 0x74, 0x20}},
+      {"JE rel32", 0xFE0, 0xFE2, {0x39, 0xC0, 0x0F, 0x84, 0x20, 0x00, 0x00, 0x01}},
+      {"CALL", 0xFE0, 0xFE0, {0xE8, 0x20, 0x00, 0x00, 0x00}},
+      {"CALL behind PUSH and POP", 0xFE0, 0xFE2, {0x51, 0x59, 0xE8, 0x20, 0x00, 0x00, 0x00}},
+      {"LOOP", 0xFF0, 0xFF0, {0xE2, 0x20}},
+      {"CALL that ends with the page", 0xFFB, 0xFFB, {0xE8, 0x20, 0x00, 0x00, 0x00}},
+  };
+  for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+    for (int n = 0; n < 10; n++) page[cases[i].at + n < 4096 ? cases[i].at + n : 0] = cases[i].code[n];
+    for (int n = 0; n < 2; n++) {
+      TRY("mov %%rsp, %%rbx; jmp *%%rdi", .D = (word)page + cases[i].at, .c = 5);
+      CHECK(cases[i].name, refused((word)page + cases[i].ip, after.b), 1);
+    }
+  }
+  // A call whose return address is the first that is not canonical: RET finds that.
+  static const u8 call[] = {0xE8, 0xE0, 0xFF, 0xFF, 0xFF};
+  for (int n = 0; n < 5; n++) page[0xFFB + n] = call[n];
+  page[0xFE0] = 0xC3;
+  for (int n = 0; n < 2; n++) {
+    TRY("lea -8(%%rsp), %%rbx; jmp *%%rdi", .D = (word)page + 0xFFB);
+    CHECK("RET to behind the last page", refused((word)page + 0xFE0, after.b), 1);
+  }
+  for (int n = 0; n < 5; n++) page[0xFFB + n] = 0x90;
+  TRY("jmp *%%rdi", .D = (word)page + 0xFFB);
+  CHECK("running into the hole", last.vector == GP && last.ip == 0x800000000000, 1);
+  // A call that ends with a page, and comes back.
+  u8 *const low = (u8 *)0x700000;
+  static const u8 code[] = {0x53, 0xE8, 0x00, 0xFF, 0xFF, 0xFF, 0xFF, 0xC0, 0x5B, 0xC3}; // PUSH RBX; CALL; INC EAX; POP RBX; RET
+  for (int n = 0; n < 10; n++) low[0xFFA + n] = code[n];
+  low[0xF00] = 0xB8, low[0xF01] = 41, low[0xF02] = low[0xF03] = low[0xF04] = 0, low[0xF05] = 0xC3; // MOV EAX, 41; RET
+  for (int n = 0; n < 3; n++)
+    CHECK("CALL that ends with the page, and RET", (TRY("call *%%rdi", .D = 0x700FFA), after.a), 42);
+}
+
 void test(void) {
   displacements();
   relative();
   bases();
   absent();
+  transfers();
 }

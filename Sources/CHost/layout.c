@@ -19,6 +19,8 @@ FIELD(OFF_STUB_STRING, stub_string);
 FIELD(OFF_STUB_LIGHT, stub_light);
 FIELD(OFF_STUB_SLOT_MISS, stub_slot_miss);
 FIELD(OFF_STUB_GROUP_MISS, stub_group_miss);
+FIELD(OFF_STUB_BRANCH_MISS, stub_branch_miss);
+FIELD(OFF_STUB_CALL_MISS, stub_call_miss);
 FIELD(OFF_STRING_OPERATION, string_operation);
 FIELD(OFF_MODE, mode);
 FIELD(OFF_SHADOW, shadow);

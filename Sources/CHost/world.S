@@ -210,9 +210,8 @@ stub_group_miss:
         ret
         .size   stub_group_miss, . - stub_group_miss
 
-// A miss of the jump cache: T0 = linear address of the target. Reached by a jump; flags are saved.
-        .type   stub_jump_miss, @function
-stub_jump_miss:
+// Looks up T0 = linear address of a target, and goes there. What follows it has found no block.
+.macro LOOK_UP
         SAVE_CALLER_SAVED
         TO_HOST_STACK
         lea     rdi, [r11 - 128]
@@ -224,12 +223,45 @@ stub_jump_miss:
         jz      1f
         jmp     r14
 1:      mov     [r11 + OFF_LINEAR], r15
-        mov     dword ptr [r11 + OFF_EXIT_INFO], EXIT_LOOKUP_INFO
+.endm
+
+// A miss of the jump cache: T0 = linear address of the target. Reached by a jump; flags are saved.
+        .type   stub_jump_miss, @function
+stub_jump_miss:
+        LOOK_UP
+2:      mov     dword ptr [r11 + OFF_EXIT_INFO], EXIT_LOOKUP_INFO
         jmp     chost_stub_exit
         .size   stub_jump_miss, . - stub_jump_miss
 
-// Where the frame at the top of an empty shadow stack returns to: only a guest return address that is not canonical
-// matches it. RSP has moved by the address that was popped.
+// The same for a branch whose target may not be canonical: T1 = exit information word with which Swift then executes it.
+        .type   stub_branch_miss, @function
+stub_branch_miss:
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        LOOK_UP
+        mov     r14, r15
+        shl     r14, 16
+        sar     r14, 16
+        cmp     r14, r15
+        je      2b
+        jmp     chost_stub_exit
+        .size   stub_branch_miss, . - stub_branch_miss
+
+// The same for a CALL, which has pushed: reached by CALL, which completes the frame on the shadow stack.
+        .type   stub_call_miss, @function
+stub_call_miss:
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        LOOK_UP
+        mov     r14, r15
+        shl     r14, 16
+        sar     r14, 16
+        cmp     r14, r15
+        je      2b
+        lea     rsp, [rsp + 16]
+        add     r12, 8
+        jmp     chost_stub_exit
+        .size   stub_call_miss, . - stub_call_miss
+
+// Where the frame at the top of an empty shadow stack returns to, which nothing matches.
         .type   stub_underflow, @function
 stub_underflow:
         lea     rsp, [rsp - 8]
@@ -312,6 +344,10 @@ chost_set_stubs:
         mov     [rdi + OFF_STUB_GROUP_MISS + 128], rax
         lea     rax, [rip + stub_jump_miss]
         mov     [rdi + OFF_STUB_JUMP_MISS + 128], rax
+        lea     rax, [rip + stub_branch_miss]
+        mov     [rdi + OFF_STUB_BRANCH_MISS + 128], rax
+        lea     rax, [rip + stub_call_miss]
+        mov     [rdi + OFF_STUB_CALL_MISS + 128], rax
         lea     rax, [rip + stub_string]
         mov     [rdi + OFF_STUB_STRING + 128], rax
         lea     rax, [rip + stub_light]

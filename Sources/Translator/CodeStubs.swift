@@ -11,6 +11,8 @@ struct CodeStubs {
   var slotMiss: UInt64 = 0
   var groupMiss: UInt64 = 0
   var jumpMiss: UInt64 = 0
+  var branchMiss: UInt64 = 0
+  var callMiss: UInt64 = 0
   var string: UInt64 = 0
   var light: UInt64 = 0
 
@@ -23,6 +25,8 @@ struct CodeStubs {
     slotMiss = CodeStubs.trampoline(&code, Slot.slotMissStub)
     groupMiss = CodeStubs.trampoline(&code, Slot.groupMissStub)
     jumpMiss = CodeStubs.trampoline(&code, Slot.jumpMissStub)
+    branchMiss = CodeStubs.trampoline(&code, Slot.branchMissStub)
+    callMiss = CodeStubs.trampoline(&code, Slot.callMissStub)
     string = CodeStubs.trampoline(&code, Slot.stringStub)
     light = CodeStubs.trampoline(&code, Slot.lightStub)
   }

@@ -7,7 +7,7 @@
 //
 // A frame is right as long as the linear addresses of its page mean what they meant: MOV CR3, INVLPG and a change of
 // mode empty the stack (mmu.c). Overflow starts again at the top (fault.c); the top holds a frame that no return
-// address matches but one that is not canonical, for which it leads to the jump cache.
+// address matches: it is not canonical, and nobody can guess it.
 
 import CHost
 import Host
@@ -38,11 +38,13 @@ final class ShadowStacks: Sendable {
     page[\.shadow_bottom] = bottom
     page[\.shadow_top] = (bottom.0 + size, bottom.1 + size)
     page[\.shadow] = page[\.shadow_top]
+    // Bits 63 and 62 differ.
+    let unmatched = UInt64.random(in: 0..<1 << 62) | 1 << 63
     for number in 0..<2 {
       let frame = unsafe region.base + ShadowStacks.offset(number) + ShadowStacks.byteCount - 64
       for position in stride(from: 0, to: 64, by: 16) {
         unsafe frame.storeBytes(of: page[\.stub_underflow], toByteOffset: position, as: UInt64.self)
-        unsafe frame.storeBytes(of: 1 << 63, toByteOffset: position + 8, as: UInt64.self)
+        unsafe frame.storeBytes(of: unmatched, toByteOffset: position + 8, as: UInt64.self)
       }
     }
   }

@@ -193,4 +193,6 @@ enum Slot {
   static let writeBounds: Int32 = readBounds + 6 * 8
   static let pauses: Int32 = writeBounds + 6 * 8
   static let simpleInstructions: Int32 = pauses + 8 + 4 + 16 * 4 + 4 + 16 * 8 + 4 * 8
+  static let branchMissStub: Int32 = simpleInstructions + 8
+  static let callMissStub: Int32 = branchMissStub + 8
 }

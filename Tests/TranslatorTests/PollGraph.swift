@@ -83,7 +83,9 @@ import X86
         node.next = [after, to]
         // A refusal skips the jump behind the call.
         if cache.codeStart + UInt64(to) == cache.stubs.groupMiss { node.next.append(after + 5) }
-        if to >= UInt32(CodeCache.hotStart) || cache.codeStart + UInt64(to) == cache.stubs.jumpMiss {
+        if to >= UInt32(CodeCache.hotStart)
+          || [cache.stubs.jumpMiss, cache.stubs.callMiss].contains(cache.codeStart + UInt64(to))
+        {
           afterCalls.append(after)
         }
       case .callIndirect:

@@ -113,6 +113,7 @@ typedef struct chost_cpu {
   uint64_t late_pages;        // not 0: pages may be absent or are to be told as used (CHOST_PAGE_ABSENT, CHOST_PAGE_USED)
   uint64_t straddle_table;    // host address of chost_straddle_slot[CHOST_STRADDLES]
   uint64_t count_simple;      // instructions of blocks in the simple form that were begun
+  uint64_t stub_branch_miss, stub_call_miss;
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.

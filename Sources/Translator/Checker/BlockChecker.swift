@@ -52,7 +52,8 @@ import X86
 
 /// Where the trampolines are.
 struct CheckedStubs {
-  var exit = 0, tlbMiss = 0, slotMiss = 0, groupMiss = 0, jumpMiss = 0, string = 0, light = 0
+  var exit = 0, tlbMiss = 0, slotMiss = 0, groupMiss = 0, jumpMiss = 0, branchMiss = 0, callMiss = 0, string = 0,
+    light = 0
 
   init() {}
 
@@ -63,6 +64,8 @@ struct CheckedStubs {
     slotMiss = place(stubs.slotMiss)
     groupMiss = place(stubs.groupMiss)
     jumpMiss = place(stubs.jumpMiss)
+    branchMiss = place(stubs.branchMiss)
+    callMiss = place(stubs.callMiss)
     string = place(stubs.string)
     light = place(stubs.light)
   }

@@ -25,6 +25,7 @@ extension CheckPass {
   mutating func leave(to target: Int) {
     if target == block.stubs.exit { return exit() }
     if target == block.stubs.jumpMiss { return isPushed ? refuse(.frame) : () }
+    if target == block.stubs.branchMiss { return isPushed ? refuse(.frame) : isBranchWord ? () : refuse(.request) }
     refuse(.branch)
   }
 
@@ -80,7 +81,9 @@ extension CheckPass {
     }
     // A guest's call: the frame is complete with it.
     guard isPushed else { return refuse(.frame) }
-    if target != stubs.jumpMiss {
+    if target == stubs.callMiss {
+      if !isBranchWord { return refuse(.request) }
+    } else if target != stubs.jumpMiss {
       let before = problem
       let number = edge(to: target)
       guard number >= 0, block.cold.contains(target), before == nil else { return refuse(.branch) }
@@ -91,6 +94,12 @@ extension CheckPass {
       return
     }
     returned()
+  }
+
+  /// T1 is the information word of an instruction that Swift executes if its target is not canonical.
+  private var isBranchWord: Bool {
+    let word = state[Role.t1]
+    return word.isConstant && word.offset >> Int(CHOST_INFO_REASON_SHIFT) == Int(CHOST_EXIT_INSTRUCTION)
   }
 
   /// What is known where a guest's call returns to: T0 is the address that was pushed, and 8 bytes of the frame are left.

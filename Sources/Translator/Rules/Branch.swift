@@ -70,15 +70,35 @@ extension BlockBuilder {
     go(&hot, HostMemory(RegisterMap.env, index: t1, scale: 3, Int32(CHOST_JUMP_TARGETS) &+ user))
   }
 
+  /// The information word with which Swift raises #GP for this instruction, whose target is not canonical.
+  private var refusalWord: UInt32 { info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true) }
+
   /// Where a transfer to a computed target that is not canonical goes: Swift raises #GP for this instruction, after
-  /// the guest's stack pointer has been moved back by `moved`, and the shadow stack by `dropped` bytes.
-  private mutating func coldRefusal(moved: Int32 = 0, dropped: Int32 = 0) -> UInt64 {
+  /// the guest's stack pointer has been moved back by `moved`.
+  private mutating func coldRefusal(moved: Int32) -> UInt64 {
     let address = cold.address
-    if dropped != 0 { cold.lea(4, HostMemory(4, dropped)) }
     if moved != 0 { cold.lea(RegisterMap.stackPointer, HostMemory(RegisterMap.stackPointer, 0 &- moved)) }
-    cold.storeImmediate32(
-      .env(Slot.exitInfo), info(Int(CHOST_EXIT_INSTRUCTION), offset: current.offset, flagsSaved: true))
+    cold.storeImmediate32(.env(Slot.exitInfo), refusalWord)
     cold.jump(to: stubs.exit)
+    return address
+  }
+
+  /// Refuses T0 unless it is canonical, before anything has happened. The page's flags are current.
+  private mutating func refuseUnlessCanonical() {
+    let refusal = coldRefusal(moved: 0 &- pendingStack)
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    hot.mov(t1, t0)
+    hot.shiftLeft(t1, 16, w: true)
+    hot.shiftRightArithmetic(t1, 16)
+    hot.alu(.cmp, t1, t0)
+    hot.jump(if: CodeEmitter.notEqual, to: refusal)
+  }
+
+  /// In the cold half: a miss of the jump cache for a branch, whose target may not be canonical.
+  private mutating func coldBranchMiss() -> UInt64 {
+    let address = cold.address
+    cold.mov(RegisterMap.t1, immediate: UInt64(refusalWord))
+    cold.jump(to: stubs.branchMiss)
     return address
   }
 
@@ -92,20 +112,24 @@ extension BlockBuilder {
     cold.jump(if: CodeEmitter.notEqual, to: refusal)
   }
 
-  /// Goes to a target in T0 that the guest computed.
-  private mutating func jumpToComputed() {
+  /// Goes to the linear address in T0, where the current instruction branches to. The page's flags are current.
+  private mutating func branchThroughCache() {
     guard isLong else { return jumpThroughCache() }
-    let refusal = coldRefusal()
-    let miss = cold.address
-    coldCheck(refusal)
-    cold.jump(to: stubs.jumpMiss)
+    let miss = coldBranchMiss()
     probeJumpCache(missing: miss) { code, target in code.jump(through: target) }
   }
 
   /// JMP rel.
   mutating func jump(liveAtTarget: UInt8) -> Bool {
     guard hasInlineBranches, !truncatesIP else { return false }
-    go(to: relativeTarget, liveAtTarget: liveAtTarget)
+    let target = relativeTarget
+    if isLinkable(target) {
+      go(to: target, liveAtTarget: liveAtTarget)
+    } else {
+      needPageFlags()
+      loadTarget(target)
+      branchThroughCache()
+    }
     return true
   }
 
@@ -118,13 +142,14 @@ extension BlockBuilder {
     if isLinkable(target) {
       edge(to: Int32(truncatingIfNeeded: target), by: .branch(condition))
     } else {
+      let miss = isLong ? coldBranchMiss() : stubs.jumpMiss
       let over = cold.address
       hot.jump(if: condition, to: over)
       // The far side of the branch is cold code: it may be long, and is not the common case in loops.
       if !pageFlags { cold.saveFlags(scratch: RegisterMap.t1, to: .env(Slot.flags)) }
       swap(&hot, &cold)
       loadTarget(target)
-      jumpThroughCache()
+      probeJumpCache(missing: miss) { code, target in code.jump(through: target) }
       swap(&hot, &cold)
     }
     return true
@@ -151,8 +176,14 @@ extension BlockBuilder {
   /// CALL rel.
   mutating func call(liveAtTarget: UInt8) -> Bool {
     guard hasInlineBranches, hasInlineStack, !truncatesIP else { return false }
-    pushReturnAddress()
     let target = relativeTarget
+    if returnsToNextPage {
+      needPageFlags()
+      loadTarget(target)
+      callWithoutFrame()
+      return true
+    }
+    pushReturnAddress()
     if isLinkable(target) {
       if liveAtTarget != 0 { needHostFlags(scratch: RegisterMap.t1) }
       hot.push(RegisterMap.t2)
@@ -161,9 +192,22 @@ extension BlockBuilder {
     } else {
       needPageFlags()
       loadTarget(target)
-      callThroughCache()
+      callThroughCache(isCanonical: !isLong)
     }
     return true
+  }
+
+  /// A CALL that ends where its page does, so that the address it pushes may not be canonical. RET is to find that.
+  private var returnsToNextPage: Bool { isLong && nextOffset == 4096 }
+
+  /// Calls the linear address in T0 with nothing on the shadow stack. The page's flags are current.
+  private mutating func callWithoutFrame() {
+    hostFlags = false
+    refuseUnlessCanonical()
+    hot.store(.env(Slot.scratch1), RegisterMap.t0)
+    pushReturnAddress()
+    hot.load(RegisterMap.t0, .env(Slot.scratch1))
+    jumpThroughCache()
   }
 
   /// Pushes the guest's return address on its stack; it stays in T2.
@@ -175,14 +219,17 @@ extension BlockBuilder {
     settleStackPointer()
   }
 
-  /// Calls the linear address in T0, the return address in T2. The page's flags are current.
-  private mutating func callThroughCache(isComputed: Bool = false) {
+  /// Calls the linear address in T0, the return address in T2. The page's flags are current. What is not known to be
+  /// canonical may yet be refused, but what has been pushed stays in memory below RSP.
+  private mutating func callThroughCache(isCanonical: Bool) {
     hot.push(RegisterMap.t2)
-    let refusal = isComputed && isLong ? coldRefusal(moved: -8, dropped: 8) : 0
-    let miss = cold.address
-    if refusal != 0 { coldCheck(refusal) }
-    probeJumpCache(missing: miss) { code, target in code.call(through: target) }
-    cold.call(stubs.jumpMiss)
+    probeJumpCache(missing: cold.address) { code, target in code.call(through: target) }
+    if isCanonical {
+      cold.call(stubs.jumpMiss)
+    } else {
+      cold.mov(RegisterMap.t1, immediate: UInt64(refusalWord))
+      cold.call(stubs.callMiss)
+    }
     cold.jump(to: hot.address)
     afterCall()
   }
@@ -224,7 +271,7 @@ extension BlockBuilder {
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
-    jumpToComputed()
+    branchThroughCache()
     return true
   }
 
@@ -237,10 +284,15 @@ extension BlockBuilder {
     needPageFlags()
     hostFlags = false
     indirectTarget(RegisterMap.t0)
+    if returnsToNextPage {
+      callWithoutFrame()
+      return true
+    }
+    if isLong { refuseUnlessCanonical() }
     hot.store(.env(Slot.scratch1), RegisterMap.t0)
     pushReturnAddress()
     hot.load(RegisterMap.t0, .env(Slot.scratch1))
-    callThroughCache(isComputed: true)
+    callThroughCache(isCanonical: true)
     return true
   }
 
