@@ -138,6 +138,25 @@ import X86
     #expect(check(slotProof(region, bound: true) + load(HostMemory(3, index: t1, 16))) != nil)
   }
 
+  @Test(
+    "no address of the host's reaches the guest's registers",
+    arguments: [
+      [0x4C, 0x89, 0xF0],  // MOV RAX,R14
+      [0x4D, 0x89, 0x73, 0xC8],  // MOV [R11-56],R14
+      [0x4C, 0x01, 0xF0],  // ADD RAX,R14
+      [0x4C, 0x87, 0xF0],  // XCHG RAX,R14
+      [0x49, 0x8D, 0x46, 0x10],  // LEA RAX,[R14+16]
+      [0x45, 0x0F, 0xB7, 0xF6, 0x4C, 0x89, 0xF0],  // MOVZX R14D,R14W; MOV RAX,R14
+      [0x41, 0x80, 0xC6, 1, 0x4C, 0x89, 0xF0],  // ADD R14B,1; MOV RAX,R14
+      [0x49, 0x8B, 0x83, 0x70, 3, 0, 0],  // MOV RAX,[R11+880], of a group
+      [0x41, 0x8B, 0x43, 0x28],  // MOV EAX,[R11+40], of scratch
+    ] as [[UInt8]])
+  func secrets(_ bytes: [UInt8]) {
+    #expect(check(bytes) == .secret)
+    #expect(check([0x41, 0xBE, 1, 0, 0, 0, 0x4C, 0x89, 0xF0]) == nil)  // MOV R14D,1; MOV RAX,R14
+    #expect(check(proof + [0x4C, 0x89, 0xF0]) == .secret)
+  }
+
   @Test("blocks do not write slots") func tables() {
     #expect(check(store(.env(Slot.stack + 8))) != nil)
     #expect(check(store(.env(Int32(CHOST_SLOTS) + 16))) != nil)

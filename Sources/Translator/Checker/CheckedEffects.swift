@@ -73,7 +73,7 @@ extension CheckPass {
     if Role.isReserved(i.reg) { return refuse(.reserved) }
     if i.isMemory {
       if isOnPage(i) { return storeRegister(i) }
-      if state[i.reg].isKind(.host) || state[i.reg].isKind(.addend) { return refuse(.secret) }
+      if state[i.reg].isSecret { return refuse(.secret) }
       return general(i)
     }
     if Role.isReserved(i.rm) { return refuse(.reserved) }
@@ -82,7 +82,7 @@ extension CheckPass {
     } else if isLong(i) && i.rm == Role.t1 && i.reg != i.rm && state[i.reg].isSum {
       state[i.rm] = state[i.reg].turned(.low)
     } else {
-      lose(i.rm)
+      lose(i.rm, from: state[i.reg])
     }
   }
 
@@ -101,7 +101,7 @@ extension CheckPass {
         return isRight ? () : refuse(.place)
       }
     }
-    if value.isKind(.host) || value.isKind(.addend) { return refuse(.secret) }
+    if value.isSecret { return refuse(.secret) }
     accessPage(i.displacement, i.size, write: true)
   }
 
@@ -157,33 +157,41 @@ extension CheckPass {
       return
     }
     if Role.isReserved(i.reg) { return refuse(.reserved) }
-    guard i.base >= 0, !i.has66 else { return lose(i.reg) }
+    guard i.base >= 0, !i.has66 else {
+      return i.base >= 0 || i.index >= 0 ? lose(i.reg, from: state[max(i.base, i.index)]) : lose(i.reg)
+    }
     let base = state[i.base]
     if !i.isWide {
       // Outside 64-bit mode a return address in the page is computed so.
       let isAddress = i.reg == Role.t2 && i.index < 0 && base.isSum && base.id == CheckPass.pageID
       let (sum, overflow) = base.offset.addingReportingOverflow(i.displacement)
-      state[i.reg] = isAddress && !overflow ? CheckedValue(.low, base.id, sum) : unknown()
+      if isAddress && !overflow {
+        state[i.reg] = CheckedValue(.low, base.id, sum)
+      } else {
+        lose(i.reg, from: base.isSecret || i.index < 0 ? base : state[i.index])
+      }
       return
     }
     if i.index < 0 {
       if base.isSum {
         let (sum, overflow) = base.offset.addingReportingOverflow(i.displacement)
-        state[i.reg] = overflow ? unknown() : CheckedValue(.sum, base.id, sum)
+        if overflow { lose(i.reg, from: base) } else { state[i.reg] = CheckedValue(.sum, base.id, sum) }
       } else if base.isKind(.host) {
         // A few thousand displacements do not overflow.
         state[i.reg] = CheckedValue(head: base.head, offset: base.offset &- i.displacement)
       } else {
-        lose(i.reg)
+        lose(i.reg, from: base)
       }
       return
     }
     let addend = state[i.index]
-    guard i.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else { return lose(i.reg) }
+    guard i.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else {
+      return lose(i.reg, from: base.isSecret ? base : addend)
+    }
     let (sum, overflow) = base.offset.addingReportingOverflow(i.displacement)
     let (low, overflowToo) = addend.offset.subtractingReportingOverflow(sum)
     // What is far from what was checked is of no use.
-    guard !overflow, !overflowToo, low > -(1 << 32), low < 1 << 32 else { return lose(i.reg) }
+    guard !overflow, !overflowToo, low > -(1 << 32), low < 1 << 32 else { return lose(i.reg, from: addend) }
     state[i.reg] = CheckedValue(
       .host, 0, low, more: addend.isWritable ? CheckedValue.writable : 0, extra: addend.extra)
   }
@@ -307,7 +315,7 @@ extension CheckPass {
       if value.isKind(.shifted) && i.immediate == (Int(CHOST_TLB_ENTRIES) &- 1) << 4 {
         state[i.rm] = value.turned(.entry)
       } else {
-        state[i.rm] = unknown()
+        lose(i.rm, from: value)
         state[i.rm].head |= UInt64(truncatingIfNeeded: i.immediate &+ 1) << 32
       }
       loseFlags()
@@ -335,7 +343,11 @@ extension CheckPass {
     if Role.isReserved(i.rm) { return refuse(.reserved) }
     let value = state[i.rm]
     let (sum, overflow) = value.offset.addingReportingOverflow(constant)
-    state[i.rm] = value.isSum && !overflow ? CheckedValue(.sum, value.id, sum) : unknown()
+    if value.isSum && !overflow {
+      state[i.rm] = CheckedValue(.sum, value.id, sum)
+    } else {
+      lose(i.rm, from: value)
+    }
     loseFlags()
   }
 
@@ -348,7 +360,7 @@ extension CheckPass {
     } else if value.isKind(.product) && i.immediate == Int(CHOST_JUMP_SHIFT) {
       state[i.rm] = value.turned(.jumpIndex)
     } else {
-      lose(i.rm)
+      lose(i.rm, from: value)
     }
     loseFlags()
   }

@@ -50,6 +50,8 @@ struct HostEncoding {
   var traits: UInt16 = 0
   /// Values of L and W that it is not for.
   var excluded: UInt8 = 0
+  /// The operand that is written is read, too.
+  var readsWritten = false
   /// The row that may be meant instead.
   var next: UInt16 = 0
 
@@ -241,6 +243,7 @@ extension HostEncoding {
     if isVEX && row.rule == .copy { excluded |= HostEncoding.l1 }
     if row.flags.writesMaybe != 0 { traits |= HostEncoding.flagsWritten }
     let writes = row.access == .write || row.access == .readWrite
+    readsWritten = row.access == .readWrite || row.attribute == .exchange
     add(row.operand1, written: writes)
     add(row.operand2, written: row.attribute == .exchange || row.attribute == .secondWritten)
     add(row.operand3, written: false)
