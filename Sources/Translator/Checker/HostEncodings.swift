@@ -155,10 +155,16 @@ private struct HostEncodingsBuilder {
   }
 
   private mutating func place(_ number: UInt16, _ row: Opcode) {
-    // F2 and F3 before a row that names no prefix mean nothing, and are never emitted.
+    // F2 and F3 before a row that names no prefix mean nothing, and are never emitted. A branch with 66 goes elsewhere on
+    // AMD's processors, which cut RIP to 16 bits (APM volume 3, near jumps).
+    let isBranch =
+      switch encodings[Int(number)].action {
+      case .branch, .loop, .jump, .call, .indirect, .ret: true
+      default: false
+      }
     let prefixes: [Int] =
       switch row.prefix {
-      case .any: [0, 1]
+      case .any: isBranch ? [0] : [0, 1]
       case .none: [0]
       case .p66: [1]
       case .pF3: [2]
