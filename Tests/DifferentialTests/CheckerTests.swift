@@ -25,6 +25,8 @@ import X86
     stubs.exit = CheckerTests.exit
     stubs.tlbMiss = 0x1010
     stubs.jumpMiss = 0x1020
+    stubs.branchMiss = 0x1028
+    stubs.callMiss = 0x1030
     return unsafe code.withUnsafeBytes { bytes in
       let block = unsafe CheckedBlock(
         text: CheckedText(bytes.baseAddress!), hot: CheckerTests.start..<end, cold: 0x20000..<0x20000,
@@ -54,6 +56,7 @@ import X86
       [0x48, 0x89, 0xDC],  // MOV RSP,RBX
       [0xF3, 0x48, 0x0F, 0xAE, 0xD0],  // WRFSBASE RAX
       [0x9D],
+      [0x66, 0xEB, 0], [0x66, 0x75, 0], [0x66, 0xE2, 0], [0x66, 0x0F, 0x85, 0, 0, 0, 0],  // to the next instruction
     ] as [[UInt8]])
   func refused(_ bytes: [UInt8]) {
     #expect(check(bytes) != nil)
@@ -136,6 +139,25 @@ import X86
     #expect(check(slotProof(Int32(CHOST_SLOTS), bound: false) + load(HostMemory(3, index: t1, 16))) != nil)
     let region = Int32(CHOST_SLOTS) + 2 * Int32(CHOST_SITES) * Int32(CHOST_SLOT_SIZE)
     #expect(check(slotProof(region, bound: true) + load(HostMemory(3, index: t1, 16))) != nil)
+  }
+
+  @Test(
+    "no address of the host's reaches the guest's registers",
+    arguments: [
+      [0x4C, 0x89, 0xF0],  // MOV RAX,R14
+      [0x4D, 0x89, 0x73, 0xC8],  // MOV [R11-56],R14
+      [0x4C, 0x01, 0xF0],  // ADD RAX,R14
+      [0x4C, 0x87, 0xF0],  // XCHG RAX,R14
+      [0x49, 0x8D, 0x46, 0x10],  // LEA RAX,[R14+16]
+      [0x45, 0x0F, 0xB7, 0xF6, 0x4C, 0x89, 0xF0],  // MOVZX R14D,R14W; MOV RAX,R14
+      [0x41, 0x80, 0xC6, 1, 0x4C, 0x89, 0xF0],  // ADD R14B,1; MOV RAX,R14
+      [0x49, 0x8B, 0x83, 0x70, 3, 0, 0],  // MOV RAX,[R11+880], of a group
+      [0x41, 0x8B, 0x43, 0x28],  // MOV EAX,[R11+40], of scratch
+    ] as [[UInt8]])
+  func secrets(_ bytes: [UInt8]) {
+    #expect(check(bytes) == .secret)
+    #expect(check([0x41, 0xBE, 1, 0, 0, 0, 0x4C, 0x89, 0xF0]) == nil)  // MOV R14D,1; MOV RAX,R14
+    #expect(check(proof + [0x4C, 0x89, 0xF0]) == .secret)
   }
 
   @Test("blocks do not write slots") func tables() {

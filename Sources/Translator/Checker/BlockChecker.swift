@@ -2,9 +2,9 @@
 // The checker: judges every block before it runs. It decodes what was emitted and follows every path through it once,
 // with what is known of each register, and proves that each access stays in the vCPU page, where it may, or in what a
 // comparison with the software TLB or a slot has shown to be the guest's; that nothing reaches the host's kernel; that
-// the shadow stack is used in its one form; and that every branch ends where it may. It knows the registers' roles and
-// the shape of a check, and of the translator nothing: what it reads are the emitted bytes, the mode, and the edges
-// that may be linked later. It allocates nothing.
+// no address of the host's reaches a register of the guest's; that the shadow stack is used in its one form; and that
+// every branch ends where it may. It knows the registers' roles and the shape of a check, and of the translator nothing:
+// what it reads are the emitted bytes, the mode, and the edges that may be linked later. It allocates nothing.
 //
 // Emitted code is structured, which makes one pass enough: hot code branches forward, or to cold code, which comes back
 // to a later place in the hot half or leaves. So a path into cold code is followed at once, and what it knows where it
@@ -211,8 +211,25 @@ struct CheckVerdict {
   mutating func unknown() -> CheckedValue {
     let id = nextID
     nextID = id &+ 1
-    if id > 0xFFFF { refuse(.size) }
+    if id >= CheckedValue.secretID { refuse(.size) }
     return CheckedValue(.sum, id)
+  }
+
+  /// Nothing is known of register (or kept value) `number`, but that it comes from `value`.
+  @inline(__always)
+  mutating func lose(_ number: Int, from value: CheckedValue) {
+    state[number] = unknown()
+    if value.isSecret { state[number].head |= CheckedValue.secretID << 16 }
+  }
+
+  /// Whoever goes on elsewhere shows the guest its registers: none tells where something of the host's lies. `register`:
+  /// another that does not.
+  @inline(__always)
+  mutating func hideSecrets(_ register: Int = 0) {
+    // RAX RCX RDX RBX RBP RSI RDI R8 R9 R10 R12.
+    var all = state[register].head | state[12].head
+    for number in 0..<11 where number != Role.rsp { all |= state[number].head }
+    if all & CheckedValue.secretBits != 0 { refuse(.secret) }
   }
 
   /// Nothing is known of register (or kept value) `number`.
@@ -226,8 +243,12 @@ struct CheckVerdict {
   mutating func forget() {
     let id = nextID
     nextID = id &+ UInt64(CheckedState.joined)
-    if nextID > 0x1_0000 { return refuse(.size) }
-    for number in 0..<CheckedState.joined { state[number] = CheckedValue(.sum, id &+ UInt64(number)) }
+    if nextID > CheckedValue.secretID { return refuse(.size) }
+    // The scratch registers and what is kept hold what they held elsewhere.
+    for number in 0..<CheckedState.joined {
+      let secret = number >= Role.t2 ? CheckedValue.secretID : 0
+      state[number] = CheckedValue(.sum, id &+ UInt64(number) | secret)
+    }
     for number in CheckedState.joined..<CheckedState.count { state[number] = CheckedValue(.sum) }
   }
 
@@ -250,7 +271,7 @@ struct CheckVerdict {
             .host, 0, low, more: a.isWritable && b.isWritable ? CheckedValue.writable : 0, extra: high &- low)
         }
       }
-      state[number] = joined ?? unknown()
+      if let joined { state[number] = joined } else { lose(number, from: a.isSecret ? a : b) }
     }
     if state[CheckedState.flags] != other[CheckedState.flags] { loseFlags() }
     for number in [CheckedState.exit, CheckedState.string] where state[number] != other[number] {
@@ -292,6 +313,7 @@ struct CheckVerdict {
     if place == nextEntry {
       // Whoever comes from outside knows nothing but where the shadow stack is.
       if isPushed { return refuse(.frame) }
+      hideSecrets()
       forget()
       nextEntry = nextEntry < block.plainEntry ? block.plainEntry : Int.max
     }

@@ -72,7 +72,7 @@ extension CheckPass {
     if Role.isReserved(host.reg) { return refuse(.reserved) }
     if host.isMemory {
       if isOnPage { return storeRegister() }
-      if state[host.reg].isKind(.host) || state[host.reg].isKind(.addend) { return refuse(.secret) }
+      if state[host.reg].isSecret { return refuse(.secret) }
       return general()
     }
     if Role.isReserved(host.rm) { return refuse(.reserved) }
@@ -81,7 +81,7 @@ extension CheckPass {
     } else if isLong && host.rm == Role.t1 && host.reg != host.rm && state[host.reg].isSum {
       state[host.rm] = state[host.reg].turned(.low)
     } else {
-      lose(host.rm)
+      lose(host.rm, from: state[host.reg])
     }
   }
 
@@ -100,7 +100,7 @@ extension CheckPass {
         return isRight ? () : refuse(.place)
       }
     }
-    if value.isKind(.host) || value.isKind(.addend) { return refuse(.secret) }
+    if value.isSecret { return refuse(.secret) }
     accessPage(host.displacement, size, write: true)
   }
 
@@ -158,33 +158,43 @@ extension CheckPass {
       return
     }
     if Role.isReserved(host.reg) { return refuse(.reserved) }
-    guard host.base >= 0, !host.has66 else { return lose(host.reg) }
+    guard host.base >= 0, !host.has66 else {
+      var source = host.base >= 0 ? state[host.base] : CheckedValue(.sum)
+      if host.index >= 0 && !source.isSecret { source = state[host.index] }
+      return lose(host.reg, from: source)
+    }
     let base = state[host.base]
     if !host.isWide {
       // Outside 64-bit mode a return address in the page is computed so.
       let isAddress = host.reg == Role.t2 && host.index < 0 && base.isSum && base.id == CheckPass.pageID
       let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
-      state[host.reg] = isAddress && !overflow ? CheckedValue(.low, base.id, sum) : unknown()
+      if isAddress && !overflow {
+        state[host.reg] = CheckedValue(.low, base.id, sum)
+      } else {
+        lose(host.reg, from: base.isSecret || host.index < 0 ? base : state[host.index])
+      }
       return
     }
     if host.index < 0 {
       if base.isSum {
         let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
-        state[host.reg] = overflow ? unknown() : CheckedValue(.sum, base.id, sum)
+        if overflow { lose(host.reg, from: base) } else { state[host.reg] = CheckedValue(.sum, base.id, sum) }
       } else if base.isKind(.host) {
         // A few thousand displacements do not overflow.
         state[host.reg] = CheckedValue(head: base.head, offset: base.offset &- host.displacement)
       } else {
-        lose(host.reg)
+        lose(host.reg, from: base)
       }
       return
     }
     let addend = state[host.index]
-    guard host.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else { return lose(host.reg) }
+    guard host.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else {
+      return lose(host.reg, from: base.isSecret ? base : addend)
+    }
     let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
     let (low, overflowToo) = addend.offset.subtractingReportingOverflow(sum)
     // What is far from what was checked is of no use.
-    guard !overflow, !overflowToo, low > -(1 << 32), low < 1 << 32 else { return lose(host.reg) }
+    guard !overflow, !overflowToo, low > -(1 << 32), low < 1 << 32 else { return lose(host.reg, from: addend) }
     state[host.reg] = CheckedValue(
       .host, 0, low, more: addend.isWritable ? CheckedValue.writable : 0, extra: addend.extra)
   }
@@ -312,7 +322,7 @@ extension CheckPass {
       if value.isKind(.shifted) && host.immediate == (Int(CHOST_TLB_ENTRIES) &- 1) << 4 {
         state[host.rm] = value.turned(.entry)
       } else {
-        state[host.rm] = unknown()
+        lose(host.rm, from: value)
         state[host.rm].head |= UInt64(truncatingIfNeeded: host.immediate &+ 1) << 32
       }
       loseFlags()
@@ -340,7 +350,11 @@ extension CheckPass {
     if Role.isReserved(host.rm) { return refuse(.reserved) }
     let value = state[host.rm]
     let (sum, overflow) = value.offset.addingReportingOverflow(constant)
-    state[host.rm] = value.isSum && !overflow ? CheckedValue(.sum, value.id, sum) : unknown()
+    if value.isSum && !overflow {
+      state[host.rm] = CheckedValue(.sum, value.id, sum)
+    } else {
+      lose(host.rm, from: value)
+    }
     loseFlags()
   }
 
@@ -353,7 +367,7 @@ extension CheckPass {
     } else if value.isKind(.product) && host.immediate == Int(CHOST_JUMP_SHIFT) {
       state[host.rm] = value.turned(.jumpIndex)
     } else {
-      lose(host.rm)
+      lose(host.rm, from: value)
     }
     loseFlags()
   }

@@ -23,6 +23,7 @@ extension CheckPass {
 
   /// A jump out of the block.
   mutating func leave(to target: Int) {
+    hideSecrets(target == block.stubs.jumpMiss || target == block.stubs.branchMiss ? Role.t0 : 0)
     if target == block.stubs.exit { return exit() }
     if target == block.stubs.jumpMiss { return isPushed ? refuse(.frame) : () }
     if target == block.stubs.branchMiss { return isPushed ? refuse(.frame) : isBranchWord ? () : refuse(.request) }
@@ -34,6 +35,7 @@ extension CheckPass {
     if block.edgeCount == 0 { return }
     let number = edge(to: target)
     if number < 0 { return }
+    hideSecrets()
     let edge = recordedEdge(number)
     let t0 = state[Role.t0], stack = state[CheckedState.stack]
     switch edge.kind {
@@ -70,6 +72,7 @@ extension CheckPass {
   mutating func call() {
     let target = next &+ host.immediate
     let stubs = block.stubs
+    hideSecrets(target == stubs.jumpMiss || target == stubs.callMiss ? Role.t0 : 0)
     if target == stubs.tlbMiss || target == stubs.slotMiss || target == stubs.groupMiss {
       if isPushed { return refuse(.frame) }
       return miss(target)
@@ -113,7 +116,7 @@ extension CheckPass {
   /// A miss of the TLB, a slot or a group: T0 is the linear address, T1 the request and then the answer.
   private mutating func miss(_ target: Int) {
     let linear = state[Role.t0], word = state[Role.t1]
-    guard linear.isSum, word.isConstant else { return refuse(.request) }
+    guard linear.isSum, !linear.isSecret, word.isConstant else { return refuse(.request) }
     let request = UInt64(bitPattern: Int64(word.offset))
     let reason = request >> UInt64(CHOST_INFO_REASON_SHIFT) & 0xFF
     guard reason == UInt64(CHOST_EXIT_MEMORY), (request & UInt64(CHOST_INFO_USER) != 0) == isUser else {
@@ -206,6 +209,7 @@ extension CheckPass {
       refuse(.jump)
       return false
     }
+    hideSecrets(Role.t0)
     if host.digit == 4 {
       if isPushed { refuse(.frame) }
       return endPath()
@@ -222,6 +226,7 @@ extension CheckPass {
     if Role.isReserved(host.rm) { return refuse(.reserved) }
     if isPushed || host.has66 { return refuse(.frame) }
     let value = state[host.rm]
+    if value.isSecret { return refuse(.secret) }
     let isInPage = (value.isSum || value.isKind(.low)) && value.id == CheckPass.pageID
     state[CheckedState.stack] = CheckedValue(
       head: 1 | (isInPage ? UInt64(value.offset & 4095) &+ 1 : 0) << 32, offset: 0)
@@ -264,6 +269,7 @@ extension CheckPass {
       refuse(.frame)
       return false
     }
+    hideSecrets(Role.t0)
     return endPath()
   }
 }

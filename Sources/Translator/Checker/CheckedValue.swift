@@ -10,6 +10,7 @@ struct CheckedValue: Equatable, BitwiseCopyable {
   var offset: Int
 
   init(_ kind: Kind, _ id: UInt64 = 0, _ offset: Int = 0, more: UInt64 = 0, extra: Int = 0) {
+    let more = kind == .addend || kind == .host ? more | CheckedValue.secret : more
     head = kind.rawValue | more << 8 | id << 16 | UInt64(truncatingIfNeeded: extra) << 32
     self.offset = offset
   }
@@ -68,6 +69,11 @@ struct CheckedValue: Equatable, BitwiseCopyable {
     @inline(__always) get { head & CheckedValue.writable << 8 != 0 }
   }
 
+  /// It tells where something of the host's lies, or may: what the scratch registers hold on the way in may be such.
+  var isSecret: Bool {
+    @inline(__always) get { head & CheckedValue.secretBits != 0 }
+  }
+
   /// The same unknown and offset, whatever else is said of it.
   @inline(__always)
   func isOf(_ other: CheckedValue) -> Bool { (head ^ other.head) & 0xFFFF_0000 == 0 && offset == other.offset }
@@ -81,6 +87,11 @@ struct CheckedValue: Equatable, BitwiseCopyable {
 
   // `more`.
   static let writable: UInt64 = 1
+  /// Of addends and host addresses.
+  static let secret: UInt64 = 32
+  /// In an unknown's number: it may be one.
+  static let secretID: UInt64 = 0x8000
+  static let secretBits = secret << 8 | secretID << 16
   /// Of flags: bits 3:0 are the condition that must not hold, and this says that it did not.
   static let passed: UInt64 = 16
 }

@@ -58,6 +58,8 @@ struct HostEncoding {
   var traits: UInt16 = 0
   /// Values of L and W that it is not for.
   var excluded: UInt8 = 0
+  /// The operand that is written is read, too.
+  var readsWritten = false
   /// The row that may be meant instead.
   var next: UInt16 = 0
 
@@ -167,10 +169,16 @@ private struct HostEncodingsBuilder {
   }
 
   private mutating func place(_ number: UInt16, _ row: Opcode) {
-    // F2 and F3 before a row that names no prefix mean nothing, and are never emitted.
+    // F2 and F3 before a row that names no prefix mean nothing, and are never emitted. A branch with 66 goes elsewhere on
+    // AMD's processors, which cut RIP to 16 bits (APM volume 3, near jumps).
+    let isBranch =
+      switch encodings[Int(number)].action {
+      case .branch, .loop, .jump, .call, .indirect, .ret: true
+      default: false
+      }
     let prefixes: [Int] =
       switch row.prefix {
-      case .any: [0, 1]
+      case .any: isBranch ? [0] : [0, 1]
       case .none: [0]
       case .p66: [1]
       case .pF3: [2]
@@ -255,6 +263,7 @@ extension HostEncoding {
     if isVEX && row.rule == .copy { excluded |= HostEncoding.l1 }
     if row.flags.writesMaybe != 0 { traits |= HostEncoding.flagsWritten }
     let writes = row.access == .write || row.access == .readWrite
+    readsWritten = row.access == .readWrite || row.attribute == .exchange
     add(row.operand1, written: writes)
     add(row.operand2, written: row.attribute == .exchange || row.attribute == .secondWritten)
     add(row.operand3, written: false)

@@ -219,8 +219,14 @@ extension CheckPass {
     if block.isScratch && displacement == Int(CHOST_BOUNCE) && size <= 1024 { return }
     if block.counter != 0 && displacement == block.counter && size == 8 { return }
     guard page.isReadable(displacement, size) else { return refuse(.place) }
-    if !write { return }
     let last = displacement &+ size &- 1
+    if !write {
+      for place in [displacement, last] where page[place] == .kept {
+        let kept = page.kept(place & ~7)
+        if kept >= 0 && state[kept].isSecret { refuse(.secret) }
+      }
+      return
+    }
     switch (page[displacement], page[last]) {
     case (.state, .state): break
     case (.kept, .kept):
@@ -229,7 +235,7 @@ extension CheckPass {
       guard first == last & ~7, first >= page.scratch, first < page.scratch &+ 16 else { return refuse(.place) }
       let kept = page.kept(first)
       if kept < 0 { return refuse(.place) }
-      lose(kept)
+      lose(kept, from: state[kept])
     default: refuse(.place)
     }
   }
@@ -242,11 +248,12 @@ extension CheckPass {
     let encoding = encoding
     if host.isMemory { access(size, write: encoding.has(HostEncoding.memoryWritten)) }
     if encoding.traits & (HostEncoding.regIsGeneral | HostEncoding.rmIsGeneral) != 0 {
-      if encoding.has(HostEncoding.regIsGeneral) {
-        field(host.reg, isByte: encoding.has(HostEncoding.regIsByte), written: encoding.has(HostEncoding.regWritten))
-      }
+      // The source first: it may be the target.
       if !host.isMemory && encoding.has(HostEncoding.rmIsGeneral) {
         field(host.rm, isByte: encoding.has(HostEncoding.rmIsByte), written: encoding.has(HostEncoding.rmWritten))
+      }
+      if encoding.has(HostEncoding.regIsGeneral) {
+        field(host.reg, isByte: encoding.has(HostEncoding.regIsByte), written: encoding.has(HostEncoding.regWritten))
       }
     }
     if encoding.traits & (HostEncoding.vvvvIsGeneral | HostEncoding.plusIsGeneral) != 0 {
@@ -272,6 +279,9 @@ extension CheckPass {
     // AH CH DH BH.
     if isByte && !host.hasREX && number >= 4 { register = number & 3 }
     if Role.isReserved(register) { return refuse(.reserved) }
+    // What is written in part is read as well.
+    let isRead = !written || encoding.readsWritten || isByte || host.has66 && encoding.size == .operandSize
+    if isRead && state[register].isSecret { return refuse(.secret) }
     if written { lose(register) }
   }
 }
