@@ -272,7 +272,8 @@ extension CheckPass {
       field(i, i.rm, isByte: encoding.has(HostEncoding.plusIsByte), written: encoding.has(HostEncoding.plusWritten))
     }
     if encoding.hidden != 0 {
-      for register in 0..<3 where encoding.hidden >> UInt8(register) & 1 != 0 { lose(register) }
+      // Not each of them is written for sure.
+      for register in 0..<3 where encoding.hidden >> UInt8(register) & 1 != 0 { lose(register, from: state[register]) }
     }
     if encoding.has(HostEncoding.flagsWritten) { loseFlags() }
   }
