@@ -6,8 +6,9 @@
 // of the tables and stubs; the unchanged block must be harmless there in every one of them.
 //
 // What may be accepted although the machine calls it dangerous, and why:
-// - A branch to the middle of an instruction: in cold code, or in hot code that nobody comes to otherwise, because a jump
-//   ends in front of it. The checker follows each path as it will be executed, and judges what the bytes mean on it.
+// - A branch to the middle of an instruction: in cold code, or in hot code that nobody comes to otherwise, because a
+//   jump ends in front of it. The checker follows each path as it will be executed, and judges what the bytes mean
+//   on it. Executed from there, none of them does anything else that is dangerous.
 // Nothing else: an access outside the windows, above all, is refused every time.
 
 import CHost
@@ -137,7 +138,10 @@ private struct MutantSurvey {
     code.change(mutant.bytes, at: mutant.place)
     defer { code.restore() }
     let problem = checker.check(code.block).problem
-    let danger = danger(mutant, machine, reached, base)
+    var danger = danger(mutant, machine, reached, base)
+    if danger == .middle && problem == nil {
+      danger = self.danger(mutant, machine, reached, base, goesOn: true) ?? danger
+    }
     var count = counts[mutant.kind] ?? MutantCounts()
     count.made += 1
     if let danger {
@@ -154,14 +158,16 @@ private struct MutantSurvey {
     counts[mutant.kind] = count
   }
 
-  private func danger(_ mutant: Mutant, _ machine: MutantMachine, _ reached: UInt32, _ base: UInt64) -> MutantDanger? {
+  private func danger(
+    _ mutant: Mutant, _ machine: MutantMachine, _ reached: UInt32, _ base: UInt64, goesOn: Bool = false
+  ) -> MutantDanger? {
     var seeds: [UInt64] = []
     for number in 0..<MutantSurvey.runs where reached >> UInt32(number) & 1 != 0 { seeds.append(seed(base, number)) }
     for seed in seeds.prefix(6) {
-      if let danger = machine.start(MutantRun(seed: seed), { _ in }) { return danger }
+      if let danger = machine.start(MutantRun(seed: seed, goesOn: goesOn), { _ in }) { return danger }
     }
     for variant in 0..<8 {
-      let run = MutantRun(seed: seeds[variant % seeds.count], near: mutant.place, variant: variant)
+      let run = MutantRun(seed: seeds[variant % seeds.count], near: mutant.place, variant: variant, goesOn: goesOn)
       if let danger = machine.start(run, { _ in }) { return danger }
     }
     return nil

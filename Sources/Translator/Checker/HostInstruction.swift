@@ -248,24 +248,23 @@ extension CheckPass {
     let encoding = encoding
     if host.isMemory { access(size, write: encoding.has(HostEncoding.memoryWritten)) }
     if encoding.traits & (HostEncoding.regIsGeneral | HostEncoding.rmIsGeneral) != 0 {
-      // The source first: it may be the target.
+      // Sources first: they may be the target.
       if !host.isMemory && encoding.has(HostEncoding.rmIsGeneral) {
         field(host.rm, isByte: encoding.has(HostEncoding.rmIsByte), written: encoding.has(HostEncoding.rmWritten))
+      }
+      if encoding.has(HostEncoding.vvvvIsGeneral) {
+        field(host.vvvv, isByte: false, written: encoding.has(HostEncoding.vvvvWritten))
       }
       if encoding.has(HostEncoding.regIsGeneral) {
         field(host.reg, isByte: encoding.has(HostEncoding.regIsByte), written: encoding.has(HostEncoding.regWritten))
       }
     }
-    if encoding.traits & (HostEncoding.vvvvIsGeneral | HostEncoding.plusIsGeneral) != 0 {
-      if encoding.has(HostEncoding.vvvvIsGeneral) {
-        field(host.vvvv, isByte: false, written: encoding.has(HostEncoding.vvvvWritten))
-      }
-      if encoding.has(HostEncoding.plusIsGeneral) {
-        field(host.rm, isByte: encoding.has(HostEncoding.plusIsByte), written: encoding.has(HostEncoding.plusWritten))
-      }
+    if encoding.has(HostEncoding.plusIsGeneral) {
+      field(host.rm, isByte: encoding.has(HostEncoding.plusIsByte), written: encoding.has(HostEncoding.plusWritten))
     }
     if encoding.hidden != 0 {
-      for register in 0..<3 where encoding.hidden >> UInt8(register) & 1 != 0 { lose(register) }
+      // Not each of them is written for sure.
+      for register in 0..<3 where encoding.hidden >> UInt8(register) & 1 != 0 { lose(register, from: state[register]) }
     }
     if encoding.has(HostEncoding.flagsWritten) { loseFlags() }
   }

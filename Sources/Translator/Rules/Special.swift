@@ -117,13 +117,19 @@ extension BlockBuilder {
     return true
   }
 
-  /// MOV between a register's low bytes and memory.
+  /// MOV between a register's low bytes and memory. A scratch register keeps nothing of what it held.
   private mutating func move(_ register: HostRegister, _ memory: HostMemory, size: Int, isStore: Bool) {
     mayFault()
     if !isStore { hot.note(register) }
-    if size == 2 { hot.byte(0x66) }
+    let extends = !isStore && size < 4 && register == RegisterMap.t2
+    if size == 2 && !extends { hot.byte(0x66) }
     hot.rex(w: size == 8, reg: register, memory: memory)
-    hot.byte((isStore ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
+    if extends {
+      hot.byte(0x0F)
+      hot.byte(size == 1 ? 0xB6 : 0xB7)
+    } else {
+      hot.byte((isStore ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
+    }
     hot.modRM(reg: register, memory: memory)
   }
 
