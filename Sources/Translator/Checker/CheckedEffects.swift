@@ -26,6 +26,7 @@ extension CheckPass {
     case .shift: shift()
     case .step: addConstant(host.digit == 0 ? 1 : -1)
     case .multiply: multiply()
+    case .test: test()
     case .constant: constant()
     case .storeConstant: storeConstant()
     case .bit: bit()
@@ -369,6 +370,13 @@ extension CheckPass {
     } else {
       lose(host.rm, from: value)
     }
+    loseFlags()
+  }
+
+  /// TEST r/m, immediate: where in its page a host address lies is no secret.
+  private mutating func test() {
+    let isAlignment = !host.isMemory && isLong && host.immediate >= 0 && host.immediate < 4096
+    guard isAlignment, !Role.isReserved(host.rm) else { return general() }
     loseFlags()
   }
 

@@ -14,7 +14,7 @@ enum HostAction: UInt8 {
   /// Nothing at all.
   case nothing
   // What checks are made of, and what computes addresses.
-  case move, load, lea, add, subtract, compare, and, immediate, shift, step, multiply, constant, storeConstant
+  case move, load, lea, add, subtract, compare, and, immediate, shift, step, multiply, constant, storeConstant, test
   // Control.
   case branch, loop, jump, call, indirect, ret, push
   /// A bit test: a register says which bit of the operand.
@@ -410,6 +410,7 @@ extension HostEncoding {
     case (0x23, _): .and
     case (0x81, _), (0x83, _): .immediate
     case (0xC1, .ext5): .shift
+    case (0xF7, .ext0): .test
     case (0xFF, .ext0), (0xFF, .ext1): .step
     case (0x69, _): .multiply
     case (0xB8, _): .constant
