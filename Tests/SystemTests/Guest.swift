@@ -70,6 +70,8 @@ enum Guest {
     private let directory: URL
     private let started = ContinuousClock.now
     private let name: String
+    /// Where the run writes its counters.
+    private var json: String?
 
     /// - Parameter limit: Seconds, on an idle host, after which the process is killed and the test fails.
     init(_ arguments: [String], input: String? = nil, limit: Double = 30, name: String) throws {
@@ -85,6 +87,10 @@ enum Guest {
       if let model = Guest.model, arguments.first == "run", !arguments.contains("--cpu-model") {
         arguments.insert(contentsOf: ["--cpu-model", model], at: 1)
       }
+      if arguments.first == "run", !arguments.contains("--json"), !arguments.contains("--unchecked") {
+        arguments.insert(contentsOf: ["--json", directory.appending(path: "json").path], at: 1)
+      }
+      if let option = arguments.firstIndex(of: "--json"), option + 1 < arguments.count { json = arguments[option + 1] }
       process.arguments = arguments
       process.standardInput = try FileHandle(forReadingFrom: files[0])
       process.standardOutput = try FileHandle(forWritingTo: files[1])
@@ -112,6 +118,16 @@ enum Guest {
       return false
     }
 
+    /// No guest makes translated code that its checker refuses, or that faults where nothing may.
+    private func checkCounters() {
+      guard let json, let data = FileManager.default.contents(atPath: json),
+        let root = try? JSONSerialization.jsonObject(with: data) as? [String: Any],
+        let counters = root["counters"] as? [String: Any], let blocks = counters["blocksTranslated"] as? Int
+      else { return }
+      #expect(counters["blocksChecked"] as? Int == blocks)
+      #expect(counters["blocksRefused"] as? Int == 0 && counters["softFaults"] as? Int == 0)
+    }
+
     func send(_ signal: Int32) { kill(process.processIdentifier, signal) }
 
     /// Waits for the end and cleans up. The console is kept when `expected` is not the status.
@@ -126,6 +142,7 @@ enum Guest {
           + "\(result.seconds) s\n--- stderr\n\(result.errors)\n--- console\n\(result.output)"
         try? log.write(toFile: "\(logs)/\(name)-\(process.processIdentifier).log", atomically: true, encoding: .utf8)
       }
+      checkCounters()
       try? FileManager.default.removeItem(at: directory)
       return result
     }
