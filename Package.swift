@@ -27,7 +27,7 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 // The fuzz targets reach what only a build for tests shows (`@testable`): a test target, but for libFuzzer's executable,
 // which scripts/fuzz builds with LGUEST_FUZZ=1 in a directory of its own.
 let fuzzed: [Target.Dependency] = [
-  "Lguest", "LguestCommand", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "X86",
+  "Lguest", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "X86",
   "GuestCode", "TestSupport", logging, system,
   .product(name: "ArgumentParser", package: "swift-argument-parser"),
 ]
@@ -35,13 +35,17 @@ let fuzzing: [Target] =
   Context.environment["LGUEST_FUZZ"] == "1"
   ? [
     .target(
-      name: "FuzzTargets", dependencies: fuzzed, path: "Tests/FuzzTargets", exclude: ["Cases"], swiftSettings: settings),
+      name: "FuzzTargets", dependencies: fuzzed, path: "Tests/FuzzTargets", exclude: ["Cases"],
+      // Code of an executable is linked into tests only.
+      swiftSettings: settings + [.define("LGUEST_WITHOUT_COMMAND")]),
+    .target(name: "CFuzzer", path: "Tests/CFuzzer"),
     .executableTarget(
-      name: "FuzzDriver", dependencies: ["FuzzTargets"], path: "Tests/FuzzDriver", swiftSettings: settings),
+      name: "FuzzDriver", dependencies: ["FuzzTargets", "CFuzzer"], path: "Tests/FuzzDriver", swiftSettings: settings),
   ]
   : [
     .testTarget(
-      name: "FuzzTargets", dependencies: fuzzed, path: "Tests/FuzzTargets", exclude: ["Cases"], swiftSettings: settings),
+      name: "FuzzTargets", dependencies: fuzzed + ["LguestCommand"], path: "Tests/FuzzTargets", exclude: ["Cases"],
+      swiftSettings: settings),
     tests("FuzzTests", ["FuzzTargets"]),
   ]
 

@@ -14,6 +14,8 @@ public struct FuzzRun {
   public struct Outcome {
     public var inputs = 0
     public var seconds = 0.0
+    /// What the slowest input took.
+    public var slowest = 0.0
     /// What was wrong with the last input, and where it lies.
     public var failure: String?
     public var file: FilePath?
@@ -51,16 +53,29 @@ public struct FuzzRun {
       try descriptor.writeAll(toAbsoluteOffset: 0, input)
       guard ftruncate(descriptor.rawValue, off_t(input.count)) == 0 else { throw Errno(rawValue: errno) }
       watch.begin()
+      let start = HostClock.monotonic
+      defer { outcome.slowest = max(outcome.slowest, Double(HostClock.monotonic &- start) / 1e9) }
       do { try target.run(input) } catch {
         outcome.failure = "\(error)"
         outcome.file = file
         break
       }
       outcome.inputs += 1
+      if HostClock.monotonic &- start > FuzzRun.slow { try keepSlow(input) }
     }
     outcome.seconds = Double(HostClock.monotonic &- begin) / 1e9
     if outcome.failure == nil { _ = unsafe unlink(file.string) }
     return outcome
+  }
+
+  /// One that takes this long is kept, though it may be the host that was slow.
+  private static let slow: UInt64 = 3_000_000_000
+
+  private func keepSlow(_ input: [UInt8]) throws {
+    let copy = try FileDescriptor.open(
+      FilePath(file.string + "-slow"), .writeOnly, options: [.create, .truncate], permissions: .ownerReadWrite)
+    defer { try? copy.close() }
+    try copy.writeAll(input)
   }
 
   // MARK: Inputs

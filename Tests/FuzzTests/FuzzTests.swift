@@ -27,8 +27,8 @@ import Testing
     let seed = TestSeed.of("fuzz \(target.name)")
     var run = FuzzRun(target, seed: seed, in: FuzzTests.folder)
     let outcome = try run.run(seconds: FuzzTests.seconds)
-    let time = (outcome.seconds * 10).rounded() / 10
-    print("fuzz \(target.name): \(outcome.inputs) inputs in \(time) s, seed \(seed)")
+    let (time, slowest) = ((outcome.seconds * 10).rounded() / 10, (outcome.slowest * 1000).rounded() / 1000)
+    print("fuzz \(target.name): \(outcome.inputs) inputs in \(time) s, the slowest \(slowest) s, seed \(seed)")
     if let failure = outcome.failure { Issue.record("\(target.name): \(failure); the input is \(outcome.file ?? "")") }
     // Even on a busy host.
     #expect(outcome.inputs >= Int(FuzzTests.seconds * 2))

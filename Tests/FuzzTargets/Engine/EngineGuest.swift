@@ -31,6 +31,9 @@ final class EngineGuest {
   let memory: GuestMemory
   let translation: Translation
   let cpus: [TranslatedCPU]
+  /// The tables and handlers as they were made.
+  private var tables: [(place: UInt64, bytes: [UInt8])] = []
+  private static let tables: [Range<UInt64>] = [0x1000..<0xF000, handlers..<handlers + 0x2000]
   var cpu: TranslatedCPU { cpus[0] }
 
   private static let cpuid = CPUIDTable([
@@ -52,6 +55,7 @@ final class EngineGuest {
     self.translation = translation
     cpus = try (0..<count).map { try translation.makeCPU($0) }
     try makeTables()
+    for piece in EngineGuest.tables { tables.append((piece.lowerBound, try bytes(piece))) }
   }
 
   // MARK: Memory
@@ -70,7 +74,18 @@ final class EngineGuest {
 
   static func isUser(page: UInt64) -> Bool { userPages.contains(page) }
 
-  func makeTables() throws {
+  private func bytes(_ range: Range<UInt64>) throws -> [UInt8] {
+    try memory.bytes(at: GuestPhysical(range.lowerBound), count: range.count)
+  }
+
+  /// Makes tables and handlers what they were. What has not changed is left alone: it may be translated.
+  func restoreTables() throws {
+    for piece in tables where try bytes(piece.place..<piece.place + UInt64(piece.bytes.count)) != piece.bytes {
+      try load(piece.bytes, at: piece.place)
+    }
+  }
+
+  private func makeTables() throws {
     typealias Guest = EngineGuest
     try poke(Guest.pdpt | 7, at: Guest.pml4)
     try poke(Guest.directory | 7, at: Guest.pdpt)
@@ -243,7 +258,10 @@ final class EngineGuest {
   // MARK: Running
 
   /// Runs one vCPU from a state, with random answers to what it asks, until it halts, is kicked or asked often enough.
-  func run(_ number: Int, _ random: inout SeededGenerator, exits: Int = 12) throws {
+  ///
+  /// - Returns: False after a triple fault: what a processor is then is nobody's affair.
+  @discardableResult
+  func run(_ number: Int, _ random: inout SeededGenerator, exits: Int = 12) throws -> Bool {
     let cpu = cpus[number]
     for _ in 0..<exits {
       if random.next() % 4 == 0 && cpu.canAcceptInterrupt { cpu.inject(interrupt: UInt8(random.next() & 0xFF)) }
@@ -253,11 +271,20 @@ final class EngineGuest {
       case .portRead, .mmioRead: cpu.completeRead(random.next())
       case .msrRead: random.next() % 2 == 0 ? cpu.completeRead(random.next()) : cpu.refuseMSR()
       case .msrWrite: random.next() % 2 == 0 ? cpu.completeWrite() : cpu.refuseMSR()
-      case .kicked, .shutdown: return
+      case .kicked: return true
+      case .shutdown: return false
       case .failed(let text): throw FuzzFailure("the engine failed: \(text)")
-      case .halt: if random.next() % 4 != 0 { return }
+      case .halt: if random.next() % 4 != 0 { return true }
       default: break
       }
+    }
+    return true
+  }
+
+  /// What a guest comes to by itself is no reason to refuse a saved machine.
+  func checkState() throws {
+    if let register = cpu.processor.impossibleRegister(in: cpu.processor.registers) {
+      throw FuzzFailure("impossible \(register.name) \(String(register.value, radix: 16))")
     }
   }
 

@@ -12,7 +12,7 @@ import X86
 enum PageTables {
   static func run(_ input: inout FuzzInput) throws {
     try Programs.run(&input) { guest, input in
-      try guest.makeTables()
+      try guest.restoreTables()
       let mode = input.below(4)
       let isUser = input.chance(3)
       for _ in 0..<input.below(24) { try damage(guest, mode, &input) }

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Targets that read text of strangers: lines over the control socket, command lines, JSON.
 
-import ArgumentParser
 import Foundation
 import Host
 import SystemPackage
 
 @testable import Lguest
-@testable import LguestCommand
+
+#if !LGUEST_WITHOUT_COMMAND
+  import ArgumentParser
+  @testable import LguestCommand
+#endif
 
 /// JSON.
 enum JSONText {
@@ -130,20 +133,28 @@ enum CommandLines {
     // The system hands over no zero bytes.
     let text = String(decoding: input.rest().filter { $0 != 0 }, as: UTF8.self)
     let words = text.split(separator: "\n", omittingEmptySubsequences: false).map(String.init)
-    do {
-      let command = try LguestCommand.parseAsRoot(words)
-      if let run = command as? RunCommand { _ = run.console.session }
-    } catch {
-      let message = LguestCommand.message(for: error)
-      _ = LguestCommand.fullMessage(for: error)
-      if LguestCommand.exitCode(for: error) != .success, message.isEmpty {
-        throw FuzzFailure("a refusal without a word: \(words)")
-      }
-    }
+    #if !LGUEST_WITHOUT_COMMAND
+      try parse(words)
+    #endif
     // Refusals show what was typed as it was typed; the command's own line ends where that does.
     for word in words where !word.unicodeScalars.contains(where: { $0.value < 0x20 }) { try quantities(word) }
     try kernels(text)
   }
+
+  #if !LGUEST_WITHOUT_COMMAND
+    private static func parse(_ words: [String]) throws {
+      do {
+        let command = try LguestCommand.parseAsRoot(words)
+        if let run = command as? RunCommand { _ = run.console.session }
+      } catch {
+        let message = LguestCommand.message(for: error)
+        _ = LguestCommand.fullMessage(for: error)
+        if LguestCommand.exitCode(for: error) != .success, message.isEmpty {
+          throw FuzzFailure("a refusal without a word: \(words)")
+        }
+      }
+    }
+  #endif
 
   private static func quantities(_ word: String) throws {
     do throws(QuantityError) {
