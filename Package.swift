@@ -24,6 +24,31 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
   .testTarget(name: name, dependencies: dependencies + ["TestSupport"], swiftSettings: settings)
 }
 
+// The fuzz targets reach what only a build for tests shows (`@testable`): a test target, but for libFuzzer's executable,
+// which scripts/fuzz builds with LGUEST_FUZZ=1 in a directory of its own.
+let fuzzed: [Target.Dependency] = [
+  "Lguest", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "X86",
+  "GuestCode", "TestSupport", logging, system,
+  .product(name: "ArgumentParser", package: "swift-argument-parser"),
+]
+let fuzzing: [Target] =
+  Context.environment["LGUEST_FUZZ"] == "1"
+  ? [
+    .target(
+      name: "FuzzTargets", dependencies: fuzzed, path: "Tests/FuzzTargets", exclude: ["Cases"],
+      // Code of an executable is linked into tests only.
+      swiftSettings: settings + [.define("LGUEST_WITHOUT_COMMAND")]),
+    .target(name: "CFuzzer", path: "Tests/CFuzzer"),
+    .executableTarget(
+      name: "FuzzDriver", dependencies: ["FuzzTargets", "CFuzzer"], path: "Tests/FuzzDriver", swiftSettings: settings),
+  ]
+  : [
+    .testTarget(
+      name: "FuzzTargets", dependencies: fuzzed + ["LguestCommand"], path: "Tests/FuzzTargets", exclude: ["Cases"],
+      swiftSettings: settings),
+    tests("FuzzTests", ["FuzzTargets"]),
+  ]
+
 let package = Package(
   name: "swift-lguest",
   products: [
@@ -85,5 +110,5 @@ let package = Package(
       cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
     tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
     tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
-  ]
+  ] + fuzzing
 )

@@ -17,10 +17,11 @@ extension RunLoop {
     registers.endOfInterrupt.offer()
   }
 
-  /// Ends the interrupt in service if the guest did so in memory; takes the offer back once another interrupt waits.
-  func settleEndOfInterrupt() {
+  /// Ends the interrupt in service if the guest did so in memory; takes the offer back once another interrupt waits, or
+  /// if the place where it was made is about to change.
+  func settleEndOfInterrupt(isMoving: Bool = false) {
     guard registers.endOfInterrupt.isOffered else { return }
-    if registers.endOfInterrupt.settle(withdrawing: apic.hasRequests) {
+    if registers.endOfInterrupt.settle(withdrawing: isMoving || apic.hasRequests) {
       apic.endOfInterrupt()
       statistics.interruptsEndedInMemory &+= 1
     }

@@ -312,6 +312,7 @@ final class RunLoop: @unchecked Sendable {
     }
     if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
       defer { engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel }
+      if KVMModelSpecificRegisters<ParavirtMemory>.movesEndOfInterrupt(index) { settleEndOfInterrupt(isMoving: true) }
       return registers.write(index, value, waited: waited)
     }
     if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }

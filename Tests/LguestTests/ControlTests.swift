@@ -45,15 +45,6 @@ import Testing
     #expect(JSONParser.value(String(repeating: "1", count: JSONParser.longestNumber + 1)) == nil)
     #expect(JSONParser.value(String(repeating: "9", count: 1_000_000)) == nil)
   }
-
-  @Test("random bytes do no harm") func fuzz() {
-    var random = SeededGenerator("JSON of random bytes")
-    let alphabet = Array("{}[]\":,\\u0123456789eE+-.tfn \u{7F}é".utf8)
-    for _ in 0..<20_000 {
-      let bytes = (0..<Int.random(in: 0..<24, using: &random)).map { _ in alphabet.randomElement(using: &random) ?? 0 }
-      if let value = JSONParser.value(String(decoding: bytes, as: UTF8.self)) { _ = value.text() }
-    }
-  }
 }
 
 @Suite("Control socket") struct ControlTests {

@@ -75,6 +75,19 @@ import Testing
     #expect(memory.loadWord(at: address) == 0xAAAA_AA00)
   }
 
+  @Test func anotherPlaceForgetsTheOffer() throws {
+    for value: UInt64 in [0, 0x2000 | 1, address | 1] {
+      var end = try enabled()
+      end.offer()
+      #expect(end.isOffered)
+      #expect(end.write(0x2000 | 2) == false)
+      #expect(end.isOffered)
+      #expect(end.write(value) == true)
+      // What is there now was not offered, and ends nothing.
+      #expect(!end.isOffered && !end.settle(withdrawing: false))
+    }
+  }
+
   @Test func resetForgets() throws {
     var end = try enabled()
     end.offer()

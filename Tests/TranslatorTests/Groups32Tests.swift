@@ -66,7 +66,7 @@ private final class Flat32Guest {
 
 @Suite("Groups in 32-bit code", .serialized) struct Groups32Tests {
   /// MOV, ADD and the like with [base + displacement]; PUSH, POP; what moves ESI, EBX and ESP.
-  private static func program(_ random: inout SplitMix64) -> [UInt8] {
+  private static func program(_ random: inout SeededGenerator) -> [UInt8] {
     func below(_ bound: UInt64) -> UInt64 { random.next() % bound }
     func long(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32($0 * 8)) } }
     var code: [UInt8] = []
@@ -98,7 +98,7 @@ private final class Flat32Guest {
     return code + [0xF4]
   }
 
-  private static func register(_ random: inout SplitMix64) -> UInt32 {
+  private static func register(_ random: inout SeededGenerator) -> UInt32 {
     let low = UInt32(truncatingIfNeeded: random.next() % 96)
     switch random.next() % 8 {
     case 0: return 0 &- low
@@ -112,7 +112,7 @@ private final class Flat32Guest {
   @Test("the same as one by one, wrapping or not") func agreement() throws {
     let grouped = try Flat32Guest(singleInstruction: false)
     let single = try Flat32Guest(singleInstruction: true)
-    var random = SplitMix64(state: TestSeed.of("groups in 32-bit code", fixed: 0x32))
+    var random = SeededGenerator(seed: TestSeed.of("groups in 32-bit code", fixed: 0x32))
     var wrapped = 0
     for number in 0..<4000 {
       let code = Self.program(&random)

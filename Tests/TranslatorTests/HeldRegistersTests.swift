@@ -12,7 +12,7 @@ import X86
 
 /// Writes random instructions of 64-bit mode that neither fault nor jump backwards.
 private struct StraightLine {
-  var random: SplitMix64
+  var random: SeededGenerator
   var code: [UInt8] = []
 
   mutating func below(_ bound: UInt64) -> UInt64 { random.next() % bound }
@@ -125,7 +125,7 @@ private struct StraightLine {
   @Test("the same as one by one") func agreement() throws {
     let whole = try FlatGuest(), single = try FlatGuest(singleInstruction: true)
     for guest in [whole, single] { guest.translation.cache.hotCode.isEverything = guest === whole }
-    var line = StraightLine(random: SplitMix64(state: TestSeed.of("held registers", fixed: 0x9E37)))
+    var line = StraightLine(random: SeededGenerator(seed: TestSeed.of("held registers", fixed: 0x9E37)))
     var blocks = 0
     for number in 0..<6000 {
       let code = line.program()

@@ -59,8 +59,8 @@ public struct InitialRAMDisk: Sendable {
       }
     }
     guard size > 0 else { return nil }
-    let lowest = (floor + 4095) & ~4095
-    guard floor < limit, size <= limit - floor, lowest <= (limit - size) & ~4095 else {
+    let highest = limit > size ? (limit - size) & ~4095 : 0
+    guard floor < limit, size <= limit - floor, floor <= highest, (floor + 4095) & ~4095 <= highest else {
       let room = limit > floor ? limit - floor : 0
       throw BootError(
         .initrd,
@@ -68,7 +68,7 @@ public struct InitialRAMDisk: Sendable {
         remedy: room < memory.lowEnd / 2 && limit == memory.lowEnd || memory.highEnd == GuestMemory.highStart
           ? "give the guest more memory" : "use a smaller initrd")
     }
-    let start = place == .lowest ? lowest : (limit - size) & ~4095
+    let start = place == .lowest ? (floor + 4095) & ~4095 : highest
     for part in opened {
       let address = GuestPhysical(start + part.offset)
       if let file = part.file {

@@ -26,10 +26,12 @@ public struct KVMEndOfInterrupt<Memory: GuestPhysicalWriter>: Sendable {
     value & 2 == 0 && (value & 1 == 0 || memory.contains(value & ~3, byteCount: 4))
   }
 
-  /// WRMSR at CPL 0; false is #GP(0), and nothing changes. An offer is taken back first, so call `settle` before.
+  /// WRMSR at CPL 0; false is #GP(0), and nothing changes. An offer is forgotten: whoever delivers interrupts takes it
+  /// back by `settle` before.
   public mutating func write(_ value: UInt64) -> Bool {
     guard accepts(value) else { return false }
     register = value
+    isOffered = false
     return true
   }
 

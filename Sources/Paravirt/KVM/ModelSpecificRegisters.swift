@@ -44,6 +44,9 @@ public struct KVMModelSpecificRegisters<Memory: GuestPhysicalWriter> {
     index == 0x11 || index == 0x12 || (0x4b56_4d00...0x4b56_4dff).contains(index)
   }
 
+  /// Whether WRMSR of this register moves or forgets the end-of-interrupt byte: an offer is to be settled before.
+  public static func movesEndOfInterrupt(_ index: UInt32) -> Bool { index == Register.endOfInterrupt.rawValue }
+
   private enum Register: UInt32 {
     case wallClock = 0x4b56_4d00, systemTime, asyncPageFault, stealTime, endOfInterrupt, pollControl
     case asyncPageFaultInterrupt, asyncPageFaultAcknowledge, migrationControl

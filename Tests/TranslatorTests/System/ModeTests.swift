@@ -70,7 +70,7 @@ import Testing
   @Test("VME: INT goes to the program's handler where the map allows, and the flag it sees is VIF")
   func virtualModeExtensions() throws {
     let guest = TestGuest()
-    FuzzTests.enter(guest, 5)
+    guest.enterVirtual8086()
     guest.page[\.rip] = 0x100
     guest.setRegister(GPR.rsp, 0x800)
     guest.page.rflags = RFLAGS.vm | RFLAGS.vif | RFLAGS.if | 2

@@ -3,6 +3,7 @@
 // Tests of the system instructions set it up in the mode they are about and execute one instruction at a time.
 
 import CHost
+import Glibc
 
 @testable import Translator
 @testable import X86
@@ -38,8 +39,8 @@ final class TestGuest {
   var state: ProcessorState { processor.state }
 
   init(cpuid: CPUIDTable = TestGuest.model) {
-    unsafe ram = UnsafeMutableRawPointer.allocate(byteCount: Self.size, alignment: 4096)
-    unsafe ram.initializeMemory(as: UInt8.self, repeating: 0, count: Self.size)
+    // Zero, and taken as it is used.
+    unsafe ram = mmap(nil, Self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     unsafe flags = UnsafeMutablePointer<UInt8>.allocate(capacity: Self.size >> 12)
     unsafe flags.initialize(repeating: 0, count: Self.size >> 12)
     let bytes = Int(CHOST_PAGE_BYTES)
@@ -62,7 +63,7 @@ final class TestGuest {
   }
 
   deinit {
-    unsafe ram.deallocate()
+    unsafe munmap(ram, Self.size)
     unsafe flags.deallocate()
     unsafe memory.deallocate()
   }
@@ -175,6 +176,17 @@ final class TestGuest {
       data: privilege == 0 ? Selector.kernelData : Selector.userData)
     page[\.rip] = privilege == 0 ? Place.kernelCode : Place.userCode
     page[register: GPR.rsp] = privilege == 0 ? Place.kernelStack - 0x1000 : Place.userStack
+    page.updateMode()
+  }
+
+  /// Virtual-8086 mode, with CR4.VME.
+  func enterVirtual8086() {
+    enterProtected(privilege: 3)
+    page[\.cr4] = CR4.vme
+    page.rflags = RFLAGS.vm | 2
+    for register in [SegmentRegister.es, .cs, .ss, .ds, .fs, .gs] {
+      page[register] = .real(selector: 0x1000, attributes: 0xF3)
+    }
     page.updateMode()
   }
 

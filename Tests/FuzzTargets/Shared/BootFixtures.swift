@@ -1,0 +1,1 @@
+../../BootTests/BootFixtures.swift

@@ -1,0 +1,1 @@
+../../ParavirtTests/Doubles.swift

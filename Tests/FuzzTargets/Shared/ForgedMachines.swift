@@ -1,0 +1,1 @@
+../../LguestTests/ForgedMachines.swift

@@ -1,0 +1,1 @@
+../../TranslatorTests/PollGraph.swift

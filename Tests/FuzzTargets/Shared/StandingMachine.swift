@@ -1,0 +1,1 @@
+../../LguestTests/StandingMachine.swift

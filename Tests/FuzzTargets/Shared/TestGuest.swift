@@ -1,0 +1,1 @@
+../../TranslatorTests/System/TestGuest.swift
