@@ -82,7 +82,7 @@ extension CheckPass {
     } else if isLong(i) && i.rm == Role.t1 && i.reg != i.rm && state[i.reg].isSum {
       state[i.rm] = state[i.reg].turned(.low)
     } else {
-      lose(i.rm, from: state[i.reg])
+      lose(i.rm, from: i.has66 && state[i.rm].isSecret ? state[i.rm] : state[i.reg])
     }
   }
 

@@ -50,8 +50,8 @@ struct HostEncoding {
   var traits: UInt16 = 0
   /// Values of L and W that it is not for.
   var excluded: UInt8 = 0
-  /// The operand that is written is read, too.
-  var readsWritten = false
+  /// The operand that is written is read, too; something is written besides flags.
+  var readsWritten = false, spreads = false
   /// The row that may be meant instead.
   var next: UInt16 = 0
 
@@ -255,6 +255,7 @@ extension HostEncoding {
     add(row.operand3, written: false)
     add(row.operand4, written: false)
     hidden = HostEncoding.hidden(row, writes: writes)
+    spreads = writes || row.attribute == .exchange || hidden != 0
     action = HostEncoding.action(row)
     if action == .branch || action == .jump || action == .call || action == .loop {
       immediate = immediate == .byte ? .byte : .long

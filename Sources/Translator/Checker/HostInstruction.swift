@@ -289,7 +289,7 @@ extension CheckPass {
     if Role.isReserved(register) { return refuse(.reserved) }
     // What is written in part is read as well.
     let isRead = !written || i.encoding.readsWritten || isByte || i.has66 && i.encoding.size == .operandSize
-    if isRead && state[register].isSecret { return refuse(.secret) }
+    if isRead && i.encoding.spreads && state[register].isSecret { return refuse(.secret) }
     if written { lose(register) }
   }
 }

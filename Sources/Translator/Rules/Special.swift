@@ -121,6 +121,13 @@ extension BlockBuilder {
   private mutating func move(_ register: HostRegister, _ memory: HostMemory, size: Int, isStore: Bool) {
     mayFault()
     if !isStore { hot.note(register) }
+    if !isStore && size < 4 && register == RegisterMap.t2 {
+      // MOVZX: what else the scratch register held must not linger.
+      hot.rex(w: false, reg: register, memory: memory)
+      hot.byte(0x0F)
+      hot.byte(size == 1 ? 0xB6 : 0xB7)
+      return hot.modRM(reg: register, memory: memory)
+    }
     if size == 2 { hot.byte(0x66) }
     hot.rex(w: size == 8, reg: register, memory: memory)
     hot.byte((isStore ? 0x88 : 0x8A) | (size == 1 ? 0 : 1))
