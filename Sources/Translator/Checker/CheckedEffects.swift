@@ -82,7 +82,8 @@ extension CheckPass {
     } else if isLong && host.rm == Role.t1 && host.reg != host.rm && state[host.reg].isSum {
       state[host.rm] = state[host.reg].turned(.low)
     } else {
-      lose(host.rm, from: state[host.reg])
+      // With 66 a part stays.
+      lose(host.rm, from: host.has66 && state[host.rm].isSecret ? state[host.rm] : state[host.reg])
     }
   }
 
