@@ -21,8 +21,9 @@ public struct FuzzRun {
     public var file: FilePath?
   }
 
-  /// An input may take this long on an idle host, in seconds.
-  private static let patience = 20.0
+  /// An input may take this long on an idle host, in seconds: locked accesses across cache lines take the host up to two
+  /// each.
+  private static let patience = 60.0
 
   private let target: FuzzTarget
   private var random: SeededGenerator

@@ -49,7 +49,8 @@ enum PageTables {
   /// Linear addresses that differ in what leads to them.
   private static func address(_ mode: Int, _ input: inout FuzzInput) -> UInt64 {
     let page = UInt64(input.byte()) << 12
-    let offset: UInt64 = input.chance(3) ? 0xFF8 &+ UInt64(input.byte() & 15) : UInt64(input.byte()) * 8
+    // Few cross pages or cache lines: a locked access that does may take the host a second.
+    let offset: UInt64 = input.chance(12) ? 0xFF8 &+ UInt64(input.byte() & 15) : UInt64(input.byte()) * 8
     return switch input.byte() % 8 {
     case 0: page &+ offset
     case 1: 0x20_0000 &+ page &+ offset
@@ -126,7 +127,7 @@ enum PageTables {
       return code
     case 12: return wide + [0xFF, 0x30 | base & 7]
     case 13: return wide + [0x81, 0xC0 | base, 0, UInt8(input.byte() & 0xF0), UInt8(input.byte() & 3), 0]
-    case 14: return wide + [0x83, 0xC0 | base, UInt8(bitPattern: Int8(truncatingIfNeeded: input.byte()))]
+    case 14: return wide + [0x83, 0xC0 | base, input.byte() & (input.chance(16) ? 0xFF : 0xF8)]
     default: return [0xB9, input.byte() & 15, 0, 0, 0, 0xF3] + wide + [input.choose([0xA4, 0xA5, 0xAA, 0xAB, 0xA7])]
     }
   }

@@ -25,6 +25,7 @@ enum Programs {
       }
       let kicking = try Kicking(guest.cpus)
       defer { kicking.stop() }
+      let end = HostClock.after(nanoseconds: 1_000_000_000)
       repeat {
         var random = SeededGenerator(seed: input.seed())
         var (state, taste) = try prepare(guest, &input)
@@ -40,7 +41,7 @@ enum Programs {
         }
         try guest.check(refusals)
         try check(guest)
-      } while !input.isOver
+      } while !input.isOver && HostClock.monotonic < end
       if let problem = PollGraph(guest.translation.cache).problem { throw FuzzFailure(problem) }
     }
   }

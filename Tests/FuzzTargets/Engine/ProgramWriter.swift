@@ -68,7 +68,13 @@ struct ProgramWriter {
       } else {
         bytes.append(opcode)
       }
+      let modRM = bytes.count
       operand(&input)
+      // XCHG locks: across cache lines the host may let it take a second (OS bus-lock detection, SDM volume 3, 18.3.1.6).
+      if opcode & 0xFE == 0x86, !input.chance(16) {
+        bytes.removeSubrange((modRM + 1)...)
+        bytes[modRM] |= 0xC0
+      }
       switch opcode {
       case 0x69, 0x81, 0xC7: put(UInt32(truncatingIfNeeded: input.value()))
       case 0x6B, 0x80, 0x83, 0xC0, 0xC1, 0xC6: bytes.append(input.byte())
@@ -79,7 +85,8 @@ struct ProgramWriter {
 
   private mutating func prefixes(_ input: inout FuzzInput, rex: Bool) {
     while input.chance(5) {
-      bytes.append(input.choose([0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x64, 0x65, 0x2E, 0x36, 0x3E]))
+      let prefixes: [UInt8] = [0x66, 0x67, 0xF2, 0xF3, 0x64, 0x65, 0x2E, 0x36, 0x3E]
+      bytes.append(input.chance(128) ? 0xF0 : input.choose(prefixes))
     }
     if rex, input.chance(2) { bytes.append(0x40 | input.byte() & 15) }
   }
@@ -211,6 +218,12 @@ struct ProgramWriter {
     }
   }
 
+  /// A displacement from the end of its instruction to a multiple of eight bytes: see above.
+  private func aligned(_ distance: Int32) -> Int32 {
+    let end = Int32(bytes.count + 4)
+    return (end + distance) & ~7 - end
+  }
+
   /// A store into the code around.
   private mutating func change(_ input: inout FuzzInput) {
     let distance = Int32(Int(input.byte()) * (input.chance(8) ? 16 : 1) - 100)
@@ -226,10 +239,10 @@ struct ProgramWriter {
       put(input.word(UInt32.self))
     case 3:
       bytes += [0xF0, 0x48, 0x0F, 0xC1, 0x05]
-      put(distance)
+      put(aligned(distance))
     case 4:
       bytes += [0x48, 0x87, 0x05]
-      put(distance)
+      put(aligned(distance))
     case 5:
       // REP STOS over some of it.
       bytes += [0x48, 0x8D, 0x3D]

@@ -69,7 +69,8 @@ enum SelfModifying {
 
     func run(_ number: Int, _ state: CPUState, _ seed: UInt64) throws {
       var random = SeededGenerator(seed: seed &+ UInt64(number))
-      for _ in 0..<4 {
+      let end = HostClock.after(nanoseconds: 1_000_000_000)
+      for _ in 0..<4 where HostClock.monotonic < end {
         guest.cpus[number].state = state
         try guest.run(number, &random, exits: 6)
         try guest.settle(number, &random)
