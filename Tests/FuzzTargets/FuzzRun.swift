@@ -23,7 +23,7 @@ public struct FuzzRun {
 
   /// An input may take this long on an idle host, in seconds: locked accesses across cache lines take the host up to two
   /// each.
-  private static let patience = 60.0
+  private static let patience = 120.0
 
   private let target: FuzzTarget
   private var random: SeededGenerator

@@ -109,7 +109,9 @@ enum PageTables {
     case 0, 1: return wide + [0x8B, register << 3 | base]
     case 2, 3: return wide + [0x89, register << 3 | base]
     case 4: return [0x80, base, 1]
-    case 5: return [0xF0] + wide + [0x01, register << 3 | base]
+    case 5:
+      let lock: [UInt8] = input.chance(16) ? [0xF0] : []
+      return lock + wide + [0x01, register << 3 | base]
     case 6: return [0x0F, 0x10, base] + [0x0F, 0x11, base]
     case 7: return [0x0F, 0x01, 0x38 | base]
     case 8: return [0x0F, 0x20, 0xD8, 0x0F, 0x22, 0xD8]
