@@ -201,6 +201,8 @@ struct CheckVerdict {
       steps &+= 1
       if steps > CheckPass.mostSteps { return refuse(.size) }
       if !step() { break }
+      // What is closed later (`CodeCache.close`) is overwritten by a jump of five bytes, while others execute it.
+      if steps == 1 && block.pollEntry != Int.max && next &- place < 5 { refuse(.middle) }
     }
     if problem == nil && seenEdges.nonzeroBitCount != block.edgeCount { refuse(.edge) }
   }
