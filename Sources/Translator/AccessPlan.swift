@@ -220,6 +220,7 @@ struct AccessPlanner {
   }
 
   /// A register as wide as addresses, moved by a constant: ADD, SUB, INC, DEC, LEA.
+  @inline(__always)
   private func knownMove(_ i: Instruction, _ row: Opcode) -> (UInt8, Int64)? {
     guard row.map == .one, i.operandSize == addressBytes else { return nil }
     if row.rule == .lea {

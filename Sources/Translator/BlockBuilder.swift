@@ -85,6 +85,7 @@ struct FaultState: OptionSet {
   static let canRaise = FaultState(rawValue: 1 << 3)
 }
 
+/// Emits one block. What is asked of it for each instruction is inlined: a call that borrows it moves the whole of it.
 @safe struct BlockBuilder: ~Copyable {
   var hot: CodeEmitter
   var cold: CodeEmitter

@@ -50,6 +50,7 @@ extension BlockBuilder {
 
   /// A byte source in AH...BH beside a register that only a REX prefix reaches on the host (MOVZX ESP, AH; CRC32):
   /// not encodable. Without a REX prefix of the guest's that register is RSP.
+  @inline(__always)
   private var highByteNeedsREX: Bool {
     let i = instruction
     return traits.rm.isByte && i.isHighByte(i.rm) && traits.reg.isGeneral && !traits.reg.isByte
@@ -57,6 +58,7 @@ extension BlockBuilder {
   }
 
   /// How many scratch registers the instruction's register operands want.
+  @inline(__always)
   private var scratchDemand: Int {
     let i = instruction
     func wants(_ use: FieldUse, _ number: UInt8) -> Int {
@@ -118,6 +120,7 @@ extension BlockBuilder {
 
   /// Whether the ModRM register lives in the page and the instruction may name it there: its form with a memory operand
   /// does the same. A 32-bit result must be extended, and a shorter store would not forward to the next load.
+  @inline(__always)
   private var slotServesAsOperand: Bool {
     let i = instruction
     guard i.hasModRM, traits.rm.isGeneral, RegisterMap.host(i.rm) == RegisterMap.inMemory, row.rule == .copy,

@@ -46,6 +46,7 @@ extension BlockBuilder {
   static func contents(group: Int8) -> UInt8 { 0x20 | UInt8(truncatingIfNeeded: group) }
 
   /// The scratch register that holds guest register `number`, which lives in the page, if one does.
+  @inline(__always)
   func holder(of number: UInt8) -> HostRegister? {
     for register in BlockBuilder.scratchRegisters where hot.holds(number & 15, in: register) { return register }
     return nil

@@ -27,6 +27,7 @@ extension BlockBuilder {
 
   /// Whether the current operand is a register plus a displacement that is its own linear address. Displacements that
   /// may be addresses of tables in the upper half wrap as a rule, not by accident.
+  @inline(__always)
   private func isPlain(write: Bool) -> Bool {
     let i = instruction
     guard i.index == 0xFF, i.base != 0xFF, !i.isRIPRelative, isFlat(i.segment, write: write) else { return false }
@@ -95,6 +96,7 @@ extension BlockBuilder {
   }
 
   /// The region that the current instruction's operand lies in, and where, if its slot may serve it.
+  @inline(__always)
   private func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
     guard hasRegions, !has(Int(CHOST_MODE_STEP)), form == .full, isLong || isFlat(instruction.segment, write: write)
     else {

@@ -40,6 +40,7 @@ extension BlockBuilder {
   private func isOpen(_ group: Int8) -> Bool { group >= 0 && groups[Int(group)].isOpen }
 
   /// Whether the current instruction does without RSP's host register, and neither faults nor leaves.
+  @inline(__always)
   private var ignoresStackPointer: Bool {
     let i = instruction
     switch row.rule {
