@@ -485,9 +485,10 @@ static void site_fill(chost_cpu *cpu, unsigned user, uint64_t number, const chos
     const uint64_t old_end = old.start + old.size, new_end = new.start + new.size;
     if (new.start - old.start < old.size && new_end - old.start <= old.size) return; // beyond the bound, not the run
     const uint64_t *globals = p->tlb_global[user][write];
-    bool above = new.start >= old_end && new.start - old_end <= 1 << 20 &&
+    // A run that ends where addresses do has nothing above it.
+    bool above = old_end && new.start >= old_end && new.start - old_end <= 1 << 20 &&
                  table_maps(table, globals, old_end, new.start, addend, &global);
-    bool below = new_end <= old.start && old.start - new_end <= 1 << 20 &&
+    bool below = new_end && new_end <= old.start && old.start - new_end <= 1 << 20 &&
                  table_maps(table, globals, new_end, old.start, addend, &global);
     bool around = new.start <= old.start && new_end >= old_end;
     if (above) new = (run){old.start, new_end - old.start};

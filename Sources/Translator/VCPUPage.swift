@@ -195,4 +195,5 @@ enum Slot {
   static let simpleInstructions: Int32 = pauses + 8 + 4 + 16 * 4 + 4 + 16 * 8 + 4 * 8
   static let branchMissStub: Int32 = simpleInstructions + 8
   static let callMissStub: Int32 = branchMissStub + 8
+  static let x87Environment: Int32 = callMissStub + 8
 }

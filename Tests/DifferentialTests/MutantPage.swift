@@ -59,6 +59,7 @@ enum MutantPage {
     mark(exitInfo, 8, .exit)
     mark(string, 8, .string)
     mark(groups, 64, .scratch)
+    mark(at(\.x87_environment), 32, .scratch)
     // FSBASE and GSBASE: the guest's table says whether WRFSBASE is there, and the kernel's is not the program's.
     for number in [4, 5] { mark(at(\.segments) + number * MemoryLayout<chost_segment>.stride, 8, .guest) }
     mark(at(\.kernel_gs_base), 8, .kernel)

@@ -19,7 +19,7 @@ import Testing
       (Slot.segments, \.segments), (Slot.cr2, \.cr2), (Slot.cr3, \.cr3), (Slot.kernelGSBase, \.kernel_gs_base),
       (Slot.xcr0, \.xcr0), (Slot.tscAux, \.tsc_aux), (Slot.tlbMissStub, \.stub_tlb_miss),
       (Slot.jumpMissStub, \.stub_jump_miss), (Slot.branchMissStub, \.stub_branch_miss),
-      (Slot.callMissStub, \.stub_call_miss),
+      (Slot.callMissStub, \.stub_call_miss), (Slot.x87Environment, \.x87_environment),
       (Slot.stringStub, \.stub_string), (Slot.lightStub, \.stub_light), (Slot.shadowTop, \.shadow_top),
       (Slot.readBounds, \.read_bound),
       (Slot.writeBounds, \.write_bound), (Slot.pauses, \.pauses), (Slot.linear, \.linear),

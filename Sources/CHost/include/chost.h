@@ -114,6 +114,7 @@ typedef struct chost_cpu {
   uint64_t straddle_table;    // host address of chost_straddle_slot[CHOST_STRADDLES]
   uint64_t count_simple;      // instructions of blocks in the simple form that were begun
   uint64_t stub_branch_miss, stub_call_miss;
+  uint32_t x87_environment[8]; // FNSTENV and FLDENV, around state images
 } chost_cpu;
 
 // Mode word: everything a translation depends on besides the bytes.

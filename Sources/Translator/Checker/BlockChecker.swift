@@ -91,6 +91,7 @@ enum CheckProblem: String {
   case jump = "an indirect transfer that was not looked up"
   case exit = "an exit without its reason"
   case helper = "a helper called with what it does not know"
+  case pointers = "a state image with the host's addresses of the last x87 instruction and operand"
   case components = "a state image of components that are not the guest's"
   case size = "more paths than there may be"
 }
@@ -143,6 +144,8 @@ struct CheckVerdict {
   var host = HostInstruction()
   /// What is known here, and which of the states it is.
   var state: CheckedState
+  /// How many of the four instructions that clear the x87 pointers stand right before this one; before the next.
+  var clearing = 0, clearingNext = 0
   private var current = 0
   private var isCold = false
   /// Where the path reaches something that has to be seen to first.
@@ -302,6 +305,7 @@ struct CheckVerdict {
 
   /// The path has come to its stop, or beyond.
   private mutating func arrive() {
+    clearingNext = 0
     if isCold || place == block.hot.upperBound { return refuse(.end) }
     if place > stop { return refuse(.middle) }
     var left = waiting
@@ -358,6 +362,7 @@ struct CheckVerdict {
 
   /// The current path goes on as state `number` at `place`.
   private mutating func go(_ number: Int, to place: Int) {
+    clearingNext = 0
     current = number
     state = states[number]
     next = place

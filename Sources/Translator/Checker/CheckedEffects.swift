@@ -11,6 +11,8 @@ extension CheckPass {
       refuse(encoding.action == .refuse ? .instruction : .encoding)
       return false
     }
+    clearing = clearingNext
+    clearingNext = 0
     switch encoding.action {
     case .refuse: refuse(.instruction)
     case .nothing: break
@@ -30,8 +32,9 @@ extension CheckPass {
     case .constant: constant()
     case .storeConstant: storeConstant()
     case .bit: bit()
+    case .fxsave: saveImage()
     case .xsave: xsave()
-    case .state: if block.isScratch { general() } else { refuse(.instruction) }
+    case .state: if block.isScratch { general() } else { environment() }
     case .branch: branch()
     case .loop:
       // LOOP counts in RCX; JRCXZ does not.
@@ -218,6 +221,8 @@ extension CheckPass {
     guard isOnPage, isLong else { return general() }
     let word = UInt64(host.immediate & 0xFFFF_FFFF)
     switch page[host.displacement] {
+    case .forbidden where host.displacement == page.environment &+ 12 && clearing == 1 && word == 0: clearingNext = 2
+    case .forbidden where host.displacement == page.environment &+ 20 && clearing == 2 && word == 0: clearingNext = 3
     case .exitInfo where host.displacement == page.exitInfo:
       state[CheckedState.exit] = CheckedValue(head: word | 1 << 32, offset: state[CheckedState.exit].offset)
     case .exitData where host.displacement == page.exitData:
@@ -407,6 +412,24 @@ extension CheckPass {
       let high = state[Role.rdx]
       guard state[Role.rax].isKind(.components), high.isConstant, high.offset == 0 else { return refuse(.components) }
     }
+    if host.digit == 4 { saveImage() } else { general() }
+  }
+
+  /// FXSAVE, XSAVE: of pointers that were cleared right before.
+  private mutating func saveImage() {
+    if !block.isScratch && clearing != 4 { return refuse(.pointers) }
     general()
+  }
+
+  /// FNSTENV and FLDENV in the vCPU page.
+  private mutating func environment() {
+    guard isOnPage, host.displacement == page.environment, host.opcode == 0xD9, !host.has66 else {
+      return refuse(.instruction)
+    }
+    switch (host.digit, clearing) {
+    case (6, _): clearingNext = 1
+    case (4, 3): clearingNext = 4
+    default: refuse(.instruction)
+    }
   }
 }

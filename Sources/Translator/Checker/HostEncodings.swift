@@ -19,9 +19,9 @@ enum HostAction: UInt8 {
   case branch, loop, jump, call, indirect, ret, push
   /// A bit test: a register says which bit of the operand.
   case bit
-  /// XSAVE and XRSTOR: EDX:EAX say which components.
-  case xsave
-  /// Other forms of state in memory: in a scratch area only.
+  /// XSAVE and XRSTOR: EDX:EAX say which components. FXSAVE.
+  case xsave, fxsave
+  /// Other forms of state in memory: in a scratch area, or to clear the x87 pointers.
   case state
 }
 
@@ -391,8 +391,9 @@ extension HostEncoding {
     case .push: return row.form == .plus ? .push : .refuse
     case .saveState, .restoreState:
       switch (row.map, row.byte, row.form) {
-      // FXSAVE, FXRSTOR, LDMXCSR.
-      case (.x0F, 0xAE, .mem0), (.x0F, 0xAE, .mem1), (.x0F, 0xAE, .mem2), (.vex0F, 0xAE, .mem2): return .general
+      case (.x0F, 0xAE, .mem0): return .fxsave
+      // FXRSTOR, LDMXCSR.
+      case (.x0F, 0xAE, .mem1), (.x0F, 0xAE, .mem2), (.vex0F, 0xAE, .mem2): return .general
       case (.x0F, 0xAE, .mem4), (.x0F, 0xAE, .mem5): return .xsave
       default: return .state
       }

@@ -26,7 +26,7 @@ struct PagePlace: Equatable {
 /// The vCPU page, by displacement from ENV.
 @safe struct PagePlaces {
   let exitInfo: Int, exitData: Int, string: Int, pageAddress: Int, systemFlags: Int, xcr0: Int
-  let groups: Int, scratch: Int, stack: Int, shadowTop: Int
+  let groups: Int, scratch: Int, stack: Int, shadowTop: Int, environment: Int
   private let places: UnsafeMutablePointer<UInt8>
   /// Displacements that `places` has something about: from -CHOST_ENV to here.
   private static let end = Int(CHOST_TABLES)
@@ -46,6 +46,7 @@ struct PagePlace: Equatable {
     scratch = at(\.scratch)
     stack = at(\.stack)
     shadowTop = at(\.shadow_top)
+    environment = at(\.x87_environment)
     let size = (PagePlaces.end + Int(CHOST_ENV)) / 4
     unsafe places = .allocate(capacity: size)
     unsafe places.initialize(repeating: PagePlace.forbidden.rawValue, count: size)

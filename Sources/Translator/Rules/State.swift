@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Saving and restoring x87, SSE and AVX state: every context switch of a guest does it. The host's own instruction
-// runs on guest memory; around it stand what the guest's XCR0 allows and what it must not learn, the host's
-// addresses of the last x87 instruction and operand.
+// runs on guest memory; before it stand what the guest's XCR0 allows and what makes the processor forget the host's
+// addresses of the last x87 instruction and operand: another vCPU may see every byte that the instruction writes.
 
 import CHost
 import X86
@@ -53,6 +53,7 @@ extension BlockBuilder {
       hot.alu32(.and, RegisterMap.rax, .env(Slot.xcr0))
       hot.mov(2, immediate: 0)
     }
+    if saves { clearX87Pointers() }
     mayFault(canRaise: true, restoresScratch: masks)
     hot.rex(w: instruction.w, reg: 0, memory: HostMemory(t0))
     hot.byte(0x0F)
@@ -77,6 +78,22 @@ extension BlockBuilder {
     hostFlags = false
     finishFlags()
     return true
+  }
+
+  /// FNSTENV, and FLDENV of the same with both pointers 0: only loading sets them to what is no address of the host's.
+  private mutating func clearX87Pointers() {
+    x87Environment(6)
+    // FIP and FDP of the 32-bit format (SDM volume 1, figure 8-9).
+    for offset: Int32 in [12, 20] { hot.storeImmediate32(.env(Slot.x87Environment &+ offset), 0) }
+    x87Environment(4)
+  }
+
+  /// FNSTENV (6), FLDENV (4).
+  private mutating func x87Environment(_ digit: UInt8) {
+    let memory = HostMemory.env(Slot.x87Environment)
+    hot.rex(w: false, reg: 0, memory: memory)
+    hot.byte(0xD9)
+    hot.modRM(reg: digit, memory: memory)
   }
 
   /// WRFSBASE, WRGSBASE.
