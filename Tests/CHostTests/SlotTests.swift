@@ -198,6 +198,19 @@ struct SlotTests {
     #expect(hit(vcpu, .site(0), linear) == nil && hit(vcpu, .site(0), linear + 0x2000) == nil)
   }
 
+  @Test("A run does not go on from the last page to the first, whose INVLPG would miss it", arguments: [false, true])
+  func wrapping(isUp: Bool) {
+    let vcpu = machine()
+    let last: UInt64 = 0xFFFF_FFFF_FFFF_F000
+    vcpu.map(last, 0x10_0000 | 0x67)
+    vcpu.map(0, 0x10_1000 | 0x67)
+    for page in isUp ? [last, 0] : [0, last] { fill(vcpu, .site(0), page + 0x100) }
+    #expect(hit(vcpu, .site(0), isUp ? 0x100 : last + 0x100) != nil)
+    #expect(hit(vcpu, .site(0), isUp ? last + 0x100 : 0x100) == nil)
+    vcpu.invalidate(isUp ? 0 : last)
+    #expect(hit(vcpu, .site(0), 0x100) == nil && hit(vcpu, .site(0), last + 0x100) == nil)
+  }
+
   @Test("Supervisor's slots of global pages survive MOV CR3") func global() {
     let vcpu = machine()
     vcpu.map(linear, 0x10_0000 | 0x163)

@@ -141,6 +141,38 @@ import X86
     #expect(check(slotProof(region, bound: true) + load(HostMemory(3, index: t1, 16))) != nil)
   }
 
+  @Test("a state image is saved only when the pointers have just been cleared") func images() {
+    // LEA R15,[RBX+16] and a check of 512 bytes for writing.
+    let proof = CheckerTests.emit { code in
+      code.lea(RegisterMap.t0, HostMemory(3, 16))
+      code.mov(RegisterMap.t1, immediate: UInt64(CHOST_EXIT_MEMORY) << 24 | 255 << 16 | UInt64(CHOST_INFO_WRITE))
+    }
+    let distance = UInt32(truncatingIfNeeded: 0x1010 - (0x10000 + proof.count + 5))
+    let call = [0xE8] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    let lea: [UInt8] = [0x4F, 0x8D, 0x3C, 0x37]  // LEA R15,[R15+R14]
+    let fxsave: [UInt8] = [0x41, 0x0F, 0xAE, 0x07]
+    func environment(_ digit: UInt8) -> [UInt8] {
+      CheckerTests.emit { code in
+        let memory = HostMemory.env(Slot.x87Environment)
+        code.rex(w: false, reg: 0, memory: memory)
+        code.byte(0xD9)
+        code.modRM(reg: digit, memory: memory)
+      }
+    }
+    func zero(_ offset: Int32) -> [UInt8] {
+      CheckerTests.emit { $0.storeImmediate32(.env(Slot.x87Environment + offset), 0) }
+    }
+    let clearing = environment(6) + zero(12) + zero(20) + environment(4)
+    let start = proof + call + lea
+    #expect(check(start + clearing + fxsave) == nil)
+    #expect(check(start + fxsave) == .pointers)
+    #expect(check(start + clearing + [0x90] + fxsave) == .pointers)
+    #expect(check(start + clearing + [0xD9, 0xE8] + fxsave) == .pointers)  // FLD1
+    #expect(check(start + environment(6) + zero(12) + environment(4) + fxsave) != nil)
+    #expect(check(start + environment(6) + zero(20) + zero(12) + environment(4) + fxsave) != nil)
+    #expect(check(start + environment(4) + fxsave) == .instruction)
+  }
+
   @Test(
     "no address of the host's reaches the guest's registers",
     arguments: [

@@ -19,6 +19,35 @@
         hlt
         END     smp_count
 
+// RDI = 0: saves x87 state to [RBX], RCX times, by FXSAVE64 or, if RSI is not 0, XSAVE64, and then says so at
+// [RBX + 1024]. Else: all that the pointers of the image have been until then, in RAX.
+        GUEST   smp_image
+        test    edi, edi
+        jnz     4f
+1:      fninit
+        fld1
+        fld1
+        faddp
+        test    esi, esi
+        jnz     2f
+        fxsave64 [rbx]
+        jmp     3f
+2:      mov     eax, 7
+        xor     edx, edx
+        xsave64 [rbx]
+3:      dec     rcx
+        jnz     1b
+        mov     dword ptr [rbx + 1024], 1
+        xor     eax, eax
+        hlt
+4:      xor     eax, eax
+5:      or      rax, [rbx + 8]
+        or      rax, [rbx + 16]
+        cmp     dword ptr [rbx + 1024], 0
+        je      5b
+        hlt
+        END     smp_image
+
 // A lock made of XCHG at [RBX]; what it guards, at [RSI], is counted RCX times with plain instructions.
         GUEST   smp_exchange
 1:      mov     eax, 1

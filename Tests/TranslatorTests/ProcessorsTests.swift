@@ -118,6 +118,23 @@ import X86
     #expect(pair.guest.peek(UInt64.self, at: 0x2_2000) == 2 * count)
   }
 
+  /// Code of ours executes the guest's x87 instructions: where it lies is nobody's business, not for a moment.
+  @Test("A state image being saved shows no host address to the other", arguments: [0, 1] as [UInt64])
+  func images(isXSAVE: UInt64) throws {
+    let pair = try Pair()
+    pair.guest.load("smp_image")
+    for offset in [8, 16, 1024] as [UInt64] { pair.guest.poke(UInt64(0), at: 0x2_0000 + offset) }
+    func edit(_ number: UInt64) -> (inout CPUState) -> Void {
+      { state in
+        state.registers[3] = 0x2_0000
+        state.registers[1] = 200_000
+        state.registers[6] = isXSAVE
+        state.registers[7] = number
+      }
+    }
+    #expect(try pair.succeeds(edit(0), edit(1)))
+  }
+
   /// In rounds, and not for long: where both share a processor, each entry of the lock may cost a slice of the host's
   /// scheduler.
   @Test("MFENCE orders a store before a load") func order() throws {

@@ -58,8 +58,8 @@ struct HostEncoding {
   var traits: UInt16 = 0
   /// Values of L and W that it is not for.
   var excluded: UInt8 = 0
-  /// The operand that is written is read, too.
-  var readsWritten = false
+  /// The operand that is written is read, too; with 66 two bytes of a register are written.
+  var readsWritten = false, narrows = false
   /// The row that may be meant instead.
   var next: UInt16 = 0
 
@@ -263,6 +263,10 @@ extension HostEncoding {
     if isVEX && row.rule == .copy { excluded |= HostEncoding.l1 }
     if row.flags.writesMaybe != 0 { traits |= HostEncoding.flagsWritten }
     let writes = row.access == .write || row.access == .readWrite
+    switch row.operand1 {
+    case .Gv, .Ev, .Evw, .Ew, .Zv: narrows = true
+    default: break
+    }
     readsWritten = row.access == .readWrite || row.attribute == .exchange
     add(row.operand1, written: writes)
     add(row.operand2, written: row.attribute == .exchange || row.attribute == .secondWritten)

@@ -279,7 +279,7 @@ extension CheckPass {
     if isByte && !host.hasREX && number >= 4 { register = number & 3 }
     if Role.isReserved(register) { return refuse(.reserved) }
     // What is written in part is read as well.
-    let isRead = !written || encoding.readsWritten || isByte || host.has66 && encoding.size == .operandSize
+    let isRead = !written || encoding.readsWritten || isByte || host.has66 && encoding.narrows
     if isRead && state[register].isSecret { return refuse(.secret) }
     if written { lose(register) }
   }
