@@ -234,8 +234,8 @@ stub_jump_miss:
         .size   stub_jump_miss, . - stub_jump_miss
 
 // The same for a branch whose target may not be canonical: T1 = exit information word with which Swift then executes it.
-        .type   stub_branch_miss, @function
-stub_branch_miss:
+// What follows this has such a target.
+.macro LOOK_UP_BRANCH
         mov     [r11 + OFF_EXIT_INFO], r14d
         LOOK_UP
         mov     r14, r15
@@ -243,19 +243,18 @@ stub_branch_miss:
         sar     r14, 16
         cmp     r14, r15
         je      2b
+.endm
+
+        .type   stub_branch_miss, @function
+stub_branch_miss:
+        LOOK_UP_BRANCH
         jmp     chost_stub_exit
         .size   stub_branch_miss, . - stub_branch_miss
 
 // The same for a CALL, which has pushed: reached by CALL, which completes the frame on the shadow stack.
         .type   stub_call_miss, @function
 stub_call_miss:
-        mov     [r11 + OFF_EXIT_INFO], r14d
-        LOOK_UP
-        mov     r14, r15
-        shl     r14, 16
-        sar     r14, 16
-        cmp     r14, r15
-        je      2b
+        LOOK_UP_BRANCH
         lea     rsp, [rsp + 16]
         add     r12, 8
         jmp     chost_stub_exit

@@ -26,7 +26,7 @@ extension CheckPass {
     hideSecrets(target == block.stubs.jumpMiss || target == block.stubs.branchMiss ? Role.t0 : 0)
     if target == block.stubs.exit { return exit() }
     if target == block.stubs.jumpMiss { return isPushed ? refuse(.frame) : () }
-    if target == block.stubs.branchMiss { return isPushed ? refuse(.frame) : isBranchWord ? () : refuse(.request) }
+    if target == block.stubs.branchMiss { return isPushed ? refuse(.frame) : isInstructionWord ? () : refuse(.request) }
     refuse(.branch)
   }
 
@@ -85,7 +85,7 @@ extension CheckPass {
     // A guest's call: the frame is complete with it.
     guard isPushed else { return refuse(.frame) }
     if target == stubs.callMiss {
-      if !isBranchWord { return refuse(.request) }
+      if !isInstructionWord { return refuse(.request) }
     } else if target != stubs.jumpMiss {
       let before = problem
       let number = edge(to: target)
@@ -99,8 +99,9 @@ extension CheckPass {
     returned()
   }
 
-  /// T1 is the information word of an instruction that Swift executes if its target is not canonical.
-  private var isBranchWord: Bool {
+  /// T1 is the information word of an instruction that Swift executes.
+  @inline(__always)
+  private var isInstructionWord: Bool {
     let word = state[Role.t1]
     return word.isConstant && word.offset >> Int(CHOST_INFO_REASON_SHIFT) == Int(CHOST_EXIT_INSTRUCTION)
   }
@@ -158,12 +159,10 @@ extension CheckPass {
   /// A light helper: T0 is its number, T1 the information word.
   @inline(__always)
   private var isLightCall: Bool {
-    let number = state[Role.t0], word = state[Role.t1]
-    guard number.isConstant, word.isConstant, number.offset >= 0, number.offset <= Int(CHOST_LIGHT_HYPERCALL) else {
+    let number = state[Role.t0]
+    guard number.isConstant, number.offset >= 0, number.offset <= Int(CHOST_LIGHT_HYPERCALL), isInstructionWord else {
       return false
     }
-    let reason = word.offset >> Int(CHOST_INFO_REASON_SHIFT)
-    guard reason == Int(CHOST_EXIT_INSTRUCTION) else { return false }
     switch Int32(truncatingIfNeeded: number.offset) {
     case Int32(CHOST_LIGHT_SYSCALL), Int32(CHOST_LIGHT_POPF), Int32(CHOST_LIGHT_SYSENTER), Int32(CHOST_LIGHT_INT),
       Int32(CHOST_LIGHT_SEGMENT):

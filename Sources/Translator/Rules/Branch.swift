@@ -86,12 +86,7 @@ extension BlockBuilder {
   /// Refuses T0 unless it is canonical, before anything has happened. The page's flags are current.
   private mutating func refuseUnlessCanonical() {
     let refusal = coldRefusal(moved: 0 &- pendingStack)
-    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
-    hot.mov(t1, t0)
-    hot.shiftLeft(t1, 16, w: true)
-    hot.shiftRightArithmetic(t1, 16)
-    hot.alu(.cmp, t1, t0)
-    hot.jump(if: CodeEmitter.notEqual, to: refusal)
+    hot.jumpUnlessCanonical(to: refusal)
   }
 
   /// In the cold half: a miss of the jump cache for a branch, whose target may not be canonical.
@@ -100,16 +95,6 @@ extension BlockBuilder {
     cold.mov(RegisterMap.t1, immediate: UInt64(refusalWord))
     cold.jump(to: stubs.branchMiss)
     return address
-  }
-
-  /// In the cold half: goes to `refusal` unless T0 is canonical.
-  private mutating func coldCheck(_ refusal: UInt64) {
-    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
-    cold.mov(t1, t0)
-    cold.shiftLeft(t1, 16, w: true)
-    cold.shiftRightArithmetic(t1, 16)
-    cold.alu(.cmp, t1, t0)
-    cold.jump(if: CodeEmitter.notEqual, to: refusal)
   }
 
   /// Goes to the linear address in T0, where the current instruction branches to. The page's flags are current.
@@ -317,10 +302,22 @@ extension BlockBuilder {
     cold.byte(0x73)  // JAE over LEA RSP,[RSP+16]
     cold.byte(5)
     cold.lea(sp, HostMemory(sp, 16))
-    if isLong { coldCheck(bad) }
+    if isLong { cold.jumpUnlessCanonical(to: bad) }
     swap(&hot, &cold)
     jumpThroughCache()
     swap(&hot, &cold)
     return true
+  }
+}
+
+extension CodeEmitter {
+  /// Goes to `target` unless T0 is canonical. Uses T1.
+  fileprivate mutating func jumpUnlessCanonical(to target: UInt64) {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
+    mov(t1, t0)
+    shiftLeft(t1, 16, w: true)
+    shiftRightArithmetic(t1, 16)
+    alu(.cmp, t1, t0)
+    jump(if: CodeEmitter.notEqual, to: target)
   }
 }

@@ -59,6 +59,8 @@ extension BlockBuilder {
     hot.byte(0x0F)
     hot.byte(0xAE)
     hot.modRM(reg: instruction.modRM >> 3 & 7, memory: HostMemory(t0))
+    // AMD's processors write no pointers while no exception is pending (APM, FXSAVE), and what the guest had there stays:
+    // it reads 0 on either vendor's.
     if saves {
       if masks {
         hot.byte(0xA8)  // TEST AL,1: x87 state was asked for
