@@ -48,15 +48,6 @@ import Testing
     return fixture
   }
 
-  private static func save(_ fixture: Fixture) throws -> [[UInt8]] {
-    try fixture.platform.savedDevices.map { saved in
-      var archive = StateArchive(savingAt: fixture.time.nanoseconds)
-      var device = saved.device
-      try device.transfer(&archive)
-      return archive.bytes
-    }
-  }
-
   private static func restore(_ sections: [[UInt8]], _ fixture: Fixture) throws {
     for (saved, bytes) in zip(fixture.platform.savedDevices, sections) {
       var archive = StateArchive(restoring: bytes, at: fixture.time.nanoseconds)
@@ -101,17 +92,17 @@ import Testing
     new.wall.advance(seconds - new.wall.seconds)
     // The periodic tick counts from the moment of restoring.
     for source in old.platform.deadlineSources { source.expire(now: latest) }
-    let saved = try SavedDeviceTests.save(old)
+    let saved = try old.savedDevices()
     #expect(Set(old.platform.savedDevices.map(\.name)).count == saved.count)
     for saved in old.platform.savedDevices { #expect(saved.name.utf8.count <= 16) }
     try SavedDeviceTests.restore(saved, new)
-    #expect(try SavedDeviceTests.save(new) == saved)
+    #expect(try new.savedDevices() == saved)
     #expect(SavedDeviceTests.answers(new) == SavedDeviceTests.answers(old))
   }
 
   @Test("every section is as long as it must be") func lengths() throws {
     let old = SavedDeviceTests.fixture()
-    for (index, bytes) in try SavedDeviceTests.save(old).enumerated() {
+    for (index, bytes) in try old.savedDevices().enumerated() {
       for wrong in [bytes.dropLast(), bytes + [0]] {
         var archive = StateArchive(restoring: Array(wrong), at: 0)
         var device = old.platform.savedDevices[index].device
@@ -127,7 +118,7 @@ import Testing
     var random = SeededGenerator("garbage for devices", salt: round)
     let fixture = SavedDeviceTests.fixture()
     SavedDeviceTests.disturb(fixture, &random, times: 100)
-    let good = try SavedDeviceTests.save(fixture)
+    let good = try fixture.savedDevices()
     var sections = good
     for index in sections.indices where !sections[index].isEmpty {
       for _ in 0..<Int.random(in: 1...8, using: &random) {
@@ -154,7 +145,7 @@ import Testing
     old.outb(0x40, 0xFF)
     let distance = try #require(old.platform.pit.nextDeadline) - old.time.nanoseconds
     old.time.advance(5_000_000)
-    try SavedDeviceTests.restore(SavedDeviceTests.save(old), new)
+    try SavedDeviceTests.restore(old.savedDevices(), new)
     #expect(try #require(new.platform.pit.nextDeadline) - new.time.nanoseconds == distance - 5_000_000)
     // The power-management timer goes on.
     #expect(new.platform.ports.read(0x608, size: 4) == old.platform.ports.read(0x608, size: 4))

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Time that stands still until a test moves it, and a place for devices to report to.
 
+import Saving
 import Synchronization
 
 @testable import Devices
@@ -81,4 +82,16 @@ final class WallSeconds: Sendable {
   private let value = Atomic<Int64>(1_709_210_096)  // 2024-02-29 12:34:56 UTC
   var seconds: Int64 { value.load(ordering: .relaxed) }
   func advance(_ seconds: Int64) { value.wrappingAdd(seconds, ordering: .relaxed) }
+}
+
+extension Fixture {
+  /// What each device of the machine writes when it is saved.
+  func savedDevices() throws -> [[UInt8]] {
+    try platform.savedDevices.map { saved in
+      var archive = StateArchive(savingAt: time.nanoseconds)
+      var device = saved.device
+      try device.transfer(&archive)
+      return archive.bytes
+    }
+  }
 }

@@ -155,7 +155,7 @@ enum Disagreement {
   func random(bits: UInt8) throws {
     let slots = 60_000
     let seed = TestSeed.of("random bytes of \(bits) bits", fixed: 0)
-    var random = SplitMix64(state: UInt64(bits) + seed << 8)
+    var random = SeededGenerator(seed: UInt64(bits) + seed << 8)
     var bytes: [UInt8] = []
     bytes.reserveCapacity(slots * 32)
     for _ in 0..<slots {
@@ -234,7 +234,7 @@ enum Disagreement {
   }
 
   /// Bytes that are more often an instruction than random ones.
-  private func encoding(_ bits: UInt8, _ random: inout SplitMix64) -> [UInt8] {
+  private func encoding(_ bits: UInt8, _ random: inout SeededGenerator) -> [UInt8] {
     var bytes: [UInt8] = []
     let prefixes: [UInt8] = [0x66, 0x66, 0xF2, 0xF3, 0x67, 0xF0, 0x2E, 0x64, 0x65]
     let kind = Int.random(in: 0..<8, using: &random)
@@ -325,16 +325,4 @@ enum Accepted {
     "salc", "nop", "wbinvd", "bsf", "bsr", "lfence", "mfence", "sfence", "fxch", "fstp", "fcom", "fcomp", "fwait",
     "vmcall", "vmmcall",
   ]
-}
-
-/// A small reproducible generator.
-struct SplitMix64: RandomNumberGenerator {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-    return z ^ (z >> 31)
-  }
 }

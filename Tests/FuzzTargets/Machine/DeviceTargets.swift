@@ -128,7 +128,7 @@ enum PortsAndMemory {
 
   /// What a guest comes to can be saved, restored by another machine, and saved again as the same bytes.
   static func checkSaving(_ fixture: Fixture, _ another: () -> Fixture) throws {
-    let sections = try save(fixture)
+    let sections = try fixture.savedDevices()
     let other = another()
     other.time.advance(fixture.time.nanoseconds &- other.time.nanoseconds)
     other.wall.advance(fixture.wall.seconds - other.wall.seconds)
@@ -140,16 +140,7 @@ enum PortsAndMemory {
         try archive.finish()
       } catch { throw FuzzFailure("\(saved.name) cannot be restored: \(error)") }
     }
-    for (saved, (first, second)) in zip(other.platform.savedDevices, zip(sections, try save(other)))
+    for (saved, (first, second)) in zip(other.platform.savedDevices, zip(sections, try other.savedDevices()))
     where first != second { throw FuzzFailure("\(saved.name) is saved otherwise after it was restored") }
-  }
-
-  private static func save(_ fixture: Fixture) throws -> [[UInt8]] {
-    try fixture.platform.savedDevices.map { saved in
-      var archive = StateArchive(savingAt: fixture.time.nanoseconds)
-      var device = saved.device
-      try device.transfer(&archive)
-      return archive.bytes
-    }
   }
 }
