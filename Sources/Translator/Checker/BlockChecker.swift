@@ -156,36 +156,40 @@ import CHost
   /// Nothing is known of anything.
   mutating func forget() {
     let id = nextID
-    nextID = id &+ UInt64(CheckedState.joined)
+    nextID = id &+ UInt64(CheckedState.registers)
     if nextID > CheckedValue.secretID { return refuse(.size) }
-    // The scratch registers and what is kept hold what they held elsewhere.
-    for number in 0..<CheckedState.joined {
+    // The scratch registers hold what they held elsewhere.
+    for number in 0..<CheckedState.registers {
       let secret = number >= Role.t2 ? CheckedValue.secretID : 0
       state[number] = CheckedValue(.sum, id &+ UInt64(number) | secret)
     }
-    for number in CheckedState.joined..<CheckedState.count { state[number] = CheckedValue(.sum) }
+    for number in CheckedState.registers...CheckedState.known { state[number] = CheckedValue(.sum) }
+  }
+
+  /// What the vCPU page keeps as value `number`: what it kept elsewhere, if nothing was stored here.
+  @inline(__always)
+  mutating func kept(_ number: Int) -> CheckedValue {
+    if state.known >> UInt64(number &- CheckedState.groups) & 1 != 0 { return state[number] }
+    var value = unknown()
+    value.head |= CheckedValue.secretID << 16
+    return value
+  }
+
+  @inline(__always)
+  mutating func keep(_ number: Int, _ value: CheckedValue) {
+    state[number] = value
+    state.known |= 1 << UInt64(number &- CheckedState.groups)
   }
 
   /// Joins what is known here with what is known in `other`, which comes to the same place.
   private mutating func join(_ other: CheckedState) {
-    for number in 0..<CheckedState.joined {
-      let a = state[number], b = other[number]
-      if a == b { continue }
-      var joined: CheckedValue?
-      if a.isKind(.addend) && b.isKind(.addend) && a.isOf(b) {
-        joined = CheckedValue(
-          .addend, a.id, a.offset, more: a.isWritable && b.isWritable ? CheckedValue.writable : 0,
-          extra: min(a.extra, b.extra))
-      } else if a.isKind(.host) && b.isKind(.host) {
-        let low = max(a.offset, b.offset)
-        // Windows are small: no sum overflows (`CheckedValue.host`).
-        let high = min(a.offset &+ a.extra, b.offset &+ b.extra)
-        if low < high {
-          joined = CheckedValue(
-            .host, 0, low, more: a.isWritable && b.isWritable ? CheckedValue.writable : 0, extra: high &- low)
-        }
-      }
-      if let joined { state[number] = joined } else { lose(number, from: a.isSecret ? a : b) }
+    for number in 0..<CheckedState.registers where state[number] != other[number] { join(number, other[number]) }
+    var left = state.known & other.known
+    state.known = left
+    while left != 0 {
+      let number = CheckedState.groups &+ left.trailingZeroBitCount
+      left &= left &- 1
+      if state[number] != other[number] { join(number, other[number]) }
     }
     if state[CheckedState.flags] != other[CheckedState.flags] { loseFlags() }
     for number in [CheckedState.exit, CheckedState.string] where state[number] != other[number] {
@@ -194,6 +198,28 @@ import CHost
     let a = state[CheckedState.stack].head, b = other[CheckedState.stack].head
     if (a ^ b) & 1 != 0 { return refuse(.frame) }
     if a != b { state[CheckedState.stack] = CheckedValue(head: a & 1, offset: 0) }
+  }
+
+  /// Joins value `number` with another one.
+  private mutating func join(_ number: Int, _ b: CheckedValue) {
+    let a = state[number]
+    if a.isKind(.addend) && b.isKind(.addend) && a.isOf(b) {
+      state[number] = CheckedValue(
+        .addend, a.id, a.offset, more: a.isWritable && b.isWritable ? CheckedValue.writable : 0,
+        extra: min(a.extra, b.extra))
+      return
+    }
+    if a.isKind(.host) && b.isKind(.host) {
+      let low = max(a.offset, b.offset)
+      // Windows are small: no sum overflows (`CheckedValue.host`).
+      let high = min(a.offset &+ a.extra, b.offset &+ b.extra)
+      if low < high {
+        state[number] = CheckedValue(
+          .host, 0, low, more: a.isWritable && b.isWritable ? CheckedValue.writable : 0, extra: high &- low)
+        return
+      }
+    }
+    lose(number, from: a.isSecret ? a : b)
   }
 
   // MARK: Paths
@@ -283,7 +309,7 @@ import CHost
   /// comparison before it has shown something to who goes on behind it.
   mutating func mayBranch(to target: Int, passing: Bool = false) {
     if !isCold { hotPlace = next }
-    if block.cold.contains(target) {
+    if block.cold.contains(target) && !exits(at: target) {
       let number = fork()
       if number < 0 { return }
       if passing { state[CheckedState.flags].head |= CheckedValue.passed << 8 }
@@ -293,7 +319,7 @@ import CHost
     if block.hot.contains(target) {
       let number = fork()
       if number >= 0 { wait(number, at: target) }
-    } else {
+    } else if !block.cold.contains(target) {
       leave(to: target)
     }
     if passing { state[CheckedState.flags].head |= CheckedValue.passed << 8 }
@@ -303,6 +329,7 @@ import CHost
   mutating func jump(to target: Int) -> Bool {
     if !isCold { hotPlace = next }
     if block.cold.contains(target) {
+      if exits(at: target) { return endPath() }
       go(current, to: target)
       return true
     }
@@ -315,6 +342,31 @@ import CHost
     }
     leave(to: target)
     return endPath()
+  }
+
+  /// Whether the code at `target` in the cold half is an exit in its short form, which is judged then: the instructions
+  /// that store its reason and, of an edge, its number, and the jump. Every block has some, and following each as a path
+  /// of its own would cost a tenth of all the work.
+  private mutating func exits(at target: Int) -> Bool {
+    var at = target
+    // MOV [ENV + displacement], immediate.
+    let store = 0x43_C741
+    var number: Int?
+    if text.word32(at) == store | page.exitData << 24 {
+      number = text.word32(at &+ 4)
+      at &+= 8
+    }
+    guard text.word32(at) == store | page.exitInfo << 24, text[at &+ 8] == 0xE9, at &+ 13 <= block.cold.upperBound,
+      at &+ 13 &+ Int(text.int32(at &+ 9)) == block.stubs.exit
+    else { return false }
+    let known = (next, state[CheckedState.exit])
+    next = at &+ 13
+    state[CheckedState.exit] = CheckedValue(
+      head: UInt64(text.word32(at &+ 4)) | 1 << 32, offset: number.map { $0 &+ 1 } ?? known.1.offset)
+    checkEdge(block.stubs.exit)
+    leave(to: block.stubs.exit)
+    (next, state[CheckedState.exit]) = known
+    return true
   }
 
   /// The path is at its end. Returns false if there is no other.

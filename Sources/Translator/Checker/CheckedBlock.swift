@@ -36,7 +36,11 @@ import CHost
   @inline(__always)
   subscript(_ place: Int) -> UInt8 { unsafe base.load(fromByteOffset: place, as: UInt8.self) }
   @inline(__always)
-  func int32(_ place: Int) -> Int { Int(unsafe base.loadUnaligned(fromByteOffset: place, as: Int32.self)) }
+  func word(_ place: Int) -> UInt64 { unsafe base.loadUnaligned(fromByteOffset: place, as: UInt64.self) }
+  @inline(__always)
+  func word32(_ place: Int) -> Int { Int(unsafe base.loadUnaligned(fromByteOffset: place, as: UInt32.self)) }
+  @inline(__always)
+  func int32(_ place: Int) -> Int32 { unsafe base.loadUnaligned(fromByteOffset: place, as: Int32.self) }
   @inline(__always)
   func int64(_ place: Int) -> Int { unsafe base.loadUnaligned(fromByteOffset: place, as: Int.self) }
 }

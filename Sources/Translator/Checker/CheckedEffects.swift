@@ -6,6 +6,7 @@ import CHost
 
 extension CheckPass {
   /// Judges the instruction at `place` and what it leads to. Returns false if no path is left, or something is wrong.
+  @inline(__always)
   mutating func step() -> Bool {
     guard decode() || decodeNarrowLoop() else {
       refuse(encoding.action == .refuse ? .instruction : .encoding)
@@ -96,8 +97,7 @@ extension CheckPass {
     if isQuad {
       let kept = page.kept(host.displacement)
       if kept >= 0 {
-        state[kept] = value
-        return
+        return keep(kept, value)
       }
       if host.displacement == page.pageAddress {
         // On the way in: T0 minus the offset in its page that it is known to have.
@@ -116,7 +116,7 @@ extension CheckPass {
     if host.index < 0 {
       let kept = page.kept(host.displacement)
       if kept >= 0 {
-        state[host.reg] = state[kept]
+        state[host.reg] = self.kept(kept)
       } else if host.displacement == page.pageAddress {
         state[host.reg] = CheckedValue(.sum, CheckPass.pageID)
       } else if hasPassed(flags), host.displacement == comparedPlace(flags) &+ 8 {

@@ -100,12 +100,15 @@ struct CheckedValue: Equatable, BitwiseCopyable {
 @safe struct CheckedState {
   private let values: UnsafeMutablePointer<CheckedValue>
 
-  /// The registers, what groups keep in the vCPU page, two words of scratch there, and the flags.
-  static let groups = 16, scratch = 24, flags = 26
-  /// The exit information word stored last (bit 32: known) and the edge's number; the string operation; see `Stack`.
-  static let exit = 27, string = 28, stack = 29
-  static let joined = 26
-  static let count = 30
+  /// Behind the sixteen registers: the flags; the exit information word stored last (bit 32: known) and the edge's number;
+  /// the string operation; the shadow stack, see `CheckPass.isPushed`.
+  static let flags = 16, exit = 17, string = 18, stack = 19
+  /// A bit for each of the values behind this that is known: what groups keep in the vCPU page, and two words of scratch
+  /// there. Most blocks store none.
+  static let known = 20
+  static let groups = 21, scratch = 29
+  static let registers = 16
+  static let count = 31
   static let stride = 32
 
   init(_ values: UnsafeMutablePointer<CheckedValue>) { unsafe self.values = values }
@@ -116,10 +119,17 @@ struct CheckedValue: Equatable, BitwiseCopyable {
     @inline(__always) nonmutating set { unsafe values[number] = newValue }
   }
 
+  /// Bit n: value `groups` + n is known.
+  var known: UInt64 {
+    @inline(__always) get { unsafe values[CheckedState.known].head }
+    @inline(__always) nonmutating set { unsafe values[CheckedState.known].head = newValue }
+  }
+
   @inline(__always)
   func copy(from other: CheckedState) {
-    unsafe UnsafeMutableRawPointer(values).copyMemory(
-      from: other.values, byteCount: CheckedState.count * MemoryLayout<CheckedValue>.size)
+    for number in 0...CheckedState.known { self[number] = other[number] }
+    if known == 0 { return }
+    for number in CheckedState.groups..<CheckedState.count { self[number] = other[number] }
   }
 }
 

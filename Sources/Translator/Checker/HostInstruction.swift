@@ -4,12 +4,20 @@
 
 import CHost
 
-/// A decoded host instruction.
+/// A decoded host instruction: its bytes, out of which an operand's parts are made when they are asked for, since most are
+/// not.
 struct HostInstruction {
   /// Its encoding, by number in `HostEncodings`.
   var number: UInt16 = 0
   var opcode: UInt8 = 0
+  /// The opcode, if there is none.
   var modRM: UInt8 = 0
+  var sib: UInt8 = 0
+  /// REX.RXB, or VEX's.
+  var extend: UInt8 = 0
+  var vvvv: UInt8 = 0
+  /// Bytes of the immediate.
+  var immediateCount: UInt8 = 0
   /// REX.W or VEX.W; VEX.L; REX (of any kind); 66; LOCK.
   var isWide = false
   var is256 = false
@@ -17,18 +25,64 @@ struct HostInstruction {
   var has66 = false
   var isLocked = false
   var isMemory = false
-  /// Registers; `rm` is the opcode's too. Of the operand in memory: -1 for none.
-  var reg = 0
-  var rm = 0
-  var vvvv = 0
-  var base = -1
-  var index = -1
-  var scale = 0
-  var displacement = 0
-  var immediate = 0
+  /// A displacement takes the place of the base register.
+  var hasNoBase = false
+  /// What stands where a displacement and an immediate may.
+  var afterOperand: Int32 = 0
+  var last = 0
 
   var digit: UInt8 {
     @inline(__always) get { modRM >> 3 & 7 }
+  }
+  var reg: Int {
+    @inline(__always) get { Int(modRM >> 3 & 7 | (extend & 4) << 1) }
+  }
+  /// Of the ModRM byte, or of the opcode.
+  var rm: Int {
+    @inline(__always) get { Int(modRM & 7 | (extend & 1) << 3) }
+  }
+
+  // Of the operand in memory. Registers: -1 for none.
+
+  private var hasSIB: Bool {
+    @inline(__always) get { isMemory && modRM & 7 == 4 }
+  }
+  var base: Int {
+    @inline(__always)
+    get { !isMemory || hasNoBase ? -1 : Int((modRM & 7 == 4 ? sib : modRM) & 7 | (extend & 1) << 3) }
+  }
+  var index: Int {
+    @inline(__always)
+    get {
+      let index = Int(sib >> 3 & 7 | (extend & 2) << 2)
+      return hasSIB && index != 4 ? index : -1
+    }
+  }
+  var scale: UInt8 {
+    @inline(__always) get { hasSIB ? sib >> 6 : 0 }
+  }
+  var displacement: Int {
+    @inline(__always)
+    get {
+      switch modRM >> 6 {
+      case 1: Int(Int8(truncatingIfNeeded: afterOperand))
+      case 2: Int(afterOperand)
+      default: hasNoBase ? Int(afterOperand) : 0
+      }
+    }
+  }
+
+  /// With its sign; 0 for one of two bytes, which nobody asks for.
+  var immediate: Int {
+    @inline(__always)
+    get {
+      switch immediateCount {
+      case 1: Int(Int8(truncatingIfNeeded: last))
+      case 4: Int(Int32(truncatingIfNeeded: last))
+      case 8: last
+      default: 0
+      }
+    }
   }
 }
 
@@ -55,11 +109,13 @@ extension CheckPass {
 
   /// Decodes the instruction at `place`, and sets `next`. Returns false if there is none that may be judged. Which form an
   /// instruction has cannot be foretold in code that is seen once: what is cheap is computed for every form, not branched
-  /// over, and bytes are read that may not be the instruction's.
+  /// over, and bytes are read that may not be the instruction's. The time is that of the way from `place` to `next`.
   @inline(__always)
   mutating func decode() -> Bool {
     var at = place
-    var byte = text[at]
+    // Eight bytes from `at` on, as far as they are not used up: enough for all up to the SIB byte.
+    var bytes = text.word(at)
+    var byte = UInt8(truncatingIfNeeded: bytes)
     var prefix = 0
     host.isLocked = false
     host.has66 = false
@@ -80,100 +136,98 @@ extension CheckPass {
         at &+= 1
         byte = text[at]
       }
+      bytes = text.word(at)
     }
     // REX.RXB, or VEX's.
     let isREX = byte & 0xF0 == 0x40
     let rex = isREX ? byte : 0
-    at &+= isREX ? 1 : 0
-    byte = text[at]
-    at &+= 1
+    let skipped = isREX ? 1 : 0
+    at &+= skipped &+ 1
+    bytes = bytes &>> UInt64(skipped &* 8)
+    byte = UInt8(truncatingIfNeeded: bytes)
+    bytes >>= 8
     host.hasREX = isREX
     host.isWide = rex & 8 != 0
     host.is256 = false
     host.vvvv = 0
-    var extend = Int(rex & 7)
+    var extend = rex & 7
     var map = 0
     if byte == 0x0F {
       map = 1
-      byte = text[at]
+      byte = UInt8(truncatingIfNeeded: bytes)
+      bytes >>= 8
       at &+= 1
       if byte == 0x38 || byte == 0x3A {
         map = byte == 0x38 ? 2 : 3
-        byte = text[at]
+        byte = UInt8(truncatingIfNeeded: bytes)
+        bytes >>= 8
         at &+= 1
       }
     } else if byte & 0xFE == 0xC4 {
       if isREX || host.isLocked || prefix != 0 { return false }
       map = 4
-      var last = text[at]
-      at &+= 1
-      extend = Int(~last >> 5) & 4
+      var last = UInt8(truncatingIfNeeded: bytes)
+      bytes >>= 8
+      at &+= 2
+      extend = ~last >> 5 & 4
       if byte == 0xC4 {
-        extend = Int(~last >> 5)
+        extend = ~last >> 5
         let number = Int(last & 31)
         if number == 0 || number > 3 { return false }
         map = 3 &+ number
-        last = text[at]
+        last = UInt8(truncatingIfNeeded: bytes)
+        bytes >>= 8
         at &+= 1
         host.isWide = last & 0x80 != 0
       }
       host.is256 = last & 4 != 0
-      host.vvvv = Int(~last >> 3) & 15
+      host.vvvv = ~last >> 3 & 15
       prefix = Int(last & 3)
-      byte = text[at]
-      at &+= 1
+      byte = UInt8(truncatingIfNeeded: bytes)
+      bytes >>= 8
     }
     host.opcode = byte
-    let modRM = text[at]
-    var number = encodings.cell(map, prefix, byte)
+    host.extend = extend
+    let modRM = UInt8(truncatingIfNeeded: bytes)
+    let sib = UInt8(truncatingIfNeeded: bytes >> 8)
+    let cell = encodings.cell(map, prefix, byte)
+    let hasModRM = cell.hasModRM
+    let isMemory = hasModRM && modRM < 0xC0
+    host.modRM = hasModRM ? modRM : byte
+    host.sib = sib
+    host.isMemory = isMemory
+    host.hasNoBase = false
+    let operand = Int(hasModRM ? encodings.operandBytes(modRM) : 0)
+    // Where a displacement begins.
+    host.afterOperand = text.int32(at &+ (operand >> 4))
+    at &+= operand & 15
+
+    // The encoding.
+    var number = cell.number
     if number & HostEncodings.groupFlag != 0 { number = encodings.entry(number, modRM) }
     var encoding = encodings[number]
     if encoding.excluded != 0 {
       let state =
         (host.is256 ? HostEncoding.l1 : HostEncoding.l0) | (host.isWide ? HostEncoding.w1 : HostEncoding.w0)
       while encoding.excluded & state != 0 {
-        number = encoding.next
+        number = UInt16(truncatingIfNeeded: encoding.next)
         encoding = encodings[number]
       }
     }
     host.number = number
     if encoding.action == .refuse { return false }
-
-    let hasModRM = encoding.has(HostEncoding.hasModRM)
-    let isMemory = hasModRM && modRM < 0xC0
-    at &+= hasModRM ? 1 : 0
-    host.modRM = modRM
-    host.isMemory = isMemory
-    host.reg = Int(modRM >> 3) & 7 | (extend & 4) << 1
-    host.rm = Int((hasModRM ? modRM : byte) & 7) | (extend & 1) << 3
-    let sib = text[at]
-    let hasSIB = isMemory && modRM & 7 == 4
-    at &+= hasSIB ? 1 : 0
-    let mode = modRM >> 6
-    let base = Int((hasSIB ? sib : modRM) & 7) | (extend & 1) << 3
-    let index = Int(sib >> 3) & 7 | (extend & 2) << 2
-    let displacement = text.int32(at)
-    host.base = isMemory ? base : -1
-    host.index = hasSIB && index != 4 ? index : -1
-    host.scale = hasSIB ? Int(sib >> 6) : 0
-    host.displacement =
-      !isMemory || mode == 0 ? 0 : mode == 1 ? Int(Int8(truncatingIfNeeded: displacement)) : displacement
-    at &+= isMemory ? 0x4_0100 >> Int(mode &* 8) & 7 : 0
-    if isMemory && mode == 0 && base & 7 == 5 {
-      // No base, or RIP: for LEA alone.
-      if modRM & 7 == 5 || encoding.action != .lea { return false }
-      host.base = -1
-      host.displacement = displacement
+    if modRM & 0xC7 == 5 && isMemory { return false }
+    if modRM & 0xC7 == 4 && sib & 7 == 5 && isMemory {
+      // No base: for LEA alone.
+      if encoding.action != .lea { return false }
+      host.hasNoBase = true
       at &+= 4
     }
-    let bytes = encoding.immediate.bytes(isWide: host.isWide, has66: host.has66)
-    let immediate = text.int64(at)
-    host.immediate =
-      bytes == 1
-      ? Int(Int8(truncatingIfNeeded: immediate))
-      : bytes == 4 ? Int(Int32(truncatingIfNeeded: immediate)) : bytes == 8 ? immediate : 0
-    at &+= bytes
-    next = at
+    let kind = cell.immediateVaries ? Int(encoding.immediate.rawValue) : cell.immediate
+    let count = HostImmediate.bytes(kind, isWide: host.isWide, has66: host.has66)
+    host.immediateCount = UInt8(truncatingIfNeeded: count)
+    host.last = text.int64(at)
+    next = at &+ count
     if host.isLocked && !(isMemory && encoding.has(HostEncoding.lockable)) { return false }
     return host.vvvv == 0 || encoding.has(HostEncoding.usesVvvv)
   }
@@ -183,7 +237,9 @@ extension CheckPass {
     guard text[place] == 0x67, text[place &+ 1] & 0xFC == 0xE0 else { return false }
     host.number = encodings.narrowLoop
     host.opcode = text[place &+ 1]
-    host.immediate = Int(Int8(bitPattern: text[place &+ 2]))
+    host.isMemory = false
+    host.immediateCount = 1
+    host.last = Int(text[place &+ 2])
     next = place &+ 3
     return true
   }
@@ -223,7 +279,7 @@ extension CheckPass {
     if !write {
       for place in [displacement, last] where page[place] == .kept {
         let kept = page.kept(place & ~7)
-        if kept >= 0 && state[kept].isSecret { refuse(.secret) }
+        if kept >= 0 && self.kept(kept).isSecret { refuse(.secret) }
       }
       return
     }
@@ -235,7 +291,10 @@ extension CheckPass {
       guard first == last & ~7, first >= page.scratch, first < page.scratch &+ 16 else { return refuse(.place) }
       let kept = page.kept(first)
       if kept < 0 { return refuse(.place) }
-      lose(kept, from: state[kept])
+      // A part of it may stay.
+      let isSecret = self.kept(kept).isSecret
+      keep(kept, unknown())
+      if isSecret { state[kept].head |= CheckedValue.secretID << 16 }
     default: refuse(.place)
     }
   }
@@ -253,7 +312,7 @@ extension CheckPass {
         field(host.rm, isByte: encoding.has(HostEncoding.rmIsByte), written: encoding.has(HostEncoding.rmWritten))
       }
       if encoding.has(HostEncoding.vvvvIsGeneral) {
-        field(host.vvvv, isByte: false, written: encoding.has(HostEncoding.vvvvWritten))
+        field(Int(host.vvvv), isByte: false, written: encoding.has(HostEncoding.vvvvWritten))
       }
       if encoding.has(HostEncoding.regIsGeneral) {
         field(host.reg, isByte: encoding.has(HostEncoding.regIsByte), written: encoding.has(HostEncoding.regWritten))
