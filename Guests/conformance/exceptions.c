@@ -353,6 +353,11 @@ static void instructions(void) {
   CHECK("a prefix too many", TRY(".fill 14, 1, 0x66\n nop; nop", ), NONE);
   CHECK("16 bytes", TRY(".fill 15, 1, 0x66\n nop", ), GP);
   CHECK("MOVAPS misaligned", TRY("movaps 1(%%rax), %%xmm0", .a = (word)window), GP);
+  CHECK("MOVAPS on a stack that is not canonical",
+        TRY_THEN("xchg %%rbp, %%rax; movaps (%%rbp), %%xmm0", "xchg %%rbp, %%rax;", .a = 1ul << 63), SS);
+  CHECK_NOT_TCG("... and misaligned",
+        TRY_THEN("xchg %%rbp, %%rax; movaps 8(%%rbp), %%xmm0", "xchg %%rbp, %%rax;", .a = 1ul << 63), GP,
+        "measured: Intel family 6 model 207");
   CHECK("FXSAVE misaligned", TRY("fxsave 8(%%rax)", .a = (word)window), GP);
   CHECK("CMPXCHG16B misaligned", TRY("cmpxchg16b 8(%%rsi)", .S = (word)window), GP);
   CHECK("LDMXCSR of a reserved bit", TRY("movl $0x10000, (%%rax); ldmxcsr (%%rax)", .a = (word)window), GP);
@@ -372,6 +377,28 @@ static void instructions(void) {
   CHECK("SSE without OSFXSR", TRY("xorps %%xmm0, %%xmm0", ), UD);
   WRITE("cr4", cr4);
   CHECK("x87 exception", TRY("fninit; movw $0x37B, (%%rax); fldcw (%%rax); fld1; fldz; fdivrp; fwait", .a = (word)window), MF);
+#define PENDING(code, address) \
+  TRY("fninit; movw $0x37B, (%%rbx); fldcw (%%rbx); fld1; fldz; fdivrp; " code, .a = (word)(address), .b = (word)window)
+#define PENDING_FIRST(code) CHECK_NOT_TCG("... before a page fault: " code, PENDING(code " (%%rax)", window + 0x1000), MF, "SDM 1, 8.6")
+  const u64 beside = table[0x101];
+  table[0x101] = 0;
+  asm volatile("invlpg (%0)" : : "r"(window + 0x1000) : "memory");
+  PENDING_FIRST("fdivrs");
+  PENDING_FIRST("fstps");
+  PENDING_FIRST("fstpl");
+  PENDING_FIRST("fldt");
+  PENDING_FIRST("fildl");
+  PENDING_FIRST("fldcw");
+  PENDING_FIRST("fldenv");
+  PENDING_FIRST("frstor");
+  CHECK_NOT_TCG("... MMX", PENDING("movq (%%rax), %%mm0", window + 0x1000), MF, "SDM 1, 8.6");
+  CHECK("... not for FNSTCW", PENDING("fnstcw (%%rax)", window + 0x1000), PF);
+  CHECK("... not for FNSTSW", PENDING("fnstsw (%%rax)", window + 0x1000), PF);
+  CHECK("... not for FNSTENV", PENDING("fnstenv (%%rax)", window + 0x1000), PF);
+  CHECK("... not for FXRSTOR", PENDING("fxrstor (%%rax)", window + 0x1000), PF);
+  CHECK("... not for a load of a general register", PENDING("mov (%%rax), %%ecx", window + 0x1000), PF);
+  table[0x101] = beside;
+  asm volatile("invlpg (%0)" : : "r"(window + 0x1000) : "memory");
   asm volatile("fninit");
   asm volatile("movl $0x1D80, %0; ldmxcsr %0" : "=m"(*(u32 *)window));
   CHECK("SSE exception", TRY("xorps %%xmm0, %%xmm0; movl $0x3F800000, (%%rax); movss (%%rax), %%xmm1; divss %%xmm0, %%xmm1", .a = (word)window), XM);

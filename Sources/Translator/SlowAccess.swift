@@ -134,7 +134,9 @@ extension TranslatedCPU {
     case .x87, .saveState, .restoreState:
       if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
-      if rule == .x87 && waits && hasPendingX87Exception { throw .floatingPoint }
+      // FRSTOR and FLDENV wait; FXRSTOR, XRSTOR and what saves do not.
+      let mayWait = rule == .x87 || rule == .restoreState && (size == .fsave || size == .fenv)
+      if mayWait && waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:
       if has(Int(CHOST_MODE_EM)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
@@ -206,11 +208,14 @@ extension TranslatedCPU {
     }
     guard size > 0, size <= 1024 else { throw .invalidOpcode }
     let writes = traits.memoryWrites || row.rule == .saveState
-    let linear = try processor.linear(operand.segment, operand.offset, size: size, write: writes)
     var alignment = row.attribute == .aligned ? UInt64(size) : 1
     if traits.memorySize == .xsave { alignment = 64 }
     if traits.memorySize == .fxsave { alignment = 16 }
     if traits.memorySize == .wide && size == 16 { alignment = 16 }
+    // On the stack, too, this comes before an address that is not canonical: so on Intel's family 6 model 207.
+    let onStack = operand.segment == .ss && page.isLongMode
+    if onStack && operand.offset & (alignment &- 1) != 0 { throw .generalProtection() }
+    let linear = try processor.linear(operand.segment, operand.offset, size: size, write: writes)
     if linear & (alignment &- 1) != 0 { throw .generalProtection() }
     let span = try processor.span(
       linear, count: size, write: writes, as: processor.authority, stack: operand.segment == .ss)
