@@ -12,7 +12,8 @@ let settings: [SwiftSetting] = [
   .enableUpcomingFeature("ExistentialAny"),
   .enableUpcomingFeature("MemberImportVisibility"),
 ]
-let collections = Target.Dependency.product(name: "Collections", package: "swift-collections")
+// Of the collections one module, not their umbrella: they take a minute to build.
+let deque = Target.Dependency.product(name: "DequeModule", package: "swift-collections")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 
@@ -75,11 +76,11 @@ let package = Package(
     layer("GuestMemory", ["Host"]),
     layer("X86", []),
     layer("Translator", ["X86", "GuestMemory", "Host", "CHost", "Saving"]),
-    layer("Devices", ["GuestMemory", "Host", "Saving", collections]),
+    layer("Devices", ["GuestMemory", "Host", "Saving"]),
     layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices", "Saving"]),
     layer(
       "Lguest",
-      ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving", logging, collections, system]),
+      ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving", logging, deque, system]),
     .executableTarget(
       name: "LguestCommand",
       dependencies: [

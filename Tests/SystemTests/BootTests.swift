@@ -127,10 +127,12 @@ extension SystemTests {
     @Test("time limits end a run within five seconds", arguments: ["spin", "sleep"])
     func timeout(action: String) throws {
       let json = Guest.temporaryPath()
+      // Long enough to get there.
+      let limit = TestLimit.scaled(10)
       let result = try Guest.run(
-        Guest.boot(Guest.kernel, action, "--timeout", "20s", "--json", json), limit: 40, expecting: 124)
+        Guest.boot(Guest.kernel, action, "--timeout", "\(limit)s", "--json", json), limit: 40, expecting: 124)
       #expect(result.output.contains("fact begin \(action)"))
-      #expect(result.seconds >= 19.9 && result.seconds < 20 + TestLimit.scaled(5))
+      #expect(result.seconds >= limit - 0.1 && result.seconds < limit + TestLimit.scaled(5))
       #expect(try Guest.json(json)["cause"] as? String == "timeout")
     }
 
