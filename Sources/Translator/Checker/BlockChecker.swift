@@ -158,10 +158,10 @@ import CHost
     let id = nextID
     nextID = id &+ UInt64(CheckedState.registers)
     if nextID > CheckedValue.secretID { return refuse(.size) }
+    for number in 0..<Role.t2 { state[number] = CheckedValue(.sum, id &+ UInt64(number)) }
     // The scratch registers hold what they held elsewhere.
-    for number in 0..<CheckedState.registers {
-      let secret = number >= Role.t2 ? CheckedValue.secretID : 0
-      state[number] = CheckedValue(.sum, id &+ UInt64(number) | secret)
+    for number in Role.t2..<CheckedState.registers {
+      state[number] = CheckedValue(.sum, id &+ UInt64(number) | CheckedValue.secretID)
     }
     for number in CheckedState.registers...CheckedState.known { state[number] = CheckedValue(.sum) }
   }

@@ -107,13 +107,27 @@ extension CheckPass {
     }
   }
 
-  /// Decodes the instruction at `place`, and sets `next`. Returns false if there is none that may be judged. Which form an
-  /// instruction has cannot be foretold in code that is seen once: what is cheap is computed for every form, not branched
-  /// over, and bytes are read that may not be the instruction's. The time is that of the way from `place` to `next`.
+  /// Decodes the instruction at `place`, and sets `next`. Returns false if there is none that may be judged.
   @inline(__always)
   mutating func decode() -> Bool {
+    // Enough for all up to the SIB byte.
+    let bytes = text.word(place)
+    let opcode = UInt8(truncatingIfNeeded: bytes >> 8)
+    // Most are a REX prefix and an opcode of one byte: those first, in few steps.
+    guard bytes & 0xF0 == 0x40, opcode != 0x0F, opcode & 0xFE != 0xC4 else { return decodeAny() }
+    host.hasREX = true
+    host.isWide = bytes & 8 != 0
+    host.is256 = false
+    host.has66 = false
+    host.isLocked = false
+    host.vvvv = 0
+    host.extend = UInt8(truncatingIfNeeded: bytes & 7)
+    return decodeOperands(encodings.cell(0, 0, opcode), opcode, bytes >> 16, at: place &+ 2, isPlain: true)
+  }
+
+  private mutating func decodeAny() -> Bool {
     var at = place
-    // Eight bytes from `at` on, as far as they are not used up: enough for all up to the SIB byte.
+    // Eight bytes from `at` on, as far as they are not used up.
     var bytes = text.word(at)
     var byte = UInt8(truncatingIfNeeded: bytes)
     var prefix = 0
@@ -141,16 +155,15 @@ extension CheckPass {
     // REX.RXB, or VEX's.
     let isREX = byte & 0xF0 == 0x40
     let rex = isREX ? byte : 0
-    let skipped = isREX ? 1 : 0
-    at &+= skipped &+ 1
-    bytes = bytes &>> UInt64(skipped &* 8)
+    at &+= isREX ? 2 : 1
+    bytes = isREX ? bytes >> 8 : bytes
     byte = UInt8(truncatingIfNeeded: bytes)
     bytes >>= 8
     host.hasREX = isREX
     host.isWide = rex & 8 != 0
     host.is256 = false
     host.vvvv = 0
-    var extend = rex & 7
+    host.extend = rex & 7
     var map = 0
     if byte == 0x0F {
       map = 1
@@ -169,9 +182,9 @@ extension CheckPass {
       var last = UInt8(truncatingIfNeeded: bytes)
       bytes >>= 8
       at &+= 2
-      extend = ~last >> 5 & 4
+      host.extend = ~last >> 5 & 4
       if byte == 0xC4 {
-        extend = ~last >> 5
+        host.extend = ~last >> 5
         let number = Int(last & 31)
         if number == 0 || number > 3 { return false }
         map = 3 &+ number
@@ -186,21 +199,29 @@ extension CheckPass {
       byte = UInt8(truncatingIfNeeded: bytes)
       bytes >>= 8
     }
-    host.opcode = byte
-    host.extend = extend
+    return decodeOperands(encodings.cell(map, prefix, byte), byte, bytes, at: at, isPlain: false)
+  }
+
+  /// Decodes what follows an opcode: `bytes`, at `at`. Which form an instruction has cannot be foretold in code that is
+  /// seen once: what is cheap is computed for every form, not branched over, and bytes are read that may not be the
+  /// instruction's. `isPlain`: REX is its only prefix.
+  @inline(__always)
+  private mutating func decodeOperands(
+    _ cell: HostCell, _ opcode: UInt8, _ bytes: UInt64, at start: Int, isPlain: Bool
+  ) -> Bool {
     let modRM = UInt8(truncatingIfNeeded: bytes)
     let sib = UInt8(truncatingIfNeeded: bytes >> 8)
-    let cell = encodings.cell(map, prefix, byte)
     let hasModRM = cell.hasModRM
     let isMemory = hasModRM && modRM < 0xC0
-    host.modRM = hasModRM ? modRM : byte
+    host.opcode = opcode
+    host.modRM = hasModRM ? modRM : opcode
     host.sib = sib
     host.isMemory = isMemory
     host.hasNoBase = false
     let operand = Int(hasModRM ? encodings.operandBytes(modRM) : 0)
-    // Where a displacement begins.
-    host.afterOperand = text.int32(at &+ (operand >> 4))
-    at &+= operand & 15
+    // What would be a displacement.
+    host.afterOperand = text.int32(start &+ (operand >> 4))
+    var at = start &+ (operand & 15)
 
     // The encoding.
     var number = cell.number
@@ -216,18 +237,21 @@ extension CheckPass {
     }
     host.number = number
     if encoding.action == .refuse { return false }
-    if modRM & 0xC7 == 5 && isMemory { return false }
-    if modRM & 0xC7 == 4 && sib & 7 == 5 && isMemory {
-      // No base: for LEA alone.
-      if encoding.action != .lea { return false }
-      host.hasNoBase = true
-      at &+= 4
+    if modRM & 0xC6 == 4 && isMemory {
+      // RIP; or no base, for LEA alone.
+      if modRM & 1 != 0 { return false }
+      if sib & 7 == 5 {
+        if encoding.action != .lea { return false }
+        host.hasNoBase = true
+        at &+= 4
+      }
     }
     let kind = cell.immediateVaries ? Int(encoding.immediate.rawValue) : cell.immediate
-    let count = HostImmediate.bytes(kind, isWide: host.isWide, has66: host.has66)
+    let count = HostImmediate.bytes(kind, isWide: host.isWide, has66: !isPlain && host.has66)
     host.immediateCount = UInt8(truncatingIfNeeded: count)
     host.last = text.int64(at)
     next = at &+ count
+    if isPlain { return true }
     if host.isLocked && !(isMemory && encoding.has(HostEncoding.lockable)) { return false }
     return host.vvvv == 0 || encoding.has(HostEncoding.usesVvvv)
   }
