@@ -29,10 +29,10 @@ enum HostAction: UInt8 {
 enum HostImmediate: UInt8 {
   case none, byte, word, operandSize, operandSizeOr8, long
 
-  /// The bytes of the case with a number: four bits each.
+  /// Its bytes: four bits a case.
   @inline(__always)
-  static func bytes(_ number: Int, isWide: Bool, has66: Bool) -> Int {
-    (isWide ? 0x48_4210 : has66 ? 0x42_2210 : 0x44_4210) &>> (number &* 4) & 15
+  func bytes(isWide: Bool, has66: Bool) -> Int {
+    (isWide ? 0x48_4210 : has66 ? 0x42_2210 : 0x44_4210) &>> (Int(rawValue) &* 4) & 15
   }
 }
 
@@ -88,38 +88,10 @@ struct HostEncoding {
   static let l0: UInt8 = 1, l1: UInt8 = 2, w0: UInt8 = 4, w1: UInt8 = 8
 }
 
-/// What a map, a prefix and an opcode byte say: an encoding, or a group where the ModRM byte says which; and, so that the
-/// next instruction is found before that is looked up, what the length depends on.
-struct HostCell {
-  private let rawValue: UInt32
-
-  init(_ number: UInt16, hasModRM: Bool, immediate: HostImmediate?) {
-    rawValue =
-      UInt32(number) | (hasModRM ? 1 << 16 : 0) | UInt32(immediate?.rawValue ?? 0) << 20
-      | (immediate == nil ? 1 << 24 : 0)
-  }
-
-  /// 0, an encoding, or with `HostEncodings.groupFlag` a group.
-  var number: UInt16 {
-    @inline(__always) get { UInt16(truncatingIfNeeded: rawValue) }
-  }
-  var hasModRM: Bool {
-    @inline(__always) get { rawValue & 1 << 16 != 0 }
-  }
-  /// The members of the group differ in `immediate`.
-  var immediateVaries: Bool {
-    @inline(__always) get { rawValue & 1 << 24 != 0 }
-  }
-  /// By `HostImmediate`'s number.
-  var immediate: Int {
-    @inline(__always) get { Int(rawValue >> 20) & 7 }
-  }
-}
-
 /// The encodings, and where each is found: a cell for each map, prefix and opcode byte, and a group where the ModRM byte
 /// says more.
 @safe struct HostEncodings: @unchecked Sendable {
-  private let cells: UnsafePointer<HostCell>
+  private let cells: UnsafePointer<UInt16>
   private let groups: UnsafePointer<UInt16>
   private let encodings: UnsafePointer<HostEncoding>
   private let operands: UnsafePointer<UInt8>
@@ -142,7 +114,7 @@ struct HostCell {
       for (index, element) in array.enumerated() { unsafe (memory + index).initialize(to: element) }
       return unsafe UnsafePointer(memory)
     }
-    unsafe cells = immortal(builder.cells.map(builder.described))
+    unsafe cells = immortal(builder.cells)
     unsafe groups = immortal(builder.groups)
     unsafe encodings = immortal(builder.encodings)
     unsafe operands = immortal(
@@ -153,9 +125,9 @@ struct HostCell {
       })
   }
 
-  /// The cell of a map (0...6), a prefix (none, 66, F3, F2) and a byte.
+  /// What the cell of a map (0...6), a prefix (none, 66, F3, F2) and a byte says: 0, an encoding, or a group.
   @inline(__always)
-  func cell(_ map: Int, _ prefix: Int, _ byte: UInt8) -> HostCell {
+  func cell(_ map: Int, _ prefix: Int, _ byte: UInt8) -> UInt16 {
     // SAFETY: maps are below 7, prefixes below 4.
     unsafe cells[(map &* 4 &+ prefix) &* 256 &+ Int(byte)]
   }
@@ -281,21 +253,6 @@ private struct HostEncodingsBuilder {
     while last != new, encodings[Int(last)].next != 0 { last = UInt16(encodings[Int(last)].next) }
     if last != new { encodings[Int(last)].next = UInt32(new) }
     return old
-  }
-
-  /// A cell with what the length depends on.
-  func described(_ cell: UInt16) -> HostCell {
-    var members = [cell]
-    if cell & HostEncodings.groupFlag != 0 {
-      let first = Int(cell & ~HostEncodings.groupFlag) * HostEncodings.groupSize
-      members = Array(groups[first..<first + HostEncodings.groupSize])
-    }
-    let known = members.filter { $0 != 0 }.map { encodings[Int($0)] }
-    let immediates = Set(known.map(\.immediate))
-    // Rows of one byte agree in having a ModRM byte.
-    return HostCell(
-      cell, hasModRM: known.contains { $0.has(HostEncoding.hasModRM) },
-      immediate: immediates.count > 1 ? nil : immediates.first ?? HostImmediate.none)
   }
 }
 

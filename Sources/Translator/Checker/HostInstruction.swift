@@ -122,7 +122,7 @@ extension CheckPass {
     host.isLocked = false
     host.vvvv = 0
     host.extend = UInt8(truncatingIfNeeded: bytes & 7)
-    return decodeOperands(encodings.cell(0, 0, opcode), opcode, bytes >> 16, at: place &+ 2, isPlain: true)
+    return decodeOperands(encodings.cell(0, 0, opcode), opcode, bytes >> 16, at: place &+ 2)
   }
 
   private mutating func decodeAny() -> Bool {
@@ -199,32 +199,19 @@ extension CheckPass {
       byte = UInt8(truncatingIfNeeded: bytes)
       bytes >>= 8
     }
-    return decodeOperands(encodings.cell(map, prefix, byte), byte, bytes, at: at, isPlain: false)
+    return decodeOperands(encodings.cell(map, prefix, byte), byte, bytes, at: at)
   }
 
   /// Decodes what follows an opcode: `bytes`, at `at`. Which form an instruction has cannot be foretold in code that is
   /// seen once: what is cheap is computed for every form, not branched over, and bytes are read that may not be the
-  /// instruction's. `isPlain`: REX is its only prefix.
+  /// instruction's. Inlined, so that what the caller has set is known.
   @inline(__always)
   private mutating func decodeOperands(
-    _ cell: HostCell, _ opcode: UInt8, _ bytes: UInt64, at start: Int, isPlain: Bool
+    _ cell: UInt16, _ opcode: UInt8, _ bytes: UInt64, at start: Int
   ) -> Bool {
     let modRM = UInt8(truncatingIfNeeded: bytes)
     let sib = UInt8(truncatingIfNeeded: bytes >> 8)
-    let hasModRM = cell.hasModRM
-    let isMemory = hasModRM && modRM < 0xC0
-    host.opcode = opcode
-    host.modRM = hasModRM ? modRM : opcode
-    host.sib = sib
-    host.isMemory = isMemory
-    host.hasNoBase = false
-    let operand = Int(hasModRM ? encodings.operandBytes(modRM) : 0)
-    // What would be a displacement.
-    host.afterOperand = text.int32(start &+ (operand >> 4))
-    var at = start &+ (operand & 15)
-
-    // The encoding.
-    var number = cell.number
+    var number = cell
     if number & HostEncodings.groupFlag != 0 { number = encodings.entry(number, modRM) }
     var encoding = encodings[number]
     if encoding.excluded != 0 {
@@ -237,6 +224,18 @@ extension CheckPass {
     }
     host.number = number
     if encoding.action == .refuse { return false }
+
+    let hasModRM = encoding.has(HostEncoding.hasModRM)
+    let isMemory = hasModRM && modRM < 0xC0
+    host.opcode = opcode
+    host.modRM = hasModRM ? modRM : opcode
+    host.sib = sib
+    host.isMemory = isMemory
+    host.hasNoBase = false
+    let operand = Int(hasModRM ? encodings.operandBytes(modRM) : 0)
+    // What would be a displacement.
+    host.afterOperand = text.int32(start &+ (operand >> 4))
+    var at = start &+ (operand & 15)
     if modRM & 0xC6 == 4 && isMemory {
       // RIP; or no base, for LEA alone.
       if modRM & 1 != 0 { return false }
@@ -246,12 +245,10 @@ extension CheckPass {
         at &+= 4
       }
     }
-    let kind = cell.immediateVaries ? Int(encoding.immediate.rawValue) : cell.immediate
-    let count = HostImmediate.bytes(kind, isWide: host.isWide, has66: !isPlain && host.has66)
+    let count = encoding.immediate.bytes(isWide: host.isWide, has66: host.has66)
     host.immediateCount = UInt8(truncatingIfNeeded: count)
     host.last = text.int64(at)
     next = at &+ count
-    if isPlain { return true }
     if host.isLocked && !(isMemory && encoding.has(HostEncoding.lockable)) { return false }
     return host.vvvv == 0 || encoding.has(HostEncoding.usesVvvv)
   }
