@@ -377,12 +377,11 @@ static void instructions(void) {
   CHECK("SSE without OSFXSR", TRY("xorps %%xmm0, %%xmm0", ), UD);
   WRITE("cr4", cr4);
   CHECK("x87 exception", TRY("fninit; movw $0x37B, (%%rax); fldcw (%%rax); fld1; fldz; fdivrp; fwait", .a = (word)window), MF);
-#define PENDING(code, address) \
-  TRY("fninit; movw $0x37B, (%%rbx); fldcw (%%rbx); fld1; fldz; fdivrp; " code, .a = (word)(address), .b = (word)window)
-#define PENDING_FIRST(code) CHECK_NOT_TCG("... before a page fault: " code, PENDING(code " (%%rax)", window + 0x1000), MF, "SDM 1, 8.6")
-  const u64 beside = table[0x101];
-  table[0x101] = 0;
-  asm volatile("invlpg (%0)" : : "r"(window + 0x1000) : "memory");
+  static const u16 unmasked = 0x37B;
+#define PENDING(code) \
+  TRY("fninit; fldcw (%%rbx); fld1; fldz; fdivrp; " code, .a = (word)window, .b = (word)&unmasked)
+#define PENDING_FIRST(code) CHECK_NOT_TCG("... before a page fault: " code, PENDING(code " (%%rax)"), MF, "SDM 1, 8.6")
+  set_page(0x100000);
   PENDING_FIRST("fdivrs");
   PENDING_FIRST("fstps");
   PENDING_FIRST("fstpl");
@@ -391,14 +390,14 @@ static void instructions(void) {
   PENDING_FIRST("fldcw");
   PENDING_FIRST("fldenv");
   PENDING_FIRST("frstor");
-  CHECK_NOT_TCG("... MMX", PENDING("movq (%%rax), %%mm0", window + 0x1000), MF, "SDM 1, 8.6");
-  CHECK("... not for FNSTCW", PENDING("fnstcw (%%rax)", window + 0x1000), PF);
-  CHECK("... not for FNSTSW", PENDING("fnstsw (%%rax)", window + 0x1000), PF);
-  CHECK("... not for FNSTENV", PENDING("fnstenv (%%rax)", window + 0x1000), PF);
-  CHECK("... not for FXRSTOR", PENDING("fxrstor (%%rax)", window + 0x1000), PF);
-  CHECK("... not for a load of a general register", PENDING("mov (%%rax), %%ecx", window + 0x1000), PF);
-  table[0x101] = beside;
-  asm volatile("invlpg (%0)" : : "r"(window + 0x1000) : "memory");
+  CHECK_NOT_TCG("... MMX", PENDING("movq (%%rax), %%mm0"), MF, "SDM 1, 8.6");
+  CHECK("... not for FNSTCW", PENDING("fnstcw (%%rax)"), PF);
+  CHECK("... not for FNSTSW", PENDING("fnstsw (%%rax)"), PF);
+  CHECK("... not for FNSTENV", PENDING("fnstenv (%%rax)"), PF);
+  CHECK("... not for FNSAVE", PENDING("fnsave (%%rax)"), PF);
+  CHECK("... not for FXRSTOR", PENDING("fxrstor (%%rax)"), PF);
+  CHECK("... not for a load of a general register", PENDING("mov (%%rax), %%ecx"), PF);
+  set_page(0x100000 | 7);
   asm volatile("fninit");
   asm volatile("movl $0x1D80, %0; ldmxcsr %0" : "=m"(*(u32 *)window));
   CHECK("SSE exception", TRY("xorps %%xmm0, %%xmm0; movl $0x3F800000, (%%rax); movss (%%rax), %%xmm1; divss %%xmm0, %%xmm1", .a = (word)window), XM);

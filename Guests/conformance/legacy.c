@@ -54,6 +54,15 @@ static void segments(void) {
   CHECK("a limit in pages", BY_FS("mov %%fs:0xFFF, %%al", ), NONE);
   CHECK("... and beyond", BY_FS("mov %%fs:0x1000, %%al", ), GP);
   CHECK("loading sets accessed", gdt[SEGMENT / 8] >> 40 & 1, 1);
+  set_descriptor(SEGMENT, 0, 0x7FFF, 0x93, 12);
+#define BY_SS(code) \
+  TRY_THEN("mov %%ecx, %%ss; " code, "mov %%edx, %%ss;", .a = 0x8000000, .c = SEGMENT, .d = DATA)
+  const word cr4 = READ("cr4");
+  WRITE("cr4", cr4 | 0x200);
+  CHECK("MOVAPS within the stack's limit", BY_SS("movaps %%ss:-0x7F00000(%%eax), %%xmm0"), NONE);
+  CHECK("... beyond", BY_SS("movaps %%ss:(%%eax), %%xmm0"), SS);
+  CHECK_NOT_TCG("... and misaligned", BY_SS("movaps %%ss:8(%%eax), %%xmm0"), GP, "measured: Intel family 6 model 207");
+  WRITE("cr4", cr4);
   CHECK("the null selector loads", TRY("mov %%eax, %%fs", .a = 3), NONE);
   CHECK("... and cannot be used", TRY("mov %%eax, %%fs; mov %%fs:0, %%al", .a = 3), GP);
   CHECK("null as stack", TRY("mov %%eax, %%ss", .a = 0) << 16 | last.error, GP << 16);

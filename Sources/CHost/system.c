@@ -184,7 +184,7 @@ uint64_t chost_light_page_fault(chost_cpu *cpu, uint64_t linear, uint32_t info) 
     return CHOST_LIGHT_DECLINED;
   // FSW.ES: an x87 exception that is pending comes first, if the instruction waits for it.
   uint16_t status;
-  __asm__("fnstsw %0" : "=a"(status));
+  __asm__ volatile("fnstsw %0" : "=a"(status));
   if (status & 0x80) return CHOST_LIGHT_DECLINED;
   uint32_t access = (info & CHOST_INFO_WRITE ? CHOST_ACCESS_WRITE : 0) | (info & CHOST_INFO_USER ? CHOST_ACCESS_USER : 0);
   uint64_t physical;

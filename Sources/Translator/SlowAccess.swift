@@ -134,9 +134,7 @@ extension TranslatedCPU {
     case .x87, .saveState, .restoreState:
       if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
-      // FRSTOR and FLDENV wait; FXRSTOR, XRSTOR and what saves do not.
-      let mayWait = rule == .x87 || rule == .restoreState && (size == .fsave || size == .fenv)
-      if mayWait && waits && hasPendingX87Exception { throw .floatingPoint }
+      if waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:
       if has(Int(CHOST_MODE_EM)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
@@ -164,11 +162,16 @@ extension TranslatedCPU {
       & 0x80 != 0
   }
 
-  /// Whether an x87 instruction checks for pending exceptions: all but FNSTCW, FNSTSW, FNCLEX, FNINIT and what has come of
-  /// the 8087's FNENI and FNDISI and the 287's FNSETPM (SDM volume 1, 8.6).
+  /// Whether an instruction of the x87, or one that saves or restores its state, checks for pending exceptions: all of
+  /// opcodes D8 to DF but FNSTENV, FNSTCW, FNSAVE, FNSTSW, FNCLEX, FNINIT and what has come of the 8087's FNENI and FNDISI
+  /// and the 287's FNSETPM (SDM volume 1, 8.6).
   private static func waits(_ instruction: Instruction) -> Bool {
     if instruction.isMemory {
-      return instruction.modRM >> 3 & 7 != 7 || instruction.opcode != 0xD9 && instruction.opcode != 0xDD
+      switch instruction.opcode {
+      case 0xD9, 0xDD: return instruction.modRM >> 3 & 7 < 6
+      case 0xD8...0xDF: return true
+      default: return false
+      }
     }
     switch instruction.opcode {
     case 0xDB: return !(0xE0...0xE4).contains(instruction.modRM)
@@ -212,11 +215,10 @@ extension TranslatedCPU {
     if traits.memorySize == .xsave { alignment = 64 }
     if traits.memorySize == .fxsave { alignment = 16 }
     if traits.memorySize == .wide && size == 16 { alignment = 16 }
-    // On the stack, too, this comes before an address that is not canonical: so on Intel's family 6 model 207.
-    let onStack = operand.segment == .ss && page.isLongMode
-    if onStack && operand.offset & (alignment &- 1) != 0 { throw .generalProtection() }
+    // Before the stack's limit and before an address that is not canonical: so on Intel's family 6 model 207.
+    let unchecked = processor.uncheckedLinear(operand.segment, operand.offset)
+    if unchecked & (alignment &- 1) != 0 { throw .generalProtection() }
     let linear = try processor.linear(operand.segment, operand.offset, size: size, write: writes)
-    if linear & (alignment &- 1) != 0 { throw .generalProtection() }
     let span = try processor.span(
       linear, count: size, write: writes, as: processor.authority, stack: operand.segment == .ss)
     // State images are merged with what is there (XSAVE leaves parts alone).

@@ -220,15 +220,9 @@ extension Processor {
   func invalidatePage(_ instruction: Instruction) throws(Fault) {
     try requirePrivilege()
     let operand = effectiveAddress(instruction)
-    var linear = operand.offset
-    let segment = page[operand.segment]
-    if page.isLongMode {
-      if operand.segment == .fs || operand.segment == .gs { linear &+= segment.base }
-      // INVLPG of a non-canonical address does nothing.
-      guard Processor.isCanonical(linear) else { return }
-    } else {
-      linear = (linear &+ segment.base) & 0xFFFF_FFFF
-    }
+    let linear = uncheckedLinear(operand.segment, operand.offset)
+    // INVLPG of a non-canonical address does nothing.
+    guard Processor.isCanonical(linear) else { return }
     unsafe chost_flush_page(page.pointer, linear)
   }
 

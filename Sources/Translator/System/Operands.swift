@@ -57,7 +57,19 @@ extension Processor {
     return address
   }
 
-  /// The same for a segment that need not be loaded: the stack of a privilege level about to be entered.
+  /// The linear address of segment:offset, before any check: in 64-bit mode FS and GS alone have a base.
+  func uncheckedLinear(_ segment: SegmentRegister, _ offset: UInt64) -> UInt64 {
+    Processor.uncheckedLinear(page[segment], register: segment, offset, long: page.isLongMode)
+  }
+
+  private static func uncheckedLinear(
+    _ hidden: chost_segment, register: SegmentRegister, _ offset: UInt64, long: Bool
+  ) -> UInt64 {
+    if long { return register == .fs || register == .gs ? hidden.base &+ offset : offset }
+    return (hidden.base &+ offset) & 0xFFFF_FFFF
+  }
+
+  /// The same as `linear` for a segment that need not be loaded: the stack of a privilege level about to be entered.
   ///
   /// - Parameters:
   ///   - long: 64-bit mode: no limits, no bases but those of FS and GS.
@@ -68,9 +80,8 @@ extension Processor {
     typed: Bool, code: UInt32 = 0
   ) throws(Fault) -> UInt64 {
     let last = UInt64(truncatingIfNeeded: size &- 1)
+    let address = uncheckedLinear(hidden, register: register, offset, long: long)
     if long {
-      let base = register == .fs || register == .gs ? hidden.base : 0
-      let address = base &+ offset
       guard isCanonical(address), isCanonical(address &+ last) else {
         throw register == .ss ? .stackFault(code) : .generalProtection()
       }
@@ -96,7 +107,7 @@ extension Processor {
       allowed = allowed && end <= limit && end >= offset
     }
     guard allowed else { throw register == .ss ? .stackFault(code) : .generalProtection() }
-    return (hidden.base &+ offset) & 0xFFFF_FFFF
+    return address
   }
 
   /// Checks and translates `count` bytes at segment:offset.
