@@ -62,17 +62,12 @@ extension SystemTests {
           + more,
         limit: 70, name: "sandbox")
       let process = run.process.processIdentifier
-      let deadline = Date() + 20
-      while Date() < deadline {
+      let isReady = TestLimit.wait(seconds: 20) {
         let threads = threads(of: process)
-        if kinds.allSatisfy({ kind in threads.contains { $0.name == kind.0 } }),
-          !filtered || threads.allSatisfy({ filters(of: $0.directory) == 1 })
-        {
-          return run
-        }
-        Thread.sleep(forTimeInterval: 0.005)
+        return kinds.allSatisfy { kind in threads.contains { $0.name == kind.0 } }
+          && (!filtered || threads.allSatisfy { filters(of: $0.directory) == 1 })
       }
-      Issue.record("threads: \(threads(of: process).map { ($0.name, filters(of: $0.directory)) })")
+      #expect(isReady, "threads: \(threads(of: process).map { ($0.name, filters(of: $0.directory)) })")
       return run
     }
 
@@ -285,13 +280,12 @@ extension SystemTests {
         (process.standardInput, process.standardOutput, process.standardError) = (end, end, FileHandle.nullDevice)
         try process.run()
         let number = process.processIdentifier
-        let deadline = Date() + 10
         func isReady() -> Bool {
           let threads = SandboxCommandTests.threads(of: number)
           return isRaw() && threads.contains { $0.name == "lguest-vcpu0" }
             && threads.allSatisfy { SandboxCommandTests.filters(of: $0.directory) == 1 }
         }
-        while !isReady(), Date() < deadline { Thread.sleep(forTimeInterval: 0.005) }
+        _ = TestLimit.wait(seconds: 10, until: isReady)
         guard try make(name, of: number, SandboxCommandTests.attempts[0]) else {
           process.terminate()
           try Test.cancel("this host does not let a process trace its children")
