@@ -198,4 +198,46 @@ import X86
     #expect(check(store(.env(Int32(CHOST_TLB_READ)))) != nil)
     #expect(check(store(.env(Slot.groups))) == nil)
   }
+
+  /// A cold half at 0x10080 with an edge that is not linked yet: two NOPs; MOV T1D, 0xB8000000; JMP over a byte to the
+  /// stub. From the last byte of the MOV on it is MOV EAX; ADD AL, AL; the stub, as long as nobody links the edge.
+  @Test("nothing goes where an edge will be patched", arguments: [0, 7]) func edges(entry: Int) {
+    let hot = CheckerTests.start, cold = hot + 0x80
+    func relative(_ target: Int, from end: Int) -> [UInt8] {
+      (0..<4).map { UInt8(truncatingIfNeeded: (target - end) >> ($0 * 8)) }
+    }
+    var code = [UInt8](repeating: 0xCC, count: hot)
+    code += [0x0F, 0x85] + relative(cold + entry, from: hot + 6)
+    code += [0x0F, 0x84] + relative(cold, from: hot + 12)
+    let exit = CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000) }
+    code += exit
+    code += [0xE9] + relative(CheckerTests.exit, from: code.count + 5)
+    let end = code.count
+    code += [UInt8](repeating: 0xCC, count: cold - end)
+    code += [0x90, 0x90, 0x41, 0xBE, 0, 0, 0, 0xB8, 0xE9, 1, 0, 0, 0, 0xC0]
+    let stub = code.count
+    code += CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitData), 7) }
+    let reason = UInt32(CHOST_EXIT_LINK) << UInt32(CHOST_INFO_REASON_SHIFT)
+    code += CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), reason) }
+    code += [0xE9] + relative(CheckerTests.exit, from: code.count + 5)
+    let last = code.count
+    code += [UInt8](repeating: 0xCC, count: 24)
+    var stubs = CheckedStubs()
+    stubs.exit = CheckerTests.exit
+    let edge = Edge(end: UInt32(stub - 1), stub: UInt32(stub))
+    for checker in [checker, BlockChecker(isStepwise: true)] {
+      let problem = unsafe code.withUnsafeBytes { bytes in
+        unsafe withUnsafePointer(to: edge) { edge in
+          var block = unsafe CheckedBlock(
+            text: CheckedText(bytes.baseAddress!), hot: hot..<end, cold: cold..<last, mode: UInt32(CHOST_MODE_LONG),
+            stubs: stubs)
+          unsafe block.edges = edge
+          block.firstEdge = 7
+          block.edgeCount = 1
+          return checker.check(block).problem
+        }
+      }
+      #expect(problem == (entry == 0 ? nil : .middle))
+    }
+  }
 }

@@ -47,6 +47,7 @@ private struct MutantCounts {
     }
     #expect(survey.accepted * 100 <= survey.dangerous, "seed \(seed)")
     #expect(survey.unexplained == 0, "seed \(seed)")
+    #expect(survey.disagreements == 0, "seed \(seed): usual forms and single instructions are judged differently")
   }
 }
 
@@ -54,6 +55,7 @@ private struct MutantCounts {
 private struct MutantSurvey {
   private let cache: CodeCache
   private let checker = BlockChecker()
+  private let stepwise = BlockChecker(isStepwise: true)
   private let decoder = Decoder()
   private var mutator: Mutator
   private let pattern: [UInt64]
@@ -66,6 +68,8 @@ private struct MutantSurvey {
   private var shown: [String: Int] = [:]
   private(set) var blocks = 0
   private(set) var problems = 0
+  /// Code in usual forms that is judged otherwise instruction by instruction.
+  private(set) var disagreements = 0
   private var instructions = 0, unreached = 0
 
   init(_ cache: CodeCache, seed: UInt64) {
@@ -92,6 +96,7 @@ private struct MutantSurvey {
     let code = unsafe MutantCode(checked, memory: cache.code.writable, decoder: decoder)
     let machine = MutantMachine(code, pattern: pattern)
     blocks += 1
+    if (stepwise.check(checked).problem == nil) != (checker.check(checked).problem == nil) { disagreements += 1 }
     if let problem = checker.check(checked).problem { return note("refused: \(problem.rawValue)", code, flavour) }
     if !code.isComplete { return note("not decoded", code, flavour) }
     // Which runs come by which instruction.
@@ -139,6 +144,7 @@ private struct MutantSurvey {
     code.change(mutant.bytes, at: mutant.place)
     defer { code.restore() }
     let problem = checker.check(code.block).problem
+    if (stepwise.check(code.block).problem == nil) != (problem == nil) { disagreements += 1 }
     var danger = danger(mutant, machine, reached, base)
     if danger == .middle && problem == nil {
       danger = self.danger(mutant, machine, reached, base, goesOn: true) ?? danger

@@ -18,7 +18,10 @@ import CHost
   private let page = PagePlaces()
   private let encodings = HostEncodings.shared
 
-  init() {}
+  private let isStepwise: Bool
+
+  /// - Parameter isStepwise: every instruction is looked at by itself, whatever form code has: to be compared with.
+  init(isStepwise: Bool = false) { self.isStepwise = isStepwise }
 
   deinit {
     states.deallocate()
@@ -27,7 +30,7 @@ import CHost
 
   /// Judges a block.
   func check(_ block: CheckedBlock) -> CheckVerdict {
-    var pass = CheckPass(block, states: states, page: page, encodings: encodings)
+    var pass = CheckPass(block, states: states, page: page, encodings: encodings, isStepwise: isStepwise)
     pass.run()
     return CheckVerdict(problem: pass.problem, place: pass.place)
   }
@@ -42,6 +45,8 @@ import CHost
   private let states: CheckedStates
   /// Of code of level 3, whose tables and slots are others.
   let isUser: Bool
+  /// Code in its usual forms is judged at once.
+  let knowsForms: Bool
   let stackSlot: Int
   let slots: Int
 
@@ -56,9 +61,9 @@ import CHost
   /// How many of the four instructions that clear the x87 pointers stand right before this one; before the next.
   var clearing = 0, clearingNext = 0
   private var current = 0
-  private var isCold = false
+  private(set) var isCold = false
   /// Where the path reaches something that has to be seen to first.
-  private var stop = 0
+  private(set) var stop = 0
   /// How far the hot half has been looked at; the next entry there.
   private var hotPlace = 0
   private var nextEntry: Int
@@ -66,6 +71,8 @@ import CHost
   private var used: UInt32 = 1
   private var waiting: UInt32 = 0
   private var places = InlineArray<16, Int>(repeating: 0)
+  /// A miss that has been judged, and comes back behind the next instruction of the hot path.
+  private var miss = CheckPass.noMiss
   /// Paths to be followed: their states, whose places are in `places`; the last is the latest.
   private var paths = InlineArray<16, UInt8>(repeating: 0)
   private var pathCount = 0
@@ -79,9 +86,13 @@ import CHost
   // returns to.
   static let pageID: UInt64 = 1, entryID: UInt64 = 2, returnID: UInt64 = 3, firstID: UInt64 = 4
   private static let mostSteps = 1 << 14
+  private static var noMiss: Miss { Miss(place: Int.max, address: CheckedValue(.sum), answer: CheckedValue(.sum)) }
 
   @inline(__always)
-  init(_ block: CheckedBlock, states: CheckedStates, page: PagePlaces, encodings: HostEncodings) {
+  init(
+    _ block: CheckedBlock, states: CheckedStates, page: PagePlaces, encodings: HostEncodings, isStepwise: Bool
+  ) {
+    knowsForms = page.areNear && !isStepwise
     text = block.text
     self.block = block
     self.states = states
@@ -100,21 +111,25 @@ import CHost
   }
 
   mutating func run() {
-    forget()
-    state[Role.t0] = CheckedValue(.sum, CheckPass.entryID)
-    next = block.hot.lowerBound
-    updateStop()
+    if enters() {
+      nextEntry = Int.max
+      updateStop()
+    } else {
+      forget()
+      state[Role.t0] = CheckedValue(.sum, CheckPass.entryID)
+      place = block.hot.lowerBound
+      // What is closed later (`CodeCache.close`) is overwritten by a jump of five bytes, while others execute it.
+      if block.pollEntry != Int.max && !(decodeAny() && next &- place >= 5) { return refuse(.middle) }
+      next = place
+      updateStop()
+    }
     while problem == nil {
       place = next
       if place >= stop {
         arrive()
         if problem != nil { return }
       }
-      steps &+= 1
-      if steps > CheckPass.mostSteps { return refuse(.size) }
       if !step() { break }
-      // What is closed later (`CodeCache.close`) is overwritten by a jump of five bytes, while others execute it.
-      if steps == 1 && block.pollEntry != Int.max && next &- place < 5 { refuse(.middle) }
     }
     if problem == nil && seenEdges.nonzeroBitCount != block.edgeCount { refuse(.edge) }
   }
@@ -200,6 +215,13 @@ import CHost
     if a != b { state[CheckedState.stack] = CheckedValue(head: a & 1, offset: 0) }
   }
 
+  /// Joins what is known here with what is known after a miss, which comes to the same place.
+  mutating func join(_ miss: Miss) {
+    if state[Role.t0] != miss.address { join(Role.t0, miss.address) }
+    if state[Role.t1] != miss.answer { join(Role.t1, miss.answer) }
+    loseFlags()
+  }
+
   /// Joins value `number` with another one.
   private mutating func join(_ number: Int, _ b: CheckedValue) {
     let a = state[number]
@@ -236,6 +258,7 @@ import CHost
       stop = min(stop, places[left.trailingZeroBitCount & 15])
       left &= left &- 1
     }
+    stop = min(stop, miss.place)
   }
 
   /// The path has come to its stop, or beyond.
@@ -243,6 +266,10 @@ import CHost
     clearingNext = 0
     if isCold || place == block.hot.upperBound { return refuse(.end) }
     if place > stop { return refuse(.middle) }
+    if place == miss.place {
+      join(miss)
+      miss = CheckPass.noMiss
+    }
     var left = waiting
     while left != 0 {
       let number = left.trailingZeroBitCount
@@ -298,6 +325,8 @@ import CHost
   /// The current path goes on as state `number` at `place`.
   private mutating func go(_ number: Int, to place: Int) {
     clearingNext = 0
+    steps &+= 1
+    if steps > CheckPass.mostSteps { refuse(.size) }
     current = number
     state = states[number]
     next = place
@@ -310,11 +339,16 @@ import CHost
   mutating func mayBranch(to target: Int, passing: Bool = false) {
     if !isCold { hotPlace = next }
     if block.cold.contains(target) && !exits(at: target) {
-      let number = fork()
-      if number < 0 { return }
-      if passing { state[CheckedState.flags].head |= CheckedValue.passed << 8 }
-      push(current, at: next)
-      return go(number, to: target)
+      if let miss = misses(at: target) {
+        self.miss = miss
+        stop = min(stop, miss.place)
+      } else {
+        let number = fork()
+        if number < 0 { return }
+        if passing { state[CheckedState.flags].head |= CheckedValue.passed << 8 }
+        push(current, at: next)
+        return go(number, to: target)
+      }
     }
     if block.hot.contains(target) {
       let number = fork()
@@ -342,31 +376,6 @@ import CHost
     }
     leave(to: target)
     return endPath()
-  }
-
-  /// Whether the code at `target` in the cold half is an exit in its short form, which is judged then: the instructions
-  /// that store its reason and, of an edge, its number, and the jump. Every block has some, and following each as a path
-  /// of its own would cost a tenth of all the work.
-  private mutating func exits(at target: Int) -> Bool {
-    var at = target
-    // MOV [ENV + displacement], immediate.
-    let store = 0x43_C741
-    var number: Int?
-    if text.word32(at) == store | page.exitData << 24 {
-      number = text.word32(at &+ 4)
-      at &+= 8
-    }
-    guard text.word32(at) == store | page.exitInfo << 24, text[at &+ 8] == 0xE9, at &+ 13 <= block.cold.upperBound,
-      at &+ 13 &+ Int(text.int32(at &+ 9)) == block.stubs.exit
-    else { return false }
-    let known = (next, state[CheckedState.exit])
-    next = at &+ 13
-    state[CheckedState.exit] = CheckedValue(
-      head: UInt64(text.word32(at &+ 4)) | 1 << 32, offset: number.map { $0 &+ 1 } ?? known.1.offset)
-    checkEdge(block.stubs.exit)
-    leave(to: block.stubs.exit)
-    (next, state[CheckedState.exit]) = known
-    return true
   }
 
   /// The path is at its end. Returns false if there is no other.
@@ -440,6 +449,18 @@ import CHost
       return number
     }
     return -1
+  }
+
+  /// Whether bytes from `start` to `end` are patched when an edge is linked, other than those of a branch that ends at
+  /// `branch`.
+  @inline(__always)
+  func isPatched(_ start: Int, _ end: Int, but branch: Int) -> Bool {
+    guard let edges = unsafe block.edges else { return false }
+    for number in 0..<block.edgeCount {
+      let last = Int(unsafe edges[number].end)
+      if last > start && last &- 4 < end && last != branch { return true }
+    }
+    return false
   }
 
   /// The edge with a number from `edge(to:)`.

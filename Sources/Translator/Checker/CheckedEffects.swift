@@ -9,12 +9,14 @@ extension CheckPass {
   @inline(__always)
   mutating func step() -> Bool {
     guard decode() || decodeNarrowLoop() else {
-      refuse(encoding.action == .refuse ? .instruction : .encoding)
+      refuse(host.action == .refuse ? .instruction : .encoding)
       return false
     }
     clearing = clearingNext
     clearingNext = 0
-    switch encoding.action {
+    // Cold code is entered anywhere.
+    if isCold && isPatched(place, next, but: next) { refuse(.middle) }
+    switch host.action {
     case .refuse: refuse(.instruction)
     case .nothing: break
     case .general: general()
@@ -84,6 +86,7 @@ extension CheckPass {
     if isQuad {
       state[host.rm] = state[host.reg]
     } else if isLong && host.rm == Role.t1 && host.reg != host.rm && state[host.reg].isSum {
+      if host.reg == Role.t0 && checksTable() { return }
       state[host.rm] = state[host.reg].turned(.low)
     } else {
       // With 66 a part stays.
@@ -144,7 +147,7 @@ extension CheckPass {
   }
 
   /// Whether a table at a displacement, which is one of this privilege's, may be written through; nil if it is none.
-  private func table(_ displacement: Int) -> Bool? {
+  func table(_ displacement: Int) -> Bool? {
     let read = Int(CHOST_TLB_READ) &+ (isUser ? 2 &* Int(CHOST_TLB_BYTES) : 0)
     if displacement == read { return false }
     return displacement == read &+ Int(CHOST_TLB_BYTES) ? true : nil

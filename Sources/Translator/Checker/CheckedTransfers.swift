@@ -75,7 +75,10 @@ extension CheckPass {
     hideSecrets(target == stubs.jumpMiss || target == stubs.callMiss ? Role.t0 : 0)
     if target == stubs.tlbMiss || target == stubs.slotMiss || target == stubs.groupMiss {
       if isPushed { return refuse(.frame) }
-      return miss(target)
+      miss(target)
+      // A group that is refused goes on behind the JMP that follows.
+      if target == stubs.groupMiss { also(at: next &+ 5, losing: Role.t1) }
+      return
     }
     if target == stubs.light || target == stubs.string {
       if isPushed { return refuse(.frame) }
@@ -115,7 +118,7 @@ extension CheckPass {
   }
 
   /// A miss of the TLB, a slot or a group: T0 is the linear address, T1 the request and then the answer.
-  private mutating func miss(_ target: Int) {
+  mutating func miss(_ target: Int) {
     let linear = state[Role.t0], word = state[Role.t1]
     guard linear.isSum, !linear.isSecret, word.isConstant else { return refuse(.request) }
     let request = UInt64(bitPattern: Int64(word.offset))
@@ -147,10 +150,6 @@ extension CheckPass {
         guard slot.isWritable == write, isInPage || position &+ size <= 64 else { return refuse(.request) }
         answer = CheckedValue(.host, 0, position, more: more, extra: size)
       }
-    }
-    if target == block.stubs.groupMiss {
-      // A group that is refused goes on behind the JMP that follows.
-      also(at: next &+ 5, losing: Role.t1)
     }
     state[Role.t1] = answer
     loseFlags()

@@ -7,8 +7,9 @@ import CHost
 /// A decoded host instruction: its bytes, out of which an operand's parts are made when they are asked for, since most are
 /// not.
 struct HostInstruction {
-  /// Its encoding, by number in `HostEncodings`.
+  /// Its encoding, by number in `HostEncodings`, and how that is judged.
   var number: UInt16 = 0
+  var action = HostAction.refuse
   var opcode: UInt8 = 0
   /// The opcode, if there is none.
   var modRM: UInt8 = 0
@@ -114,7 +115,17 @@ extension CheckPass {
     let bytes = text.word(place)
     let opcode = UInt8(truncatingIfNeeded: bytes >> 8)
     // Most are a REX prefix and an opcode of one byte: those first, in few steps.
-    guard bytes & 0xF0 == 0x40, opcode != 0x0F, opcode & 0xFE != 0xC4 else { return decodeAny() }
+    guard bytes & 0xF0 == 0x40, opcode != 0x0F, opcode & 0xFE != 0xC4 else {
+      // Of the others, Jcc, CALL and JMP with four bytes.
+      if bytes & 0xF0FF == 0x800F {
+        return decodeBranch(encodings.cell(1, 0, opcode), opcode, bytes >> 16, end: place &+ 6)
+      }
+      if bytes & 0xFE == 0xE8 {
+        let opcode = UInt8(truncatingIfNeeded: bytes)
+        return decodeBranch(encodings.cell(0, 0, opcode), opcode, bytes >> 8, end: place &+ 5)
+      }
+      return decodeAny()
+    }
     host.hasREX = true
     host.isWide = bytes & 8 != 0
     host.is256 = false
@@ -125,7 +136,19 @@ extension CheckPass {
     return decodeOperands(encodings.cell(0, 0, opcode), opcode, bytes >> 16, at: place &+ 2)
   }
 
-  private mutating func decodeAny() -> Bool {
+  /// A branch whose displacement is `bytes`.
+  @inline(__always)
+  private mutating func decodeBranch(_ number: UInt16, _ opcode: UInt8, _ bytes: UInt64, end: Int) -> Bool {
+    host.number = number
+    host.action = encodings[number].action
+    host.opcode = opcode
+    host.immediateCount = 4
+    host.last = Int(truncatingIfNeeded: bytes)
+    next = end
+    return true
+  }
+
+  mutating func decodeAny() -> Bool {
     var at = place
     // Eight bytes from `at` on, as far as they are not used up.
     var bytes = text.word(at)
@@ -223,6 +246,7 @@ extension CheckPass {
       }
     }
     host.number = number
+    host.action = encoding.action
     if encoding.action == .refuse { return false }
 
     let hasModRM = encoding.has(HostEncoding.hasModRM)
@@ -257,6 +281,7 @@ extension CheckPass {
   mutating func decodeNarrowLoop() -> Bool {
     guard text[place] == 0x67, text[place &+ 1] & 0xFC == 0xE0 else { return false }
     host.number = encodings.narrowLoop
+    host.action = .loop
     host.opcode = text[place &+ 1]
     host.isMemory = false
     host.immediateCount = 1

@@ -26,7 +26,9 @@ struct PagePlace: Equatable {
 /// The vCPU page, by displacement from ENV.
 @safe struct PagePlaces {
   let exitInfo: Int, exitData: Int, string: Int, pageAddress: Int, systemFlags: Int, xcr0: Int
-  let groups: Int, scratch: Int, stack: Int, shadowTop: Int, environment: Int
+  let groups: Int, scratch: Int, stack: Int, shadowTop: Int, environment: Int, attention: Int, flags: Int
+  /// The displacements of what usual forms name have seven bits.
+  let areNear: Bool
   private let places: UnsafeMutablePointer<UInt8>
   /// Displacements that `places` has something about: from -CHOST_ENV to here.
   private static let end = Int(CHOST_TABLES)
@@ -47,6 +49,9 @@ struct PagePlace: Equatable {
     stack = at(\.stack)
     shadowTop = at(\.shadow_top)
     environment = at(\.x87_environment)
+    attention = at(\.attention)
+    flags = at(\.flags)
+    areNear = [exitInfo, exitData, pageAddress, attention, flags].allSatisfy { 0..<128 ~= $0 }
     let size = (PagePlaces.end + Int(CHOST_ENV)) / 4
     unsafe places = .allocate(capacity: size)
     unsafe places.initialize(repeating: PagePlace.forbidden.rawValue, count: size)
@@ -57,9 +62,9 @@ struct PagePlace: Equatable {
     }
     // Guest registers without a host register of their own.
     for number in [9, 10, 11, 14, 15] { mark(at(\.gpr) + number * 8, 8, .state) }
-    mark(at(\.flags), 8, .state)
+    mark(flags, 8, .state)
     mark(pageAddress, 8, .pageAddress)
-    mark(at(\.attention), 4, .readable)
+    mark(attention, 4, .readable)
     mark(at(\.interrupt_waiting), 4, .readable)
     mark(at(\.tsc_offset), 8, .readable)
     mark(systemFlags, 4, .systemFlags)
