@@ -217,7 +217,8 @@ import CHost
 
   /// Joins what is known here with what is known after a miss, which comes to the same place.
   mutating func join(_ miss: Miss) {
-    if state[Role.t0] != miss.address { join(Role.t0, miss.address) }
+    let address = state[Role.t0]
+    if address != miss.address { lose(Role.t0, from: address.isSecret ? address : miss.address) }
     if state[Role.t1] != miss.answer { join(Role.t1, miss.answer) }
     loseFlags()
   }

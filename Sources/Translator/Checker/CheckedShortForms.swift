@@ -56,13 +56,12 @@ extension CheckPass {
     }
     let end = at &+ 13
     guard text.word32(at) == store | page.exitInfo << 24, text[at &+ 8] == 0xE9, end <= block.cold.upperBound,
-      end &+ Int(text.int32(at &+ 9)) == block.stubs.exit, !isPatched(target, end, but: end)
+      end &+ Int(text.int32(at &+ 9)) == block.stubs.exit, !isPatched(target, end, but: -1)
     else { return false }
     let known = (next, state[CheckedState.exit])
     next = end
     state[CheckedState.exit] = CheckedValue(
       head: UInt64(text.word32(at &+ 4)) | 1 << 32, offset: number.map { $0 &+ 1 } ?? known.1.offset)
-    checkEdge(block.stubs.exit)
     leave(to: block.stubs.exit)
     (next, state[CheckedState.exit]) = known
     return true

@@ -113,38 +113,37 @@ extension CheckPass {
   mutating func decode() -> Bool {
     // Enough for all up to the SIB byte.
     let bytes = text.word(place)
-    let opcode = UInt8(truncatingIfNeeded: bytes >> 8)
-    // Most are a REX prefix and an opcode of one byte: those first, in few steps.
-    guard bytes & 0xF0 == 0x40, opcode != 0x0F, opcode & 0xFE != 0xC4 else {
-      // Of the others, Jcc, CALL and JMP with four bytes.
-      if bytes & 0xF0FF == 0x800F {
-        return decodeBranch(encodings.cell(1, 0, opcode), opcode, bytes >> 16, end: place &+ 6)
-      }
-      if bytes & 0xFE == 0xE8 {
-        let opcode = UInt8(truncatingIfNeeded: bytes)
-        return decodeBranch(encodings.cell(0, 0, opcode), opcode, bytes >> 8, end: place &+ 5)
-      }
+    // Most are an opcode of one byte, with or without a REX prefix: those first, in few steps.
+    let hasREX = bytes & 0xF0 == 0x40
+    let rest = hasREX ? bytes >> 8 : bytes
+    let opcode = UInt8(truncatingIfNeeded: rest)
+    let cell = encodings.cell(0, 0, opcode)
+    if cell == 0 {
+      // Of the others, Jcc with four bytes.
+      if bytes & 0xF0FF == 0x800F { return decodeBranch(bytes) }
       return decodeAny()
     }
-    host.hasREX = true
-    host.isWide = bytes & 8 != 0
+    let rex = hasREX ? bytes : 0
+    host.hasREX = hasREX
+    host.isWide = rex & 8 != 0
     host.is256 = false
     host.has66 = false
     host.isLocked = false
     host.vvvv = 0
-    host.extend = UInt8(truncatingIfNeeded: bytes & 7)
-    return decodeOperands(encodings.cell(0, 0, opcode), opcode, bytes >> 16, at: place &+ 2)
+    host.extend = UInt8(truncatingIfNeeded: rex & 7)
+    return decodeOperands(cell, opcode, rest >> 8, at: place &+ (hasREX ? 2 : 1))
   }
 
-  /// A branch whose displacement is `bytes`.
+  /// Jcc with a displacement of four bytes.
   @inline(__always)
-  private mutating func decodeBranch(_ number: UInt16, _ opcode: UInt8, _ bytes: UInt64, end: Int) -> Bool {
-    host.number = number
-    host.action = encodings[number].action
+  private mutating func decodeBranch(_ bytes: UInt64) -> Bool {
+    let opcode = UInt8(truncatingIfNeeded: bytes >> 8)
+    host.number = encodings.cell(1, 0, opcode)
+    host.action = encodings[host.number].action
     host.opcode = opcode
     host.immediateCount = 4
-    host.last = Int(truncatingIfNeeded: bytes)
-    next = end
+    host.last = Int(truncatingIfNeeded: bytes >> 16)
+    next = place &+ 6
     return true
   }
 
