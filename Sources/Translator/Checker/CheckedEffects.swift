@@ -85,6 +85,7 @@ extension CheckPass {
     if Role.isReserved(host.rm) { return refuse(.reserved) }
     if isQuad {
       state[host.rm] = state[host.reg]
+      if host.reg == Role.rax && (host.rm == Role.t1 || host.rm == Role.t2) { movesFlags(host.rm) }
     } else if isLong && host.rm == Role.t1 && host.reg != host.rm && state[host.reg].isSum {
       if host.reg == Role.t0 && checksTable() { return }
       state[host.rm] = state[host.reg].turned(.low)
@@ -394,6 +395,7 @@ extension CheckPass {
     guard isLong, !host.isMemory, host.immediate == Int(CHOST_JUMP_FACTOR), state[host.rm].isSum, host.reg == Role.t1,
       !Role.isReserved(host.rm)
     else { return general() }
+    if host.rm == Role.t0 && probesJumpCache() { return }
     state[host.reg] = state[host.rm].turned(.product)
     loseFlags()
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Code in its usual forms, judged at once: a block's entries, a check of the software TLB, and cold code where a branch
-// leads to it, which is exits and the misses of checks. Every block has some, and to follow each instruction by instruction, with a copy of what
+// Code in its usual forms, judged at once: a block's entries, the flags on their way to and from the vCPU page, a check of
+// the software TLB, a look into the jump cache, and cold code where a branch leads to it, which is exits and the misses of
+// checks. Every block has some, and to follow each instruction by instruction, with a copy of what
 // is known, would be half of all the work. Code that differs in one byte is no such form, and is followed.
 
 import CHost
@@ -64,6 +65,47 @@ extension CheckPass {
       head: UInt64(text.word32(at &+ 4)) | 1 << 32, offset: number.map { $0 &+ 1 } ?? known.1.offset)
     leave(to: block.stubs.exit)
     (next, state[CheckedState.exit]) = known
+    return true
+  }
+
+  /// Whether what follows MOV of RAX to the scratch register `scratch` saves the flags in the page or loads them from
+  /// there, and moves RAX back. Then `next` is behind it: nothing but the flags has changed.
+  @discardableResult
+  mutating func movesFlags(_ scratch: Int) -> Bool {
+    guard knowsForms, page.flags == 0, !state[Role.rax].isSecret else { return false }
+    // MOV RAX, scratch.
+    let back: UInt64 = scratch == Role.t1 ? 0xF0_894C : 0xE8_894C
+    let bytes = text.word(next), last = UInt64(text.word32(next &+ 6))
+    let end: Int
+    let isLoad: Bool
+    if bytes == 0x4C03_8941_C090_0F9F && last >> 8 == back {
+      // LAHF; SETO AL; MOV [flags], EAX.
+      end = next &+ 10
+      isLoad = false
+    } else if bytes & 0xFFFF_FFFF_FFFF == 0x9E7F_0403_8B41 && last & 0xFF_FFFF == back {
+      // MOV EAX, [flags]; ADD AL, 127; SAHF.
+      end = next &+ 9
+      isLoad = true
+    } else {
+      return false
+    }
+    guard end <= stop, !isPatched(next, end, but: -1) else { return false }
+    if isLoad { loseFlags() }
+    next = end
+    return true
+  }
+
+  /// Whether what follows IMUL T1D, T0D compares T0 with the tag in the jump cache: SHR T1D; CMP T0, [tag]. Then `next` is
+  /// behind it.
+  mutating func probesJumpCache() -> Bool {
+    let value = state[Role.t0], end = next &+ 12
+    guard knowsForms, text.word32(next) == 0xEE_C141 | Int(CHOST_JUMP_SHIFT) << 24,
+      text.word32(next &+ 4) == 0xF3BC_3B4F, Int(text.int32(next &+ 8)) == Int(CHOST_JUMP_TAGS) &+ jumpCache,
+      end <= stop, !isPatched(next, end, but: -1)
+    else { return false }
+    state[Role.t1] = value.turned(.jumpIndex)
+    state[CheckedState.flags] = CheckedValue(.jumpTag, value.id, value.offset, more: 5)
+    next = end
     return true
   }
 

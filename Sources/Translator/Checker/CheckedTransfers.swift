@@ -194,7 +194,7 @@ extension CheckPass {
   }
 
   /// Where this privilege's jump cache is among those.
-  private var jumpCache: Int { isUser ? 2 * 8 * Int(CHOST_JUMP_ENTRIES) : 0 }
+  var jumpCache: Int { isUser ? 2 * 8 * Int(CHOST_JUMP_ENTRIES) : 0 }
 
   /// JMP or CALL through the jump cache. Returns false if no path is left.
   mutating func indirect() -> Bool {
