@@ -27,6 +27,12 @@ public final class PositionedOutput: Sendable {
     }
   }
 
+  /// How long the file is; nil for what has no length, a pipe.
+  public var byteCount: Int? {
+    let end = lseek(descriptor.rawValue, 0, SEEK_END)
+    return end < 0 ? nil : Int(end)
+  }
+
   /// Writes bytes at an offset.
   public func write(_ bytes: [UInt8], at offset: Int) throws(HostError) {
     var failure: HostError?

@@ -19,6 +19,7 @@ public final class ReplacementFile: Sendable {
 
   /// Creates an empty file in the directory of `path`.
   ///
+  /// - Throws: `HostError`, also when something else than a regular file has that name: a device, a pipe, a link.
   /// - Parameter permissions: Less what the process's mask takes away.
   public convenience init(
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600)
@@ -31,6 +32,11 @@ public final class ReplacementFile: Sendable {
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600), canBeNameless: Bool
   ) throws(HostError) {
     self.path = path
+    var status = stat()
+    // A link is not followed: what it names may be anything.
+    if unsafe lstat(path.string, &status) == 0, status.st_mode & S_IFMT != S_IFREG {
+      throw HostError("replace", path.string, reason: "it is not a regular file", remedy: "name another")
+    }
     temporary = FilePath("\(path.string).\(getpid()).tmp")
     // Left by an earlier process of this number.
     unsafe _ = unlink(temporary.string)

@@ -24,6 +24,7 @@ import X86
     var stubs = CheckedStubs()
     stubs.exit = CheckerTests.exit
     stubs.tlbMiss = 0x1010
+    stubs.slotMiss = 0x1018
     stubs.jumpMiss = 0x1020
     stubs.branchMiss = 0x1028
     stubs.callMiss = 0x1030
@@ -238,6 +239,145 @@ import X86
         }
       }
       #expect(problem == (entry == 0 ? nil : .middle))
+    }
+  }
+
+  /// R14 tells where something of the host's lies, on the way in.
+  @Test(
+    "what is read without being named, written in part, or told by flags is no way out for a secret",
+    arguments: [
+      [0x4C, 0x89, 0xF0, 0x48, 0x93, 0xB8, 0, 0, 0, 0],  // MOV RAX,R14; XCHG RAX,RBX; MOV EAX,0
+      [0x4C, 0x89, 0xF0, 0x48, 0xF7, 0xE3, 0xB8, 0, 0, 0, 0],  // MUL RBX
+      [0x4C, 0x89, 0xF0, 0xBA, 0, 0, 0, 0, 0x48, 0xF7, 0xF3, 0xB8, 0, 0, 0, 0],  // DIV RBX
+      [0x4C, 0x89, 0xF2, 0xC4, 0xE2, 0xFB, 0xF6, 0xD9, 0xBA, 0, 0, 0, 0],  // MOV RDX,R14; MULX
+      [0x4C, 0x89, 0xF1, 0xE2, 0],  // MOV RCX,R14; LOOP
+      [0x4C, 0x89, 0xF1, 0x48, 0xD3, 0xE3, 0xB9, 0, 0, 0, 0],  // SHL RBX,CL
+      [0x4C, 0x89, 0xF0, 0x48, 0x99, 0xB8, 0, 0, 0, 0],  // CQO
+      [0x4C, 0x89, 0xF0, 0x9E, 0xB8, 0, 0, 0, 0],  // SAHF
+      [0x4C, 0x89, 0xF0, 0x48, 0x0F, 0xB1, 0xCB, 0xB8, 0, 0, 0, 0],  // CMPXCHG RBX,RCX
+      [0x4C, 0x89, 0xF3, 0xBB, 0, 0, 0, 0],  // MOV RBX,R14, which CMPXCHG16B would store
+      [0x66, 0x4C, 0x8D, 0x33, 0x4C, 0x89, 0xF6],  // LEA R14W,[RBX]; MOV RSI,R14
+      [0x66, 0x41, 0xBE, 1, 0, 0x4C, 0x89, 0xF6],  // MOV R14W,1
+      [0x66, 0x41, 0xC7, 0xC6, 1, 0, 0x4C, 0x89, 0xF6],
+      [0x41, 0x81, 0xFE, 0, 0, 1, 0, 0x0F, 0x92, 0xC0],  // CMP R14D,imm; SETB AL
+      [0x41, 0x81, 0xE6, 0, 0, 1, 0, 0x0F, 0x94, 0xC0],  // AND R14D,imm; SETZ AL
+      [0x41, 0xC1, 0xEE, 20, 0x0F, 0x92, 0xC0],  // SHR R14D,20; SETC AL
+      [0x49, 0x81, 0xC6, 0, 0, 1, 0, 0x0F, 0x98, 0xC0],  // ADD R14,imm; SETS AL
+      [0x49, 0xFF, 0xC6, 0x0F, 0x98, 0xC0],  // INC R14; SETS AL
+    ] as [[UInt8]])
+  func hiddenSecrets(_ bytes: [UInt8]) {
+    #expect(check(bytes) != nil)
+  }
+
+  /// Jcc or CALL from the end of `code` at 0x10000.
+  private func branch(_ opcode: [UInt8], _ target: Int, behind code: [UInt8]) -> [UInt8] {
+    let distance = UInt32(truncatingIfNeeded: target - CheckerTests.start - code.count - opcode.count - 4)
+    return code + opcode + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+  }
+
+  @Test("XCHG of RAX and R8 is no NOP", arguments: [[0x49, 0x90], [0x41, 0x90], [0x66, 0x49, 0x90]] as [[UInt8]])
+  func exchange(_ bytes: [UInt8]) {
+    // LEA R15,[RAX+16] and what follows it in `proof`.
+    let proof = CheckerTests.emit { $0.lea(RegisterMap.t0, HostMemory(0, 16)) } + proof.dropFirst(4)
+    let load = CheckerTests.emit { $0.load(3, HostMemory(0, index: RegisterMap.t1, 16)) }
+    #expect(check(proof + load) == nil)
+    #expect(check(bytes) == nil)
+    #expect(check(proof + bytes + load) == .unchecked)
+  }
+
+  @Test("a tag is added back with its index") func tagIndex() {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1, table = Int32(CHOST_TLB_READ)
+    let load = CheckerTests.emit { $0.load(0, HostMemory(t0, index: t1, 0)) }
+    #expect(check(proof + CheckerTests.emit { $0.alu(.add, t0, .env(table)) } + load) == .place)
+  }
+
+  @Test("a miss fills what was compared before, and is the reason of an exit") func missed() {
+    let t0 = RegisterMap.t0, t1 = RegisterMap.t1, t2 = RegisterMap.t2
+    let request = UInt64(CHOST_EXIT_MEMORY) << 24 | 8 << 16
+    func displacement(_ slot: Int32) -> UInt64 {
+      UInt64(UInt32(bitPattern: slot) & 0xF_FFFF) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
+    }
+    /// The distance of RBX + 16 from the stack's slot or site 0, a miss of RCX there, and the comparison.
+    func stale(_ slot: Int32, isMissed: Bool) -> CheckProblem? {
+      var code = CheckerTests.emit { code in
+        code.lea(t0, HostMemory(3, 16))
+        code.mov(t2, t0)
+        code.alu(.sub, t2, .env(slot))
+        code.lea(t0, HostMemory(1, 0))
+        code.mov(t1, immediate: request | displacement(slot) | (slot == Slot.stack ? UInt64(CHOST_INFO_WRITE) : 0))
+      }
+      if isMissed { code = branch([0xE8], 0x1018, behind: code) }
+      if slot == Slot.stack {
+        code += CheckerTests.emit { $0.alu(.cmp, t2, immediate: 4096 - 8) }
+        code = branch([0x0F, 0x87], 0x1020, behind: code)
+      } else {
+        code += CheckerTests.emit { $0.alu(.cmp, t2, .env(slot + 16)) }
+        code = branch([0x0F, 0x83], 0x1020, behind: code)
+      }
+      return check(
+        code
+          + CheckerTests.emit {
+            $0.load(t1, .env(slot + 8))
+            $0.load(0, HostMemory(3, index: t1, 16))
+          })
+    }
+    for slot in [Slot.stack, Int32(CHOST_SLOTS)] {
+      #expect(stale(slot, isMissed: false) == nil)
+      #expect(stale(slot, isMissed: true) != nil)
+    }
+    // MOV [exit info]; a miss; JMP exit.
+    let code = CheckerTests.emit { code in
+      code.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000)
+      code.lea(t0, HostMemory(1, 0))
+      code.mov(t1, immediate: request)
+    }
+    let missed = branch([0xE8], 0x1010, behind: code)
+    #expect(check(branch([0xE9], CheckerTests.exit, behind: missed)) == .exit)
+  }
+
+  @Test("RET goes by what was compared, and nothing happens between PUSH and CALL") func frames() {
+    // CMP R15,[RSP+8]; JNE jumpMiss.
+    let compare = branch([0x0F, 0x85], 0x1020, behind: [0x4C, 0x3B, 0x7C, 0x24, 0x08])
+    #expect(check(compare + [0xC3]) != .frame)
+    #expect(check(compare + [0x49, 0x89, 0xC7, 0xC3]) == .frame)
+    // An access behind PUSH RAX.
+    let load = CheckerTests.emit { $0.load(0, HostMemory(3, index: RegisterMap.t1, 16)) }
+    #expect(check(proof + [0x50] + load + [0x48, 0x8D, 0x64, 0x24, 0x08]) == .frame)
+  }
+
+  /// PUSH RAX; JMP edge, whose stub takes back what was pushed: what is linked there would not.
+  @Test("no edge leaves with a word pushed") func pushedEdge() {
+    let hot = CheckerTests.start, cold = hot + 0x80
+    func relative(_ target: Int, from end: Int) -> [UInt8] {
+      (0..<4).map { UInt8(truncatingIfNeeded: (target - end) >> ($0 * 8)) }
+    }
+    for isPushed in [false, true] {
+      var code = [UInt8](repeating: 0xCC, count: hot)
+      code += [0x0F, 0x1F, 0x40, 0, isPushed ? 0x50 : 0x90, 0x90, 0x90, 0xE9] + relative(cold, from: hot + 12)
+      let end = code.count
+      code += [UInt8](repeating: 0xCC, count: cold - end)
+      if isPushed { code += [0x48, 0x8D, 0x64, 0x24, 0x08] }  // LEA RSP,[RSP+8]
+      code += CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitData), 7) }
+      let reason = UInt32(CHOST_EXIT_LINK) << UInt32(CHOST_INFO_REASON_SHIFT)
+      code += CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), reason) }
+      code += [0xE9] + relative(CheckerTests.exit, from: code.count + 5)
+      let last = code.count
+      code += [UInt8](repeating: 0xCC, count: 24)
+      var stubs = CheckedStubs()
+      stubs.exit = CheckerTests.exit
+      let edge = Edge(end: UInt32(hot + 12), stub: UInt32(cold))
+      let problem = unsafe code.withUnsafeBytes { bytes in
+        unsafe withUnsafePointer(to: edge) { edge in
+          var block = unsafe CheckedBlock(
+            text: CheckedText(bytes.baseAddress!), hot: hot..<end, cold: cold..<last, mode: UInt32(CHOST_MODE_LONG),
+            stubs: stubs)
+          unsafe block.edges = edge
+          block.firstEdge = 7
+          block.edgeCount = 1
+          return checker.check(block).problem
+        }
+      }
+      #expect(problem == (isPushed ? .frame : nil))
     }
   }
 }

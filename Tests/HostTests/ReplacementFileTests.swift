@@ -60,12 +60,19 @@ import Testing
   {
     try withDirectory { directory in
       let path = directory.appending("directory")
-      try FileManager.default.createDirectory(atPath: path.string, withIntermediateDirectories: false)
       do {
         let file = try ReplacementFile(path, canBeNameless: canBeNameless)
         try file.output.write([1, 2, 3], at: 0)
+        try FileManager.default.createDirectory(atPath: path.string, withIntermediateDirectories: false)
         #expect(throws: HostError.self) { try file.commit() }
       }
+      // Nor does it replace what is no regular file.
+      let link = directory.appending("link")
+      try FileManager.default.createSymbolicLink(atPath: link.string, withDestinationPath: "absent")
+      for other in [path, link, "/dev/null"] {
+        #expect(throws: HostError.self) { try ReplacementFile(other, canBeNameless: canBeNameless) }
+      }
+      try FileManager.default.removeItem(atPath: link.string)
       #expect(try names(in: directory) == ["directory"])
       #expect(throws: HostError.self) {
         try ReplacementFile(directory.appending("none/file"), canBeNameless: canBeNameless)

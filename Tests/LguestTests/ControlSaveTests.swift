@@ -101,6 +101,15 @@ import Testing
       defer { try? null.close() }
       #expect(isRefused(ask(&line, [("verb", "save")], null)))
       #expect(run.echoes("b"))
+      // One with content, and one in which everything goes to the end.
+      let old = path.removingLastComponent().appending("old")
+      for (content, options) in [("old", []), ("", [.append])] as [(String, FileDescriptor.OpenOptions)] {
+        try content.write(toFile: old.string, atomically: false, encoding: .utf8)
+        let file = try FileDescriptor.open(old, .readWrite, options: options)
+        defer { try? file.close() }
+        #expect(isRefused(ask(&line, [("verb", "save")], file)))
+        #expect(run.echoes("b"))
+      }
       // One that came with a request that has no use for it.
       #expect(isDone(ask(&line, [("verb", "status")], null)))
       #expect(isRefused(ask(&line, [("verb", "save")])))

@@ -152,6 +152,9 @@ public final class ControlServer: Sendable {
     }
     conversation.file = nil
     let file = PositionedOutput(owning: descriptor, description: "the saved machine")
+    guard file.byteCount == 0 else {
+      throw ControlFailure("save needs the descriptor of an empty file, and this one has content or is none")
+    }
     var wasPaused = false
     try move { () throws(MoveError) in wasPaused = try machine.saveAndPause(to: file) }
     if case .bool(true)? = request["keep"] {

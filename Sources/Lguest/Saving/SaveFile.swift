@@ -261,6 +261,9 @@ public final class SaveFile: Sendable {
     }
     header.fileByteCount = UInt64(end)
     try file.write(header.encoded(), at: 0)
+    guard file.byteCount == end else {
+      throw HostError("write", file.description, reason: "it is open for appending, or somebody else writes to it")
+    }
     try file.synchronize()
   }
 }

@@ -220,7 +220,7 @@ import CHost
     let address = state[Role.t0]
     if address != miss.address { lose(Role.t0, from: address.isSecret ? address : miss.address) }
     if state[Role.t1] != miss.answer { join(Role.t1, miss.answer) }
-    loseFlags()
+    afterMiss()
   }
 
   /// Joins value `number` with another one.

@@ -18,7 +18,9 @@ extension CheckPass {
     if isCold && isPatched(place, next, but: next) { refuse(.middle) }
     switch host.action {
     case .refuse: refuse(.instruction)
-    case .nothing: break
+    case .nothing:
+      // With REX.B it is XCHG RAX, R8.
+      if host.opcode == 0x90 && host.extend & 1 != 0 { exchange() }
     case .general: general()
     case .move: move()
     case .load: load()
@@ -54,6 +56,20 @@ extension CheckPass {
     return problem == nil
   }
 
+  /// XCHG RAX, R8.
+  private mutating func exchange() {
+    for register in [Role.rax, 8] {
+      if state[register].isSecret { refuse(.secret) }
+      lose(register)
+    }
+  }
+
+  /// RAX, RCX, RDX and RBX never tell where something of the host's lies: instructions read them without naming them.
+  @inline(__always)
+  private mutating func hideFrom(_ register: Int) {
+    if register < 4 && state[register].isSecret { refuse(.secret) }
+  }
+
   /// Neither 66 nor LOCK, and W.
   @inline(__always)
   private var isQuad: Bool { host.isWide && !host.has66 && !host.isLocked }
@@ -83,7 +99,10 @@ extension CheckPass {
       return general()
     }
     if Role.isReserved(host.rm) { return refuse(.reserved) }
+    defer { hideFrom(host.rm) }
     if isQuad {
+      // A distance stays where it was made.
+      if state[host.reg].isKind(.distance) { return lose(host.rm) }
       state[host.rm] = state[host.reg]
       if host.reg == Role.rax && (host.rm == Role.t1 || host.rm == Role.t2) { movesFlags(host.rm) }
     } else if isLong && host.rm == Role.t1 && host.reg != host.rm && state[host.reg].isSum {
@@ -101,7 +120,7 @@ extension CheckPass {
     if isQuad {
       let kept = page.kept(host.displacement)
       if kept >= 0 {
-        return keep(kept, value)
+        return keep(kept, value.isKind(.distance) ? unknown() : value)
       }
       if host.displacement == page.pageAddress {
         // On the way in: T0 minus the offset in its page that it is known to have.
@@ -117,6 +136,7 @@ extension CheckPass {
   private mutating func load() {
     guard isQuad, host.isMemory, host.base == Role.env, !Role.isReserved(host.reg) else { return general() }
     let flags = state[CheckedState.flags]
+    defer { hideFrom(host.reg) }
     if host.index < 0 {
       let kept = page.kept(host.displacement)
       if kept >= 0 {
@@ -167,9 +187,12 @@ extension CheckPass {
       return
     }
     if Role.isReserved(host.reg) { return refuse(.reserved) }
+    defer { hideFrom(host.reg) }
     guard host.base >= 0, !host.has66 else {
       var source = host.base >= 0 ? state[host.base] : CheckedValue(.sum)
       if host.index >= 0 && !source.isSecret { source = state[host.index] }
+      // With 66 a part stays.
+      if host.has66 && state[host.reg].isSecret { source = state[host.reg] }
       return lose(host.reg, from: source)
     }
     let base = state[host.base]
@@ -211,7 +234,7 @@ extension CheckPass {
   /// MOV r, immediate.
   private mutating func constant() {
     if Role.isReserved(host.rm) { return refuse(.reserved) }
-    guard !host.has66 else { return lose(host.rm) }
+    guard !host.has66 else { return lose(host.rm, from: state[host.rm]) }
     state[host.rm] = CheckedValue(.sum, 0, host.isWide ? host.immediate : host.immediate & 0xFFFF_FFFF)
   }
 
@@ -219,7 +242,13 @@ extension CheckPass {
   private mutating func storeConstant() {
     if !host.isMemory {
       if Role.isReserved(host.rm) { return refuse(.reserved) }
-      if isQuad { state[host.rm] = CheckedValue(.sum, 0, host.immediate) } else { lose(host.rm) }
+      if isQuad {
+        state[host.rm] = CheckedValue(.sum, 0, host.immediate)
+      } else if host.has66 {
+        lose(host.rm, from: state[host.rm])
+      } else {
+        lose(host.rm)
+      }
       return
     }
     guard isOnPage, isLong else { return general() }
@@ -249,6 +278,8 @@ extension CheckPass {
       guard host.scale == 0, state[host.index].isKind(.entry), state[host.index].isOf(value) else {
         return refuse(.place)
       }
+    } else if table(value.extra) != nil {
+      return refuse(.place)
     }
     state[host.reg] = value.turned(.sum)
     loseFlags()
@@ -257,7 +288,8 @@ extension CheckPass {
   /// SUB r, r/m: a tag from a linear address.
   private mutating func subtractFromPage() {
     let value = state[host.reg]
-    guard isQuad, host.isMemory, host.base == Role.env, !Role.isReserved(host.reg) else { return general() }
+    guard isQuad, host.isMemory, host.base == Role.env, host.reg == Role.t0 || host.reg == Role.t2, !value.isSecret
+    else { return general() }
     if host.index < 0 {
       let kind = CheckedSlot(host.displacement, stack: stackSlot, slots: slots).kind
       guard kind == .stack || kind == .site, value.isSum else { return general() }
@@ -274,7 +306,7 @@ extension CheckPass {
   private mutating func compare() {
     guard isQuad, host.isMemory else { return general() }
     if host.reg == Role.rsp || host.base == Role.rsp { return compareShadowStack() }
-    guard host.base == Role.env, !Role.isReserved(host.reg) else { return general() }
+    guard host.base == Role.env, !Role.isReserved(host.reg), !state[host.reg].isSecret else { return general() }
     let value = state[host.reg]
     if host.index >= 0 { return compareJumpTag() }
     let slot = CheckedSlot(host.displacement, stack: stackSlot, slots: slots)
@@ -326,6 +358,8 @@ extension CheckPass {
     }
     if Role.isReserved(host.rm) { return refuse(.reserved) }
     let value = state[host.rm]
+    // The flags would tell.
+    if value.isSecret { return refuse(.secret) }
     switch host.digit {
     case 0 where isQuad: addConstant(host.immediate)
     case 5 where isQuad: addConstant(0 &- host.immediate)
@@ -360,6 +394,7 @@ extension CheckPass {
     guard isQuad, !host.isMemory else { return general() }
     if Role.isReserved(host.rm) { return refuse(.reserved) }
     let value = state[host.rm]
+    if value.isSecret { return refuse(.secret) }
     let (sum, overflow) = value.offset.addingReportingOverflow(constant)
     if value.isSum && !overflow {
       state[host.rm] = CheckedValue(.sum, value.id, sum)
@@ -373,6 +408,7 @@ extension CheckPass {
   private mutating func shift() {
     guard isLong, !host.isMemory, !Role.isReserved(host.rm) else { return general() }
     let value = state[host.rm]
+    if value.isSecret { return refuse(.secret) }
     if value.isKind(.low) && host.immediate == 8 {
       state[host.rm] = value.turned(.shifted)
     } else if value.isKind(.product) && host.immediate == Int(CHOST_JUMP_SHIFT) {
@@ -393,7 +429,7 @@ extension CheckPass {
   /// IMUL r, r/m, immediate.
   private mutating func multiply() {
     guard isLong, !host.isMemory, host.immediate == Int(CHOST_JUMP_FACTOR), state[host.rm].isSum, host.reg == Role.t1,
-      !Role.isReserved(host.rm)
+      !Role.isReserved(host.rm), !state[host.rm].isSecret
     else { return general() }
     if host.rm == Role.t0 && probesJumpCache() { return }
     state[host.reg] = state[host.rm].turned(.product)

@@ -198,12 +198,12 @@ extension CheckPass {
       return nil
     }
     hideSecrets()
-    let known = (state[Role.t0], state[Role.t1], state[CheckedState.flags])
+    let known = (state[Role.t0], state[Role.t1], state[Role.t2], state[CheckedState.flags], state[CheckedState.exit])
     state[Role.t0] = linear
     state[Role.t1] = CheckedValue(.sum, 0, request)
     miss(helper)
     let answer = state[Role.t1]
-    (state[Role.t0], state[Role.t1], state[CheckedState.flags]) = known
+    (state[Role.t0], state[Role.t1], state[Role.t2], state[CheckedState.flags], state[CheckedState.exit]) = known
     return Miss(place: back, address: linear, answer: answer)
   }
 
@@ -224,6 +224,7 @@ extension CheckPass {
     if linear.isKind(.distance) {
       let word = text.word32(at)
       let displacement: Int
+      var isIndexed = false
       switch word & 0xFF_FFFF {
       case 0x7B_034D:
         displacement = Int(Int8(truncatingIfNeeded: word >> 24))
@@ -236,8 +237,9 @@ extension CheckPass {
         guard word == 0x33BC_034F, state[Role.t1].isKind(.entry), state[Role.t1].isOf(linear) else { return nil }
         displacement = Int(text.int32(at &+ 4))
         at &+= 8
+        isIndexed = true
       }
-      guard displacement == linear.extra else { return nil }
+      guard displacement == linear.extra, isIndexed == (table(displacement) != nil) else { return nil }
       linear = linear.turned(.sum)
     }
     guard linear.isSum else { return nil }

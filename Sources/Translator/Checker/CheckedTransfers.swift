@@ -35,6 +35,8 @@ extension CheckPass {
     if block.edgeCount == 0 { return }
     let number = edge(to: target)
     if number < 0 { return }
+    // Its target knows nothing of what is pushed, whatever its stub does.
+    if isPushed { return refuse(.frame) }
     hideSecrets()
     let edge = recordedEdge(number)
     let t0 = state[Role.t0], stack = state[CheckedState.stack]
@@ -152,6 +154,14 @@ extension CheckPass {
       }
     }
     state[Role.t1] = answer
+    afterMiss()
+  }
+
+  /// A miss fills what distances were taken from, and names itself as the reason of an exit.
+  @inline(__always)
+  mutating func afterMiss() {
+    if state[Role.t2].isKind(.distance) { lose(Role.t2) }
+    state[CheckedState.exit] = CheckedValue(.sum)
     loseFlags()
   }
 
@@ -249,8 +259,9 @@ extension CheckPass {
   /// CMP T0 with the frame's return address, or RSP with the top.
   mutating func compareShadowStack() {
     if isPushed { return refuse(.frame) }
-    if host.reg == Role.t0 && host.base == Role.rsp && host.index < 0 && host.displacement == 8 {
-      state[CheckedState.flags] = CheckedValue(.frame, more: 5)
+    let value = state[Role.t0]
+    if host.reg == Role.t0 && host.base == Role.rsp && host.index < 0 && host.displacement == 8 && value.isSum {
+      state[CheckedState.flags] = CheckedValue(.frame, value.id, value.offset, more: 5)
     } else if host.reg == Role.rsp && host.base == Role.env && host.index < 0
       && host.displacement == page.shadowTop &+ (isUser ? 8 : 0)
     {
@@ -263,7 +274,7 @@ extension CheckPass {
   /// RET: to the frame whose return address is T0.
   mutating func ret() -> Bool {
     let flags = state[CheckedState.flags]
-    guard !isPushed, flags.isKind(.frame), hasPassed(flags) else {
+    guard !isPushed, flags.isKind(.frame), hasPassed(flags), state[Role.t0].isSum, state[Role.t0].isOf(flags) else {
       refuse(.frame)
       return false
     }

@@ -296,6 +296,8 @@ extension CheckPass {
   mutating func access(_ size: Int, write: Bool) {
     if host.base == Role.env && host.index < 0 { return accessPage(host.displacement, size, write: write) }
     if host.base < 0 || host.base == Role.env || host.base == Role.rsp || size == 0 { return refuse(.address) }
+    // Should the access fault after all, Swift goes on without what is pushed.
+    if isPushed { return refuse(.frame) }
     let base = state[host.base]
     if host.index < 0 {
       guard base.isKind(.host) else { return refuse(.unchecked) }
