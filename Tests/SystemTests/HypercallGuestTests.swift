@@ -59,7 +59,7 @@ extension SystemTests {
 
     /// Minutes of fuzzing under `scripts/test --long`.
     private static let minutes =
-      ProcessInfo.processInfo.environment["LGUEST_TEST_FUZZ_MINUTES"].flatMap(Double.init) ?? 60
+      ProcessInfo.processInfo.environment["LGUEST_TEST_FUZZ_MINUTES"].flatMap(Double.init) ?? 10
 
     @Test("garbage for hypercalls, registers and patching does the host no harm") func fuzz() throws {
       let end = Date() + (Guest.isLong ? HypercallGuestTests.minutes * 60 : 0)
