@@ -8,6 +8,7 @@ public import SystemPackage
 
 /// A file being written, readable by this user only unless asked for otherwise.
 public final class ReplacementFile: Sendable {
+  /// What links lead to, if the name was one.
   public let path: FilePath
   /// Where its content goes.
   public let output: PositionedOutput
@@ -19,7 +20,7 @@ public final class ReplacementFile: Sendable {
 
   /// Creates an empty file in the directory of `path`.
   ///
-  /// - Throws: `HostError`, also when something else than a regular file has that name: a device, a pipe, a link.
+  /// - Throws: `HostError`, also when something else than a regular file has that name, a device or a pipe. Links are followed.
   /// - Parameter permissions: Less what the process's mask takes away.
   public convenience init(
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600)
@@ -31,9 +32,9 @@ public final class ReplacementFile: Sendable {
   init(
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600), canBeNameless: Bool
   ) throws(HostError) {
+    let path = try ReplacementFile.followed(path)
     self.path = path
     var status = stat()
-    // A link is not followed: what it names may be anything.
     if unsafe lstat(path.string, &status) == 0, status.st_mode & S_IFMT != S_IFREG {
       throw HostError("replace", path.string, reason: "it is not a regular file", remedy: "name another")
     }
@@ -55,6 +56,20 @@ public final class ReplacementFile: Sendable {
   deinit {
     // Nothing is there once it was renamed.
     unsafe _ = unlink(temporary.string)
+  }
+
+  /// Where symbolic links lead, whether something is there or not.
+  private static func followed(_ path: FilePath) throws(HostError) -> FilePath {
+    var found = path
+    var target = [CChar](repeating: 0, count: Int(PATH_MAX))
+    // As many as Linux follows (path_resolution(7)).
+    for _ in 0..<40 {
+      let count = unsafe readlink(found.string, &target, target.count)
+      if count < 0 { return found }
+      let bytes = target[..<count].map { UInt8(bitPattern: $0) }
+      found = directory(of: found).pushing(FilePath(String(decoding: bytes, as: UTF8.self)))
+    }
+    throw HostError("open", path.string, errno: .tooManySymbolicLinkLevels)
   }
 
   static func directory(of path: FilePath) -> FilePath {

@@ -67,16 +67,33 @@ import Testing
         #expect(throws: HostError.self) { try file.commit() }
       }
       // Nor does it replace what is no regular file.
-      let link = directory.appending("link")
-      try FileManager.default.createSymbolicLink(atPath: link.string, withDestinationPath: "absent")
-      for other in [path, link, "/dev/null"] {
+      for other in [path, "/dev/null"] {
         #expect(throws: HostError.self) { try ReplacementFile(other, canBeNameless: canBeNameless) }
       }
-      try FileManager.default.removeItem(atPath: link.string)
       #expect(try names(in: directory) == ["directory"])
       #expect(throws: HostError.self) {
         try ReplacementFile(directory.appending("none/file"), canBeNameless: canBeNameless)
       }
+    }
+  }
+
+  @Test("links are followed, to what is there and to what is not", arguments: [true, false])
+  func links(canBeNameless: Bool) throws {
+    try withDirectory { directory in
+      let link = directory.appending("link"), loop = directory.appending("loop")
+      try FileManager.default.createSymbolicLink(atPath: link.string, withDestinationPath: "second")
+      try FileManager.default.createSymbolicLink(
+        atPath: directory.appending("second").string, withDestinationPath: directory.appending("file").string)
+      try FileManager.default.createSymbolicLink(atPath: loop.string, withDestinationPath: "loop")
+      for content in ["first", "other"] {
+        let file = try ReplacementFile(link, canBeNameless: canBeNameless)
+        try file.output.write(Array(content.utf8), at: 0)
+        try file.commit()
+        #expect(text(directory.appending("file")) == content && text(link) == content)
+      }
+      #expect(try FileManager.default.destinationOfSymbolicLink(atPath: link.string) == "second")
+      #expect(throws: HostError.self) { try ReplacementFile(loop, canBeNameless: canBeNameless) }
+      #expect(try names(in: directory) == ["file", "link", "loop", "second"])
     }
   }
 
