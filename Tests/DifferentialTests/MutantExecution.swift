@@ -21,6 +21,10 @@ extension MutantMachine {
     let after = s.next
     switch s.rule {
     case .undefined: return false
+    case .nop where s.i.opcode == 0x90 && s.i.rm & 8 != 0:
+      // XCHG RAX, R8.
+      if isSecret(0) || isSecret(8) { fail(.secret) }
+      (registers[0], registers[8]) = (registers[8], registers[0])
     case .nop, .pause, .wait: break
     case .lea:
       let isSecret = s.i.base != 0xFF && isSecret(Int(s.i.base)) || s.i.index != 0xFF && isSecret(Int(s.i.index))
@@ -194,6 +198,7 @@ extension MutantMachine {
       arithmetic(s)
     case 0xC1 where width >= 4 && !i.isMemory: shift(s)
     case 0xFF where width >= 4 && !i.isMemory:
+      if isSecret(Int(i.rm)) { fail(.secret) }
       set(
         Int(i.rm), i.modRM & 8 == 0 ? registers[Int(i.rm)] &+ 1 : registers[Int(i.rm)] &- 1, width, isSecret(Int(i.rm)))
       flags = nil
@@ -241,8 +246,10 @@ extension MutantMachine {
       flags = (false, result == 0, result & top != 0, false)
     default: result = draw() & mask
     }
-    if kind == 7 || isTest || danger != nil { return }
     let isSecret = rm.isSecret || reg.isSecret
+    // RSP is compared with the shadow stack's top.
+    if isSecret && !(kind == 7 && toRegister && i.reg == 4) { fail(.secret) }
+    if kind == 7 || isTest || danger != nil { return }
     if toRegister {
       set(Int(i.reg), result, width, isSecret)
     } else if i.isMemory {
@@ -264,6 +271,7 @@ extension MutantMachine {
       set(number, UInt64(bitPattern: signed >> Int64(count)), width, isSecret(number))
     default: set(number, draw(), width, isSecret(number))
     }
+    if isSecret(number) { fail(.secret) }
     flags = nil
   }
 
@@ -283,6 +291,10 @@ extension MutantMachine {
     read(traits.vvvv, i.vvvv)
     read(traits.plus, i.rm)
     if !i.isMemory { read(traits.rm, i.rm) }
+    for register in 0..<3 where hiddenReads(s) >> register & 1 != 0 { isSecret = isSecret || self.isSecret(register) }
+    // TEST of where in its page an address lies tells nothing.
+    let isAlignment = i.opcode == 0xF7 && i.modRM & 0x30 == 0 && i.immediate < 4096
+    if isSecret && s.row.flags.writesMaybe != 0 && !isAlignment { return fail(.secret) }
     if i.isMemory {
       var address = address(s)
       var size = max(s.size, 1)
@@ -318,6 +330,33 @@ extension MutantMachine {
     if !i.isMemory { write(traits.rm, i.rm) }
     for register in 0..<3 where hidden(s) >> register & 1 != 0 { set(register, draw(), 8, isSecret) }
     if s.row.flags.writesMaybe != 0 { flags = nil }
+  }
+
+  /// RAX, RCX and RDX, where they are read without being named.
+  private func hiddenReads(_ s: HostStep) -> Int {
+    let rax = 1, rcx = 2, rdx = 4, opcode = s.i.opcode
+    if s.i.hasVEX { return s.row.map == .vex0F38 && opcode == 0xF6 && s.row.prefix == .pF2 ? rdx : 0 }
+    switch s.row.map {
+    case .one:
+      switch opcode {
+      case 0x98, 0x99, 0x9E: return rax
+      case 0xD2, 0xD3: return rcx
+      case 0xF6, 0xF7: return s.i.modRM & 0x20 == 0 ? 0 : s.i.modRM & 0x10 == 0 ? rax : rax | rdx
+      default: break
+      }
+      switch s.row.operand1 {
+      case .AL, .AX, .rAX, .eAX: return rax
+      default: return s.row.operand2 == .rAX && s.row.form == .plus ? rax : 0
+      }
+    case .x0F:
+      switch opcode {
+      case 0xA5, 0xAD: return rcx
+      case 0xB0, 0xB1: return rax
+      case 0xC7: return rax | rdx
+      default: return 0
+      }
+    default: return 0
+    }
   }
 
   /// RAX, RCX and RDX, where they are written without being named.

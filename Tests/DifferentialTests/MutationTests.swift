@@ -60,7 +60,7 @@ private struct MutantSurvey {
   private var mutator: Mutator
   private let pattern: [UInt64]
   private static let runs = 32
-  private static let perBlock = 26
+  private static let perBlock = 28
 
   private var counts = [MutantKind: MutantCounts](
     uniqueKeysWithValues: MutantKind.allCases.map { ($0, MutantCounts()) })

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Changes one thing in the emitted code of a block.
+// Changes one thing in the emitted code of a block: a field of an instruction, or a few instructions for a few others.
 
 import CHost
 import X86
@@ -21,6 +21,7 @@ enum MutantKind: String, CaseIterable {
   case swap = "swap"
   case opcode = "opcode"
   case byte = "any byte"
+  case sequence = "a few instructions"
 }
 
 /// Other bytes at a place.
@@ -111,8 +112,52 @@ struct Mutator {
       bytes[fields.opcode] ^= random.chance(50) ? 2 : 1 << UInt8(random.below(8))
     case .byte:
       bytes[random.below(bytes.count)] ^= UInt8(1 + random.below(255))
+    case .sequence:
+      let others = sequence()
+      var end = number
+      while code.steps[end].next - step.place < others.count {
+        guard end + 1 < code.steps.count, code.steps[end + 1].place == code.steps[end].next else { return nil }
+        end += 1
+      }
+      let rest = code.steps[end].next - step.place - others.count
+      return Mutant(kind: kind, place: step.place, bytes: others + [UInt8](repeating: 0x90, count: rest))
     }
     return bytes == old ? nil : Mutant(kind: kind, place: step.place, bytes: bytes)
+  }
+
+  /// A few instructions that take what the scratch registers hold to the guest by ways that are easily overlooked, or
+  /// leave the shadow stack or an address other than it was.
+  private mutating func sequence() -> [UInt8] {
+    // T2, T1, T0.
+    let scratch = UInt8(13 + random.below(3)) & 7
+    func move(_ register: UInt8) -> [UInt8] { [0x4C, 0x89, 0xC0 | scratch << 3 | register] }
+    func clear(_ register: UInt8) -> [UInt8] { [0xB8 | register, 0, 0, 0, 0] }
+    let rax: UInt8 = 0, rcx: UInt8 = 1, rdx: UInt8 = 2, rsi: UInt8 = 6
+    switch random.below(20) {
+    case 0: return move(rax) + [0x48, 0x93] + clear(rax)  // XCHG RAX,RBX
+    case 1: return move(rax) + [0x48, 0xF7, 0xE3] + clear(rax)  // MUL RBX
+    case 2: return move(rdx) + [0xC4, 0xE2, 0xFB, 0xF6, 0xD9] + clear(rdx)  // MULX RBX,RAX,RCX
+    case 3: return move(rcx) + [0xE2, 0]  // LOOP
+    case 4: return move(rcx) + [0x48, 0xD3, 0xE3] + clear(rcx)  // SHL RBX,CL
+    case 5: return move(rax) + [0x48, 0x99] + clear(rax)  // CQO
+    case 6: return move(rax) + [0x48, 0x0F, 0xB1, 0xCB] + clear(rax)  // CMPXCHG RBX,RCX
+    case 7: return [0x66, 0x44, 0x8D, 0x03 | scratch << 3] + move(rsi)  // LEA r16,[RBX]
+    case 8: return [0x66, 0x41, 0xB8 | scratch, 1, 0] + move(rsi)  // MOV r16
+    case 9: return [0x66, 0x41, 0xC7, 0xC0 | scratch, 1, 0] + move(rsi)
+    case 10: return [0x41, 0xB0 | scratch, 1] + move(rsi)  // MOV r8
+    case 11: return [0x41, 0x81, 0xF8 | scratch, 0, 0, 1, 0, 0x0F, 0x92, 0xC0]  // CMP; SETB AL
+    case 12: return [0x41, 0xC1, 0xE8 | scratch, 20, 0x0F, 0x92, 0xC0]  // SHR; SETB AL
+    case 13: return [0x49, 0xFF, 0xC0 | scratch, 0x0F, 0x98, 0xC0]  // INC; SETS AL
+    case 14: return move(rax) + [0x3D, 0, 0, 1, 0, 0x0F, 0x92, 0xC3] + clear(rax)  // CMP EAX; SETB BL
+    case 15: return [0x50 | UInt8(random.below(2))]  // PUSH
+    case 16: return [0x49, 0x90]  // XCHG RAX,R8
+    case 17: return [0x49, 0x89, 0xC0 | scratch]  // MOV scratch,RAX
+    case 18: return [0x48, 0x8D, 0x64, 0x24, random.chance(50) ? 8 : 16]  // LEA RSP,[RSP+n]
+    default:
+      // ADD T0, [an entry of a table].
+      let table = Int(CHOST_TLB_READ) + random.below(4) * Int(CHOST_TLB_BYTES) + random.below(4) * 8
+      return [0x4D, 0x03, 0xBB] + Mutator.little(table, 4)
+    }
   }
 
   private mutating func displacement(_ old: Int, _ step: HostStep, _ code: MutantCode) -> Int {

@@ -340,6 +340,7 @@ extension CheckPass {
       if kept < 0 { return refuse(.place) }
       // A part of it may stay.
       let isSecret = self.kept(kept).isSecret
+      if isSecret && encoding.readsWritten { return refuse(.secret) }
       keep(kept, unknown())
       if isSecret { state[kept].head |= CheckedValue.secretID << 16 }
     default: refuse(.place)
