@@ -20,8 +20,10 @@ public final class ReplacementFile: Sendable {
 
   /// Creates an empty file in the directory of `path`.
   ///
-  /// - Throws: `HostError`, also when something else than a regular file has that name, a device or a pipe. Links are followed.
-  /// - Parameter permissions: Less what the process's mask takes away.
+  /// - Parameters:
+  ///   - path: Links are followed.
+  ///   - permissions: Less what the process's mask takes away.
+  /// - Throws: `HostError`, also when something else than a regular file has that name, a device or a pipe.
   public convenience init(
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600)
   ) throws(HostError) {

@@ -17,8 +17,7 @@ import X86
     var code = [UInt8](repeating: 0xCC, count: CheckerTests.start)
     // An exit needs a reason.
     code += bytes + CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000) }
-    let distance = UInt32(truncatingIfNeeded: CheckerTests.exit - code.count - 5)
-    code += [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    code += [0xE9] + relative(CheckerTests.exit, from: code.count + 5)
     let end = code.count
     code += [UInt8](repeating: 0xCC, count: 24)
     var stubs = CheckedStubs()
@@ -65,7 +64,7 @@ import X86
 
   /// LEA R15,[RBX+16] and a check of 8 bytes for reading (without a cold half: JA to the exit).
   private var proof: [UInt8] {
-    var code = CheckerTests.emit { code in
+    let code = CheckerTests.emit { code in
       code.lea(RegisterMap.t0, HostMemory(3, 16))
       code.mov32(RegisterMap.t1, RegisterMap.t0)
       code.shiftRight32(RegisterMap.t1, 8)
@@ -73,10 +72,7 @@ import X86
       code.alu(.sub, RegisterMap.t0, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ)))
       code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
     }
-    let end = 0x10000 + code.count + 6
-    let distance = UInt32(truncatingIfNeeded: 0x1020 &- end)
-    code += [0x0F, 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
-    return code
+    return branch([0x0F, 0x87], 0x1020, behind: code)
       + CheckerTests.emit {
         $0.load(RegisterMap.t1, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ) + 8))
       }
@@ -109,7 +105,7 @@ import X86
 
   /// A check of [RBX + 16] through the slot at a displacement from ENV; JA or JAE to the exit.
   private func slotProof(_ slot: Int32, bound: Bool) -> [UInt8] {
-    var code = CheckerTests.emit { code in
+    let code = CheckerTests.emit { code in
       code.lea(RegisterMap.t0, HostMemory(3, 16))
       code.alu(.sub, RegisterMap.t0, .env(slot))
       if bound {
@@ -118,9 +114,8 @@ import X86
         code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
       }
     }
-    let distance = UInt32(truncatingIfNeeded: 0x1020 &- (0x10000 + code.count + 6))
-    code += [0x0F, bound ? 0x83 : 0x87] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
-    return code + CheckerTests.emit { $0.load(RegisterMap.t1, .env(slot + 8)) }
+    return branch([0x0F, bound ? 0x83 : 0x87], 0x1020, behind: code)
+      + CheckerTests.emit { $0.load(RegisterMap.t1, .env(slot + 8)) }
   }
 
   @Test("slots allow what their kind allows") func slots() {
@@ -148,8 +143,7 @@ import X86
       code.lea(RegisterMap.t0, HostMemory(3, 16))
       code.mov(RegisterMap.t1, immediate: UInt64(CHOST_EXIT_MEMORY) << 24 | 255 << 16 | UInt64(CHOST_INFO_WRITE))
     }
-    let distance = UInt32(truncatingIfNeeded: 0x1010 - (0x10000 + proof.count + 5))
-    let call = [0xE8] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    let call = [0xE8] + relative(0x1010, from: CheckerTests.start + proof.count + 5)
     let lea: [UInt8] = [0x4F, 0x8D, 0x3C, 0x37]  // LEA R15,[R15+R14]
     let fxsave: [UInt8] = [0x41, 0x0F, 0xAE, 0x07]
     func environment(_ digit: UInt8) -> [UInt8] {
@@ -279,8 +273,7 @@ import X86
 
   /// Jcc or CALL from the end of `code` at 0x10000.
   private func branch(_ opcode: [UInt8], _ target: Int, behind code: [UInt8]) -> [UInt8] {
-    let distance = UInt32(truncatingIfNeeded: target - CheckerTests.start - code.count - opcode.count - 4)
-    return code + opcode + (0..<4).map { UInt8(truncatingIfNeeded: distance >> UInt32($0 * 8)) }
+    code + opcode + relative(target, from: CheckerTests.start + code.count + opcode.count + 4)
   }
 
   @Test("XCHG of RAX and R8 is no NOP", arguments: [[0x49, 0x90], [0x41, 0x90], [0x66, 0x49, 0x90]] as [[UInt8]])

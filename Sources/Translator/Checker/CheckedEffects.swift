@@ -104,7 +104,7 @@ extension CheckPass {
       // A distance stays where it was made.
       if state[host.reg].isKind(.distance) { return lose(host.rm) }
       state[host.rm] = state[host.reg]
-      if host.reg == Role.rax && (host.rm == Role.t1 || host.rm == Role.t2) { movesFlags(host.rm) }
+      if host.reg == Role.rax && (host.rm == Role.t1 || host.rm == Role.t2) { passFlagMoves(host.rm) }
     } else if isLong && host.rm == Role.t1 && host.reg != host.rm && state[host.reg].isSum {
       if host.reg == Role.t0 && checksTable() { return }
       state[host.rm] = state[host.reg].turned(.low)

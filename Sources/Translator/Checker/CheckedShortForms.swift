@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Code in its usual forms, judged at once: a block's entries, the flags on their way to and from the vCPU page, a check of
 // the software TLB, a look into the jump cache, and cold code where a branch leads to it, which is exits and the misses of
-// checks. Every block has some, and to follow each instruction by instruction, with a copy of what
-// is known, would be half of all the work. Code that differs in one byte is no such form, and is followed.
+// checks. Every block has some, and to follow each instruction by instruction, with a copy of what is known, would be half
+// of all the work. Code that differs in one byte is no such form, and is followed.
 
 import CHost
 
@@ -68,11 +68,10 @@ extension CheckPass {
     return true
   }
 
-  /// Whether what follows MOV of RAX to the scratch register `scratch` saves the flags in the page or loads them from
-  /// there, and moves RAX back. Then `next` is behind it: nothing but the flags has changed.
-  @discardableResult
-  mutating func movesFlags(_ scratch: Int) -> Bool {
-    guard knowsForms, page.flags == 0, !state[Role.rax].isSecret else { return false }
+  /// Goes on behind what follows MOV of RAX to the scratch register `scratch`, if it saves the flags in the page or loads
+  /// them from there, and moves RAX back: nothing but the flags has changed.
+  mutating func passFlagMoves(_ scratch: Int) {
+    guard knowsForms, page.flags == 0, !state[Role.rax].isSecret else { return }
     // MOV RAX, scratch.
     let back: UInt64 = scratch == Role.t1 ? 0xF0_894C : 0xE8_894C
     let bytes = text.word(next), last = UInt64(text.word32(next &+ 6))
@@ -87,12 +86,11 @@ extension CheckPass {
       end = next &+ 9
       isLoad = true
     } else {
-      return false
+      return
     }
-    guard end <= stop, !isPatched(next, end, but: -1) else { return false }
+    guard end <= stop, !isPatched(next, end, but: -1) else { return }
     if isLoad { loseFlags() }
     next = end
-    return true
   }
 
   /// Whether what follows IMUL T1D, T0D compares T0 with the tag in the jump cache: SHR T1D; CMP T0, [tag]. Then `next` is
@@ -222,24 +220,15 @@ extension CheckPass {
   private func missedAddress(_ at: inout Int) -> CheckedValue? {
     var linear = state[Role.t0]
     if linear.isKind(.distance) {
-      let word = text.word32(at)
-      let displacement: Int
-      var isIndexed = false
-      switch word & 0xFF_FFFF {
-      case 0x7B_034D:
-        displacement = Int(Int8(truncatingIfNeeded: word >> 24))
-        at &+= 4
-      case 0xBB_034D:
-        displacement = Int(text.int32(at &+ 3))
-        at &+= 7
-      default:
+      if table(linear.extra) == nil {
+        guard displacement(of: 0x7B_034D, &at) == linear.extra else { return nil }
+      } else {
         // [ENV + T1 + displacement].
-        guard word == 0x33BC_034F, state[Role.t1].isKind(.entry), state[Role.t1].isOf(linear) else { return nil }
-        displacement = Int(text.int32(at &+ 4))
+        guard text.word32(at) == 0x33BC_034F, Int(text.int32(at &+ 4)) == linear.extra, state[Role.t1].isKind(.entry),
+          state[Role.t1].isOf(linear)
+        else { return nil }
         at &+= 8
-        isIndexed = true
       }
-      guard displacement == linear.extra, isIndexed == (table(displacement) != nil) else { return nil }
       linear = linear.turned(.sum)
     }
     guard linear.isSum else { return nil }
@@ -250,19 +239,27 @@ extension CheckPass {
 
   /// The displacement of LEA T0, [T0 + displacement] at `at`, which is set to its end.
   private func addedToT0(_ at: inout Int) -> Int? {
-    let word = text.word32(at)
-    switch word & 0xFF_FFFF {
-    case 0x3F_8D4D:
+    if text.word32(at) & 0xFF_FFFF == 0x3F_8D4D {
       at &+= 3
       return 0
-    case 0x7F_8D4D:
+    }
+    return displacement(of: 0x7F_8D4D, &at)
+  }
+
+  /// The displacement of the instruction at `at`, which is set to its end, if that is `form`: REX, opcode and ModRM with a
+  /// displacement of one byte, or the same with four.
+  @inline(__always)
+  private func displacement(of form: Int, _ at: inout Int) -> Int? {
+    let word = text.word32(at)
+    if word & 0xFF_FFFF == form {
       at &+= 4
       return Int(Int8(truncatingIfNeeded: word >> 24))
-    case 0xBF_8D4D:
+    }
+    if word & 0xFF_FFFF == form &+ 0x40_0000 {
       at &+= 7
       return Int(text.int32(at &- 4))
-    default: return nil
     }
+    return nil
   }
 
   /// Whether the code at `target` in the cold half goes on with the same instruction in another block: an edge with T0 the
@@ -270,11 +267,7 @@ extension CheckPass {
   private mutating func splits(at target: Int) -> Bool {
     var at = target
     // MOV T0, [page address].
-    switch text.word32(at) & 0xFF_FFFF {
-    case 0x7B_8B4D where Int(Int8(bitPattern: text[at &+ 3])) == page.pageAddress: at &+= 4
-    case 0xBB_8B4D where Int(text.int32(at &+ 3)) == page.pageAddress: at &+= 7
-    default: return false
-    }
+    guard displacement(of: 0x7B_8B4D, &at) == page.pageAddress else { return false }
     guard let offset = addedToT0(&at), at < block.cold.upperBound else { return false }
     // NOPs, and JMP to what follows.
     let word = text.word32(at)
@@ -287,25 +280,17 @@ extension CheckPass {
     }
     guard text.word(at) & 0xFF_FFFF_FFFF == 0xE9 else { return false }
     let edge = at &+ 5
-    guard edge <= block.cold.upperBound, !isPatched(target, edge, but: edge) else { return false }
+    guard edge <= block.cold.upperBound else { return false }
     // MOV [linear], T0.
-    let displacement: Int
-    switch text.word32(edge) & 0xFF_FFFF {
-    case 0x7B_894D:
-      displacement = Int(Int8(bitPattern: text[edge &+ 3]))
-      at = edge &+ 4
-    case 0xBB_894D:
-      displacement = Int(text.int32(edge &+ 3))
-      at = edge &+ 7
-    default: return false
-    }
-    guard page.kept(displacement) < 0, displacement != page.pageAddress, !isPatched(edge, at, but: edge), exits(at: at)
+    at = edge
+    guard let linear = displacement(of: 0x7B_894D, &at), page[linear] == .state, !isPatched(target, at, but: edge),
+      exits(at: at)
     else { return false }
     let known = (next, state[Role.t0])
     next = edge
     state[Role.t0] = CheckedValue(.sum, CheckPass.pageID, offset)
     checkEdge(edge)
-    accessPage(displacement, 8, write: true)
+    accessPage(linear, 8, write: true)
     (next, state[Role.t0]) = known
     return true
   }
