@@ -145,5 +145,5 @@ public struct CPUModel: Sendable, Hashable {
     .base, .fpu, .mmx, .sse, .sse2, .sse3, .ssse3, .sse41, .sse42, .popcnt, .cmpxchg16b)
   static let featuresAddedByV3 = FeatureSet(.xsave, .avx, .avx2, .fma, .f16c, .bmi1, .bmi2, .lzcnt, .movbe)
   /// Done by the engine on any host.
-  static let providedByEngine = FeatureSet(.fsgsbase, .rdtscp, .prefetchw, .umip)
+  public static let providedByEngine = FeatureSet(.fsgsbase, .rdtscp, .prefetchw, .umip)
 }

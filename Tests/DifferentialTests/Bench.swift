@@ -46,6 +46,13 @@ import X86
   static let stackTop = Arena.system + 0x8000
   static let ldt = Arena.system + 0x3800
 
+  /// What the host's processor has: an instruction of another feature raises #UD on both sides, whatever else is wrong.
+  private static let features: FeatureSet = {
+    let host = HostCPU.cpuid
+    let byEngine = CPUModel.providedByEngine.union(CPUModel.possibleAdditions)
+    return Feature.allCases.filter { host.has($0) }.reduce(byEngine) { $0.union(FeatureSet($1)) }
+  }()
+
   private init() throws {
     arena = try Arena()
     // The guest's processor is of the host's vendor: what the engine does by the vendor must agree.
@@ -57,7 +64,7 @@ import X86
       .init(0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
       .init(0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
     ])
-    var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
+    var options = TranslationOptions(cpuid: [cpuid], supports: { Bench.features.contains($0) })
     options.softFaultLimit = 1
     // PAUSE in its longer form, which is never through.
     options.pausesToExit = .max

@@ -17,7 +17,7 @@ extension Generator {
       false
     // 0F 0D with a register is #UD on AMD and NOP on Intel.
     case .nop: row.attribute != .notIn64 && !(row.byte == 0x0D && row.form == .register)
-    default: row.attribute != .notIn64 && row.attribute != .privileged && row.feature != .avxvnni
+    default: row.attribute != .notIn64 && row.attribute != .privileged
     }
   }
 
@@ -74,6 +74,8 @@ extension Generator {
     // Masked moves are for memory: devices do not answer them.
     let device = rule != .maskMove
     var target = place(size, alignment: alignment, low: low, faults: !isBranch, device: device)
+    // AMD's processors do not always mind SHA's alignment: those of family 25 model 1 never.
+    if c.row.feature == .sha && target % 16 != 0 { return false }
     // AMD moves x87 operands in parts, and a part beyond 4 GiB wraps.
     let parts = traits.fixedSize == 10 || traits.memorySize == .fenv || traits.memorySize == .fsave
     if (parts || rule == .maskMove) && i.addressSize == 4 && target > 0xFFFF_0000 { target -= 4096 }

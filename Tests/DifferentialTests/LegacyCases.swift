@@ -41,7 +41,7 @@ import X86
       .popSegment, .rdfsbase, .wrfsbase:
       false
     case .nop: !(row.byte == 0x0D && row.form == .register)
-    default: row.attribute != .only64 && row.attribute != .privileged && row.feature != .avxvnni
+    default: row.attribute != .only64 && row.attribute != .privileged
     }
   }
 

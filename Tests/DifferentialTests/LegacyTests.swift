@@ -35,9 +35,7 @@ extension Bench {
     let rule = c.row.rule
     // Operands that the processor moves in parts, or checks for alignment and limit in either order.
     tolerance.eitherOperand =
-      [.cmps, .movs, .enter, .pushAll, .bound, .gather, .maskMove].contains(rule) || c.row.feature == .sha
-      || c.size >= 10
-      || loadsSegment
+      [.cmps, .movs, .enter, .pushAll, .bound, .gather, .maskMove].contains(rule) || c.size >= 10 || loadsSegment
     tolerance.vectors = faulted && rule == .gather
     if loadsSegment {
       if let found = segmentDifference() { return found }

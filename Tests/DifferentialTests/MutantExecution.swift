@@ -352,7 +352,7 @@ extension MutantMachine {
       switch opcode {
       case 0xA5, 0xAD: return rcx
       case 0xB0, 0xB1: return rax
-      case 0xC7: return rax | rdx
+      case 0xC7: return s.i.isMemory ? rax | rdx : 0  // with a register RDRAND and its like
       default: return 0
       }
     default: return 0
@@ -376,7 +376,8 @@ extension MutantMachine {
     case .x0F:
       switch opcode {
       case 0xB0, 0xB1: return rax
-      case 0xC7, 0x31: return rax | rdx
+      case 0xC7: return s.i.isMemory ? rax | rdx : 0
+      case 0x31: return rax | rdx
       case 0x01: return rax | rcx | rdx
       default: return 0
       }

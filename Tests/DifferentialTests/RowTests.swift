@@ -54,9 +54,9 @@ extension Bench {
     if c.row.flags == .random { tolerance.registers = 1 << UInt16(c.instruction.rm) }
     if c.size >= 14 { tolerance.operandBytes = UInt64(c.size) }
     let rule = c.row.rule
-    // AMD translates SHA's operand before it minds the alignment; ENTER's order of stores is the processor's.
+    // ENTER's order of stores is the processor's.
     tolerance.eitherOperand =
-      rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove || c.row.feature == .sha
+      rule == .cmps || rule == .movs || rule == .enter || rule == .gather || rule == .maskMove
       // A bad header, or the page behind the one it is in.
       || rule == .restoreState
     tolerance.vectors = faulted && rule == .gather
