@@ -23,7 +23,8 @@ public final class ReplacementFile: Sendable {
   /// - Parameters:
   ///   - path: Links are followed.
   ///   - permissions: Less what the process's mask takes away.
-  /// - Throws: `HostError`, also when something else than a regular file has that name, a device or a pipe.
+  /// - Throws: `HostError`, also when something else than a regular file has that name, a device or a pipe, or what
+  ///   a process has open.
   public convenience init(
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600)
   ) throws(HostError) {
@@ -34,7 +35,10 @@ public final class ReplacementFile: Sendable {
   init(
     _ path: FilePath, permissions: FilePermissions = FilePermissions(rawValue: 0o600), canBeNameless: Bool
   ) throws(HostError) {
-    let path = try ReplacementFile.followed(path)
+    guard let path = try ReplacementFile.followed(path) else {
+      throw HostError(
+        "replace", path.string, reason: "it stands for what a process has open", remedy: "name the file itself")
+    }
     self.path = path
     var status = stat()
     if unsafe lstat(path.string, &status) == 0, status.st_mode & S_IFMT != S_IFREG {
@@ -60,18 +64,31 @@ public final class ReplacementFile: Sendable {
     unsafe _ = unlink(temporary.string)
   }
 
-  /// Where symbolic links lead, whether something is there or not.
-  private static func followed(_ path: FilePath) throws(HostError) -> FilePath {
+  /// Whether a name stands for what a process has open, as /dev/stdout does: such a file is written, never replaced.
+  public static func isOpenFile(_ path: FilePath) -> Bool { (try? followed(path)) == .some(nil) }
+
+  /// Where symbolic links lead, whether something is there or not; nil if that is a link of /proc, whose text is for people
+  /// (proc(5)).
+  private static func followed(_ path: FilePath) throws(HostError) -> FilePath? {
     var found = path
     var target = [CChar](repeating: 0, count: Int(PATH_MAX))
     // As many as Linux follows (path_resolution(7)).
     for _ in 0..<40 {
       let count = unsafe readlink(found.string, &target, target.count)
       if count < 0 { return found }
-      let bytes = target[..<count].map { UInt8(bitPattern: $0) }
-      found = directory(of: found).pushing(FilePath(String(decoding: bytes, as: UTF8.self)))
+      if isInProc(directory(of: found)) { return nil }
+      guard let text = String(validating: target[..<count], as: UTF8.self) else {
+        throw HostError("follow", found.string, reason: "it leads to a name that is no UTF-8", remedy: "name another")
+      }
+      found = directory(of: found).pushing(FilePath(text))
     }
     throw HostError("open", path.string, errno: .tooManySymbolicLinkLevels)
+  }
+
+  private static func isInProc(_ directory: FilePath) -> Bool {
+    guard let name = unsafe realpath(directory.string, nil) else { return false }
+    defer { unsafe free(name) }
+    return unsafe strncmp(name, "/proc/", 6) == 0
   }
 
   static func directory(of path: FilePath) -> FilePath {

@@ -34,11 +34,11 @@ final class RunFiles: Sendable {
     path = json
     // Without a socket the job is there and never asked for.
     var jobs = [NameKeeper.Job.remove(socket ?? "none")]
-    switch json.map({ System.kind($0) }) {
+    switch json.map({ ReplacementFile.isOpenFile($0) ? .other : System.kind($0) }) {
     case nil: target = .nothing
     case .other?:
       do {
-        target = .stream(try FileDescriptor.open(json ?? "", .writeOnly, options: [.closeOnExec]))
+        target = .stream(try FileDescriptor.open(json ?? "", .writeOnly, options: [.append, .closeOnExec]))
       } catch { throw HostError("open", "'\(json ?? "")'", errno: error as? Errno ?? .ioError) }
     case .absent?, .regular?, .directory?:
       let file = try ReplacementFile(json ?? "", permissions: FilePermissions(rawValue: 0o644))

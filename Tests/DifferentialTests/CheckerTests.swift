@@ -200,7 +200,9 @@ import X86
 
   /// Hot code at 0x10000 and cold code at 0x10080 that ends with the stub of the block's one edge, checked by forms and
   /// instruction by instruction. `edge`: offsets of its end, from `hot`, and of its stub, from `cold`.
-  private func check(hot: [UInt8], cold: [UInt8], edge: (end: Int, stub: Int)) -> Set<CheckProblem?> {
+  private func check(
+    hot: [UInt8], cold: [UInt8], edge: (end: Int, stub: Int), kind: EdgeKind = .forward, target: UInt16 = 0
+  ) -> Set<CheckProblem?> {
     let start = CheckerTests.start, middle = start + 0x80
     var code = [UInt8](repeating: 0xCC, count: start) + hot
     code += [UInt8](repeating: 0xCC, count: middle - code.count) + cold
@@ -212,7 +214,8 @@ import X86
     code += [UInt8](repeating: 0xCC, count: 24)
     var stubs = CheckedStubs()
     stubs.exit = CheckerTests.exit
-    let edge = Edge(end: UInt32(start + edge.end), stub: UInt32(middle + edge.stub))
+    stubs.jumpMiss = 0x1020
+    let edge = Edge(end: UInt32(start + edge.end), stub: UInt32(middle + edge.stub), targetOffset: target, kind: kind)
     var problems: Set<CheckProblem?> = []
     for checker in [checker, BlockChecker(isStepwise: true)] {
       let problem = unsafe code.withUnsafeBytes { bytes in
@@ -264,6 +267,7 @@ import X86
       [0x41, 0xC1, 0xEE, 20, 0x0F, 0x92, 0xC0],  // SHR R14D,20; SETC AL
       [0x49, 0x81, 0xC6, 0, 0, 1, 0, 0x0F, 0x98, 0xC0],  // ADD R14,imm; SETS AL
       [0x49, 0xFF, 0xC6, 0x0F, 0x98, 0xC0],  // INC R14; SETS AL
+      [0x4D, 0x89, 0xF7, 0x4C, 0x3B, 0x7C, 0x24, 0x08, 0x0F, 0x92, 0xC0],  // MOV R15,R14; CMP R15,[RSP+8]; SETB AL
       // MOV [scratch],R14; AND [scratch],imm; SETZ AL
       [0x4D, 0x89, 0x73, 0x28, 0x41, 0x81, 0x63, 0x28, 0, 0, 1, 0, 0x0F, 0x94, 0xC0],
     ] as [[UInt8]])
@@ -351,5 +355,42 @@ import X86
     let hot = [0x0F, 0x1F, 0x40, 0, isPushed ? 0x50 : 0x90, 0x90, 0x90, 0xE9] + relative(0x80, from: 12)
     let pop: [UInt8] = isPushed ? [0x48, 0x8D, 0x64, 0x24, 0x08] : []  // LEA RSP,[RSP+8]
     #expect(check(hot: hot, cold: pop, edge: (12, 0)) == [isPushed ? .frame : nil])
+  }
+
+  /// SUB RCX, imm32 in the cold half, and from its third byte on JMP to the edge's stub: what is subtracted is another
+  /// number once the edge is linked.
+  @Test("the distance of an edge is no other instruction's constant", arguments: [false, true]) func edgeAsConstant(
+    isEntered: Bool
+  ) {
+    var hot = [0x0F, 0x85] + relative(0x80 + (isEntered ? 0 : 2), from: 6) + [0x0F, 0x84] + relative(0x82, from: 12)
+    hot += CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000) }
+    hot += [0xE9] + relative(CheckerTests.exit, from: CheckerTests.start + hot.count + 5)
+    let info = CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000) }
+    var cold: [UInt8] = [0x48, 0x81, 0xE9] + relative(info.count + 5, from: 0) + info
+    cold += [0xE9] + relative(CheckerTests.exit, from: CheckerTests.start + 0x80 + cold.count + 5)
+    #expect(check(hot: hot, cold: cold, edge: (0x80 + 7, cold.count)) == [isEntered ? .middle : nil])
+  }
+
+  /// A guest's call whose return address is 0x40 in its page, and behind it an edge to 0x80 there; in between the address
+  /// of 0x80 is pushed and taken back.
+  @Test("an edge behind a call goes where that call returns to", arguments: [false, true]) func edgeAfterCall(
+    isPushed: Bool
+  ) {
+    func push(_ offset: Int32) -> [UInt8] {
+      CheckerTests.emit { code in
+        code.load(RegisterMap.t2, .env(Slot.pageAddress))
+        code.lea(RegisterMap.t2, HostMemory(RegisterMap.t2, offset))
+      } + [0x41, 0x55]
+    }
+    let pop: [UInt8] = [0x48, 0x8D, 0x64, 0x24, 0x08]
+    for target: UInt16 in [0x40, 0x80] {
+      var hot = branch([0xE8], 0x1020, behind: push(0x40)) + pop
+      if isPushed { hot += push(0x80) + pop }
+      while (hot.count + 1) & 7 > 4 { hot.append(0x90) }
+      let end = hot.count + 5
+      hot += [0xE9] + relative(0x80, from: end)
+      let isRight = target == 0x40 && !isPushed
+      #expect(check(hot: hot, cold: [], edge: (end, 0), kind: .afterCall, target: target) == [isRight ? nil : .edge])
+    }
   }
 }

@@ -133,7 +133,7 @@ struct Mutator {
     func move(_ register: UInt8) -> [UInt8] { [0x4C, 0x89, 0xC0 | scratch << 3 | register] }
     func clear(_ register: UInt8) -> [UInt8] { [0xB8 | register, 0, 0, 0, 0] }
     let rax: UInt8 = 0, rcx: UInt8 = 1, rdx: UInt8 = 2, rsi: UInt8 = 6
-    switch random.below(20) {
+    switch random.below(21) {
     case 0: return move(rax) + [0x48, 0x93] + clear(rax)  // XCHG RAX,RBX
     case 1: return move(rax) + [0x48, 0xF7, 0xE3] + clear(rax)  // MUL RBX
     case 2: return move(rdx) + [0xC4, 0xE2, 0xFB, 0xF6, 0xD9] + clear(rdx)  // MULX RBX,RAX,RCX
@@ -153,6 +153,7 @@ struct Mutator {
     case 16: return [0x49, 0x90]  // XCHG RAX,R8
     case 17: return [0x49, 0x89, 0xC0 | scratch]  // MOV scratch,RAX
     case 18: return [0x48, 0x8D, 0x64, 0x24, random.chance(50) ? 8 : 16]  // LEA RSP,[RSP+n]
+    case 19: return [0x4D, 0x89, 0xC7 | scratch << 3, 0x4C, 0x3B, 0x7C, 0x24, 0x08, 0x0F, 0x92, 0xC0]  // CMP T0,[RSP+8]
     default:
       // ADD T0, [an entry of a table].
       let table = Int(CHOST_TLB_READ) + random.below(4) * Int(CHOST_TLB_BYTES) + random.below(4) * 8

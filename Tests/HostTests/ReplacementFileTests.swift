@@ -97,6 +97,20 @@ import Testing
     }
   }
 
+  @Test("what a process has open, as /dev/stdout, is not replaced") func openFile() throws {
+    try withDirectory { directory in
+      let path = directory.appending("file"), link = directory.appending("link")
+      try Data("kept".utf8).write(to: URL(filePath: path.string))
+      let open = try FileDescriptor.open(path, .readOnly)
+      defer { try? open.close() }
+      try FileManager.default.createSymbolicLink(
+        atPath: link.string, withDestinationPath: "/proc/self/fd/\(open.rawValue)")
+      #expect(ReplacementFile.isOpenFile(link) && !ReplacementFile.isOpenFile(path))
+      #expect(throws: HostError.self) { try ReplacementFile(link) }
+      #expect(text(path) == "kept")
+    }
+  }
+
   /// /dev/shm is a tmpfs, which has nameless files.
   @Test(
     "nobody sees it before it is complete, so that nothing is left of a process that was killed",

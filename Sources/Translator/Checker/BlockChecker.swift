@@ -82,9 +82,8 @@ import CHost
   /// Edges seen, a bit each.
   private var seenEdges: UInt64 = 0
 
-  // Unknowns with a meaning: 0; the address of the guest's page; T0 at the indirect entry; T0 where a guest's call
-  // returns to.
-  static let pageID: UInt64 = 1, entryID: UInt64 = 2, returnID: UInt64 = 3, firstID: UInt64 = 4
+  // Unknowns with a meaning: 0; the address of the guest's page; T0 at the indirect entry.
+  static let pageID: UInt64 = 1, entryID: UInt64 = 2, firstID: UInt64 = 3
   private static let mostSteps = 1 << 14
   private static var noMiss: Miss { Miss(place: Int.max, address: CheckedValue(.sum), answer: CheckedValue(.sum)) }
 
@@ -210,9 +209,9 @@ import CHost
     for number in [CheckedState.exit, CheckedState.string] where state[number] != other[number] {
       state[number] = CheckedValue(.sum)
     }
-    let a = state[CheckedState.stack].head, b = other[CheckedState.stack].head
-    if (a ^ b) & 1 != 0 { return refuse(.frame) }
-    if a != b { state[CheckedState.stack] = CheckedValue(head: a & 1, offset: 0) }
+    let a = state[CheckedState.stack], b = other[CheckedState.stack]
+    if (a.head ^ b.head) & 1 != 0 { return refuse(.frame) }
+    if a != b { state[CheckedState.stack] = CheckedValue(head: a.head & 1, offset: 0) }
   }
 
   /// Joins what is known here with what is known after a miss, which comes to the same place.

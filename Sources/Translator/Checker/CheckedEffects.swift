@@ -14,8 +14,8 @@ extension CheckPass {
     }
     clearing = clearingNext
     clearingNext = 0
-    // Cold code is entered anywhere.
-    if isCold && isPatched(place, next, but: next) { refuse(.middle) }
+    // Cold code is entered anywhere: what is patched is no part of another instruction than the edge's branch.
+    if isCold && isPatched(place, next, but: isNearTransfer ? next : -1) { refuse(.middle) }
     switch host.action {
     case .refuse: refuse(.instruction)
     case .nothing:
@@ -54,6 +54,15 @@ extension CheckPass {
     case .push: push()
     }
     return problem == nil
+  }
+
+  /// Jcc, JMP or CALL with a distance of 32 bits: what an edge may be.
+  @inline(__always)
+  private var isNearTransfer: Bool {
+    switch host.action {
+    case .branch, .jump, .call: encoding.immediate == .long
+    default: false
+    }
   }
 
   /// XCHG RAX, R8.

@@ -6,7 +6,7 @@ import CHost
 
 extension CheckPass {
   /// 8 bytes of a frame lie on the shadow stack: the guest's return address. Bits 63:32 of the word are its offset in its
-  /// page plus 1, if that is known.
+  /// page plus 1, if that is known; its other half is the number of the unknown that it is.
   var isPushed: Bool {
     @inline(__always) get { state[CheckedState.stack].head & 1 != 0 }
   }
@@ -47,9 +47,9 @@ extension CheckPass {
       guard t0.isSum, t0.id == CheckPass.pageID, t0.offset == Int(edge.targetOffset) else { return refuse(.edge) }
     case .afterCall:
       // T0 is the address that was pushed, whose offset in the page is known.
-      guard t0.isSum, t0.id == CheckPass.returnID, t0.offset == 0, stack.extra == Int(edge.targetOffset) &+ 1 else {
-        return refuse(.edge)
-      }
+      guard t0.isSum, t0.offset == 0, stack.offset != 0, Int(t0.id) == stack.offset,
+        stack.extra == Int(edge.targetOffset) &+ 1
+      else { return refuse(.edge) }
     }
   }
 
@@ -116,7 +116,8 @@ extension CheckPass {
     let stack = state[CheckedState.stack]
     forget()
     state[CheckedState.stack] = stack
-    state[Role.t0] = CheckedValue(.sum, CheckPass.returnID)
+    // Where paths with different pushes meet, nobody knows which it was.
+    state[Role.t0] = stack.offset != 0 ? CheckedValue(.sum, UInt64(stack.offset)) : unknown()
   }
 
   /// A miss of the TLB, a slot or a group: T0 is the linear address, T1 the request and then the answer.
@@ -236,8 +237,9 @@ extension CheckPass {
     let value = state[host.rm]
     if value.isSecret { return refuse(.secret) }
     let isInPage = (value.isSum || value.isKind(.low)) && value.id == CheckPass.pageID
+    let address = unknown()
     state[CheckedState.stack] = CheckedValue(
-      head: 1 | (isInPage ? UInt64(value.offset & 4095) &+ 1 : 0) << 32, offset: 0)
+      head: 1 | (isInPage ? UInt64(value.offset & 4095) &+ 1 : 0) << 32, offset: Int(address.id))
   }
 
   /// LEA RSP, [RSP + 8 or 16].
@@ -261,6 +263,8 @@ extension CheckPass {
     if isPushed { return refuse(.frame) }
     let value = state[Role.t0]
     if host.reg == Role.t0 && host.base == Role.rsp && host.index < 0 && host.displacement == 8 && value.isSum {
+      // The guest chooses the address in the frame, and the flags tell which is higher.
+      if value.isSecret { return refuse(.secret) }
       state[CheckedState.flags] = CheckedValue(.frame, value.id, value.offset, more: 5)
     } else if host.reg == Role.rsp && host.base == Role.env && host.index < 0
       && host.displacement == page.shadowTop &+ (isUser ? 8 : 0)
