@@ -28,7 +28,7 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 // The fuzz targets reach what only a build for tests shows (`@testable`): a test target, but for libFuzzer's executable,
 // which scripts/fuzz builds with LGUEST_FUZZ=1 in a directory of its own.
 let fuzzed: [Target.Dependency] = [
-  "Lguest", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "X86",
+  "Lguest", "Boot", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "X86",
   "GuestCode", "TestSupport", logging, system,
   .product(name: "ArgumentParser", package: "swift-argument-parser"),
 ]
@@ -78,13 +78,18 @@ let package = Package(
     layer("Translator", ["X86", "GuestMemory", "Host", "CHost", "Saving"]),
     layer("Devices", ["GuestMemory", "Host", "Saving"]),
     layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices", "Saving"]),
+    layer("Boot", ["X86", "GuestMemory", "Host", system]),
     layer(
       "Lguest",
-      ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving", logging, deque, system]),
+      [
+        "X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Boot", "Saving", logging, deque, system,
+      ]),
+    layer("BuiltInGuests", ["Lguest", "Boot", "Paravirt", "X86", "Host", system]),
     .executableTarget(
       name: "LguestCommand",
       dependencies: [
-        "Lguest", "Host", logging, system, .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        "BuiltInGuests", "Lguest", "Boot", "Host", logging, system,
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ],
       swiftSettings: settings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: settings),
@@ -110,6 +115,6 @@ let package = Package(
       name: "CNative", path: "Tests/CNative",
       cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
     tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
-    tests("BootTests", ["Lguest", "X86", "GuestMemory", "Host", system]),
+    tests("BootTests", ["Boot", "Lguest", "X86", "GuestMemory", "Host", system]),
   ] + fuzzing
 )

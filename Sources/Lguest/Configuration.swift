@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a person asks for: a value with defaults, checked as a whole before anything is opened for the guest.
 
+import Boot
 import Host
 public import Logging
 public import SystemPackage

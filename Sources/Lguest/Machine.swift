@@ -3,6 +3,7 @@
 // hardware with which stock kernels are calm, wired as on a PC. Everything found here to be wrong is found before the
 // guest runs.
 
+import Boot
 import Devices
 import GuestMemory
 import Host
@@ -312,7 +313,8 @@ final class Machine: Sendable {
 }
 
 extension ConfigurationError {
-  init(_ error: HostError) {
+  /// What the host refused, in the form every other refusal has.
+  package init(_ error: HostError) {
     self.init(
       "cannot \(error.attempt) \(error.subject): \(error.reason)", remedy: error.remedy.isEmpty ? nil : error.remedy)
   }

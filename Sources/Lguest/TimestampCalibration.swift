@@ -8,7 +8,7 @@ import SystemPackage
 import Translator
 
 /// A measurement under way.
-struct TimestampCalibration {
+package struct TimestampCalibration {
   /// A moment on both clocks.
   private struct Sample {
     let nanoseconds: UInt64
@@ -36,10 +36,10 @@ struct TimestampCalibration {
   static let tolerance: UInt64 = 500
 
   /// Begins.
-  init() {}
+  package init() {}
 
   /// Ends: the rate in kHz, or nil if the counter stands still.
-  func finish() -> TimestampCounter? {
+  package func finish() -> TimestampCounter? {
     HostClock.sleep(until: start.nanoseconds &+ TimestampCalibration.shortestSpan)
     let end = Sample.take()
     let (ticks, nanoseconds) = (end.ticks &- start.ticks, end.nanoseconds &- start.nanoseconds)

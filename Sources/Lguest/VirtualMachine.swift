@@ -2,6 +2,7 @@
 // The library's front door: a machine is made from a configuration, checked, run once on the calling thread, and
 // told to stop from any other. It never exits the process, touches the terminal or prints.
 
+import Boot
 import Host
 import Logging
 import Synchronization

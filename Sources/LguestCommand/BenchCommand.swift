@@ -3,6 +3,7 @@
 // itself.
 
 import ArgumentParser
+import BuiltInGuests
 import Lguest
 import SystemPackage
 

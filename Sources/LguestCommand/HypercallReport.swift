@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The measurements of hypercalls as people and programs read them: a table, a JSON list, a chart.
 
+import BuiltInGuests
 import Glibc
 import Lguest
 

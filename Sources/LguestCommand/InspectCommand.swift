@@ -2,6 +2,7 @@
 // `lguest inspect FILE`: what kernel this is, how it can be entered, and whether this build can boot it.
 
 import ArgumentParser
+import Boot
 import Lguest
 import SystemPackage
 

@@ -2,6 +2,7 @@
 // `lguest run`: the options of a run, refused when they make no sense, turned into a configuration.
 
 import ArgumentParser
+import Boot
 import Lguest
 import SystemPackage
 

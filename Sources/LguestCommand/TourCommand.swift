@@ -2,6 +2,7 @@
 // `lguest tour`: built-in guests meet the paravirtual interfaces, one after the other, and say what they see.
 
 import ArgumentParser
+import BuiltInGuests
 import Lguest
 import SystemPackage
 

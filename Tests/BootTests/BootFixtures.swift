@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Small made-up kernels: just enough header to be taken for one, and bytes that tell where they were put.
 
+import Boot
 import Foundation
-import Lguest
 import SystemPackage
 
 /// A directory that goes away with the test.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What lies in guest memory and in the CPU when the first instruction is due, byte by byte as the protocols say.
 
+import Boot
 import GuestMemory
-import Lguest
 import SystemPackage
 import Testing
 import X86

@@ -8,7 +8,7 @@ import SystemPackage
 import Testing
 import X86
 
-@testable import Lguest
+@testable import Boot
 
 /// The bzImages in the cache, by the variables of scripts/test.
 private let kernels = ["KERNEL", "GENERIC_KERNEL", "KERNEL_686_PAE", "KERNEL_686"]

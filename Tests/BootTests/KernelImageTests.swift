@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a file is taken for: kernels by content, everything else by a helpful error, no crash for any bytes at all.
 
-import Lguest
+import Boot
 import SystemPackage
 import Testing
 

@@ -2,8 +2,8 @@
 // Multiboot 1: what is accepted as a header, what the CPU and the information record hold at the first instruction,
 // and that nothing lies where it should not (Multiboot specification 0.6.96).
 
+import Boot
 import GuestMemory
-import Lguest
 import SystemPackage
 import Testing
 import X86

@@ -19,8 +19,10 @@ import Testing
     "Translator": ["X86", "GuestMemory", "Host", "CHost", "Saving"],
     "Devices": ["GuestMemory", "Host", "Saving"],
     "Paravirt": ["X86", "GuestMemory", "Host", "Devices", "Saving"],
-    "Lguest": ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Saving"],
-    "LguestCommand": ["Lguest", "Host"],
+    "Boot": ["X86", "GuestMemory", "Host"],
+    "Lguest": ["X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Boot", "Saving"],
+    "BuiltInGuests": ["Lguest", "Boot", "Paravirt", "X86", "Host"],
+    "LguestCommand": ["BuiltInGuests", "Lguest", "Boot", "Host"],
   ]
 
   /// Modules of others. Foundation is nowhere but in tests.

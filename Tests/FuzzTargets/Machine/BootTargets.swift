@@ -4,10 +4,11 @@
 import Foundation
 import GuestMemory
 import Host
+import Lguest
 import SystemPackage
 import X86
 
-@testable import Lguest
+@testable import Boot
 
 /// A file that holds one input after the other.
 final class InputFile: @unchecked Sendable {

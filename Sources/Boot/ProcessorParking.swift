@@ -6,9 +6,10 @@
 import GuestMemory
 import X86
 
-enum ProcessorParking {
+/// The waiting room of application processors.
+package enum ProcessorParking {
   /// The mailbox: command, APIC ID and address, the rest of its first half the kernel's; the second half is ours.
-  static let mailbox: UInt64 = 0xF_0000
+  package static let mailbox: UInt64 = 0xF_0000
   private static let code = mailbox + 0x800
   private static let segments = mailbox + 0xC00
   private static let pageTables = mailbox + 0x1000
@@ -25,7 +26,7 @@ enum ProcessorParking {
   ]
 
   /// Writes the mailbox, the loop and its tables, and returns a processor in the loop; its APIC ID goes to EBX.
-  static func prepare(_ memory: GuestMemory) throws(BootError) -> CPUState {
+  package static func prepare(_ memory: GuestMemory) throws(BootError) -> CPUState {
     try memory.clear(GuestPhysical(mailbox), count: 4096)
     try memory.place(loop, at: code)
     try memory.place(LinuxBoot64.pageTables(at: pageTables), at: pageTables)

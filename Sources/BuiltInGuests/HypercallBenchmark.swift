@@ -4,6 +4,7 @@
 // whose figures stand beside ours.
 
 import Host
+import Lguest
 import Paravirt
 import Synchronization
 import X86

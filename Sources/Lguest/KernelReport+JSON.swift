@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A kernel report for programs: the object `lguest inspect --json` prints, by the one encoder.
 
+import Boot
 import SystemPackage
 
 extension KernelReport {

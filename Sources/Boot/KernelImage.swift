@@ -75,7 +75,7 @@ public struct KernelImage: Sendable {
   }
 
   /// The entry point `wanted` stands for.
-  func resolve(_ wanted: EntryPoint) throws(BootError) -> EntryPoint {
+  package func resolve(_ wanted: EntryPoint) throws(BootError) -> EntryPoint {
     let entry = wanted == .auto ? entryPoints[0] : wanted
     guard entryPoints.contains(entry) else {
       throw BootError(

@@ -2,7 +2,9 @@
 // A guest that needs no file: code made in memory, with an ELF header around it, in a memory file that the loader reads
 // as it reads a kernel's. It begins in 64-bit mode with the first 4 GiB mapped one to one.
 
+import Boot
 import Host
+import Lguest
 import SystemPackage
 
 /// A program that is a whole guest. The memory file lives as long as this.

@@ -2,6 +2,7 @@
 // `lguest tour`: a few machines, each with a built-in guest that meets one mechanism of the paravirtual interfaces and
 // says on its console what it saw.
 
+import Lguest
 import Paravirt
 import Synchronization
 import X86
