@@ -97,4 +97,6 @@ void chost_update_mode(chost_cpu *cpu) {
   chost_match_jump_mode(cpu);
 }
 
+void chost_set_attention(chost_cpu *cpu) { __atomic_store_n(&cpu->attention, 1, __ATOMIC_SEQ_CST); }
+
 LIGHT_HELPERS_END

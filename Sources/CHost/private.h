@@ -73,6 +73,13 @@ enum { PAGE_SIZE = 4096 };
 
 enum { SYSTEM_TF = 1 << 8, SYSTEM_DF = 1 << 10, SYSTEM_VM = 1 << 17, SYSTEM_AC = 1 << 18 };
 enum { EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
+#define CR0_WP (1u << 16)
+#define CR0_PG (1u << 31)
+#define CR4_PSE (1u << 4)
+#define CR4_PAE (1u << 5)
+#define CR4_PGE (1u << 7)
+#define CR4_SMEP (1u << 20)
+#define CR4_SMAP (1u << 21)
 
 INLINE uint8_t *chost_env(chost_cpu *cpu) { return (uint8_t *)cpu + CHOST_ENV; }
 

@@ -10,7 +10,6 @@ enum {
   // P, level 0 or 3, S, writable data that grows up, accessed, B.
   STACK_MASK = 0x40ff, STACK0 = 0x4093, STACK3 = 0x40f3,
   UNUSABLE = 1 << 16,
-  CR0_PG_BIT = 1u << 31, CR4_PAE_BIT = 1 << 5,
 };
 
 // Flat 32-bit protected mode, without single-stepping and breakpoints.
@@ -197,7 +196,7 @@ uint64_t chost_light32_cr3(chost_cpu *cpu, uint32_t info) {
   (void)info;
   uint32_t value = (uint32_t)cpu->scratch[0], table = value & ~31u & ~(uint32_t)cpu->address_cut;
   if (!plain_kernel(cpu)) return CHOST_LIGHT_DECLINED;
-  if ((cpu->cr0 & CR0_PG_BIT) && (cpu->cr4 & CR4_PAE_BIT)) {
+  if ((cpu->cr0 & CR0_PG) && (cpu->cr4 & CR4_PAE)) {
     uint64_t entries[4], reserved = ~cpu->physical_mask | 0x1e6;
     if ((uint64_t)table + 32 > cpu->ram_low_end || is_absent(cpu, table)) return CHOST_LIGHT_DECLINED;
     for (unsigned i = 0; i < 4; i++) {

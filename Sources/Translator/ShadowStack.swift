@@ -6,7 +6,7 @@
 // else is near.
 //
 // A frame is right as long as the linear addresses of its page mean what they meant: MOV CR3, INVLPG and a change of
-// mode empty the stack (mmu.c). Overflow starts again at the top (fault.c); the top holds a frame that no return
+// mode empty the stack (jump_cache.c). Overflow starts again at the top (fault.c); the top holds a frame that no return
 // address matches: it is not canonical, and nobody can guess it.
 
 import CHost

@@ -193,7 +193,7 @@ enum {
   CHOST_TLB_WRITE = CHOST_TLB_READ + CHOST_TLB_BYTES,
   CHOST_JUMP_TAGS = CHOST_TABLES + 4 * CHOST_TLB_BYTES, // + privilege * 2 * 8 * CHOST_JUMP_ENTRIES
   CHOST_JUMP_TARGETS = CHOST_JUMP_TAGS + 8 * CHOST_JUMP_ENTRIES,
-  CHOST_PRIVATE = CHOST_JUMP_TAGS + 4 * 8 * CHOST_JUMP_ENTRIES, // fill lists and filters, private to mmu.c
+  CHOST_PRIVATE = CHOST_JUMP_TAGS + 4 * 8 * CHOST_JUMP_ENTRIES, // fill lists and filters, private to the light helpers
   CHOST_BOUNCE = CHOST_PRIVATE + 32768,                 // operand copies of slow accesses
   CHOST_FPU = CHOST_BOUNCE + 4096,                      // XSAVE image, 64-byte aligned, standard format
   // Slots: entries that belong to a place in the code, so that no index is computed. Per privilege: sites that read,
@@ -241,7 +241,7 @@ void chost_enter(chost_cpu *cpu, uint64_t host_pc);
 // Fills in the stub addresses of a new vCPU page.
 void chost_set_stubs(chost_cpu *cpu);
 
-// --- mmu.c: the page walk and the software TLB. General registers only: called from translated code.
+// --- tlb.c, slots.c: misses of translated code. General registers only, as in all that it calls.
 typedef struct chost_fill_result {
   uint64_t addend;
   uint64_t failed; // non-zero: leave with CHOST_EXIT_MEMORY
@@ -262,10 +262,8 @@ enum { CHOST_TABLE_ABSENT = 1 << 30 };
 uint32_t chost_translate(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
 // The same without side effects on the page tables (for debuggers and tracing).
 uint32_t chost_probe(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t *physical);
-// Finds the block for a linear address in the current mode: its entry, or 0. Fills the jump cache.
-uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear);
-// Makes translated code leave at its next poll. Any thread.
-void chost_set_attention(chost_cpu *cpu);
+
+// --- flush.c: translations have changed.
 void chost_flush_all(chost_cpu *cpu);                 // CR0/CR4 paging bits, EFER, A20...: everything
 void chost_flush_nonglobal(chost_cpu *cpu);           // MOV CR3
 void chost_flush_page(chost_cpu *cpu, uint64_t linear); // INVLPG
@@ -273,10 +271,10 @@ void chost_flush_jump_cache(chost_cpu *cpu);          // blocks were discarded
 // Drops the write entries that map a guest page which now holds translated code, under every alias.
 void chost_protect_page(chost_cpu *cpu, uint64_t physical);
 void chost_reset_tables(chost_cpu *cpu);              // a new vCPU page
-// Recomputes `mode` from the architectural state. The jump cache of a privilege holds targets of one mode
-// word; a change flushes it here, and whoever writes `mode` otherwise writes only words computed here for
-// the same privilege, or goes through chost_lookup, which checks again.
-void chost_update_mode(chost_cpu *cpu);
+
+// --- lookup.c
+// Finds the block for a linear address in the current mode: its entry, or 0. Fills the jump cache.
+uint64_t chost_lookup(chost_cpu *cpu, uint64_t linear);
 // The block table. Finding needs no lock; inserting and removing are serialised by the caller, who also
 // keeps the table at most three quarters full (deleted slots included).
 uint64_t chost_block_find(const chost_block_slot *table, uint64_t mask, uint64_t key);
@@ -285,6 +283,14 @@ int chost_block_remove(chost_block_slot *table, uint64_t mask, uint64_t key); //
 // The same for blocks that straddle into the guest page `second`; `offset` is their entry's in the code.
 void chost_straddle_insert(chost_straddle_slot *table, uint64_t key, uint64_t second, uint64_t offset);
 void chost_straddle_remove(chost_straddle_slot *table, uint64_t key, uint64_t second);
+
+// --- mode.c
+// Makes translated code leave at its next poll. Any thread.
+void chost_set_attention(chost_cpu *cpu);
+// Recomputes `mode` from the architectural state. The jump cache of a privilege holds targets of one mode
+// word; a change flushes it here, and whoever writes `mode` otherwise writes only words computed here for
+// the same privilege, or goes through chost_lookup, which checks again.
+void chost_update_mode(chost_cpu *cpu);
 
 // --- system.c, system32.c: light forms of system instructions. They return the host address to continue at, or one of these.
 enum {
