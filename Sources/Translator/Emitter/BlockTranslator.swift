@@ -44,12 +44,12 @@ enum DecodedBlock {
   private let traits: UnsafeMutablePointer<RowTraits>
   /// The row that stands for each row: TZCNT and LZCNT are BSF and BSR on a CPU without them.
   private let substitutes: UnsafeMutablePointer<UInt16>
-  private let buffer: UnsafeMutablePointer<BlockInstruction>
+  let buffer: UnsafeMutablePointer<BlockInstruction>
   let faults: UnsafeMutablePointer<FaultSite>
   let edges = WorkArray(
     repeating: EdgeSite(end: 0, stub: 0, target: 0, kind: .forward), count: BlockBuilder.maximumEdges)
   let groups = WorkArray(repeating: AccessGroup(), count: Int(CHOST_GROUPS))
-  private let candidates = WorkArray(repeating: AccessGroup(), count: AccessPlanner.most)
+  let candidates = WorkArray(repeating: AccessGroup(), count: AccessPlanner.most)
   /// Sixteen bytes that stand for guest code where there is none to look at.
   let scratchBytes: UnsafePointer<UInt8>
   /// One instruction a block, no direct edges: for comparing against.
@@ -179,118 +179,12 @@ enum DecodedBlock {
     unsafe buffer[index].stackGroup = -1
   }
 
-  /// Finds the accesses that share a check.
-  private func planGroups(_ builder: inout BlockBuilder, count: Int) {
-    var planner = AccessPlanner(candidates, isLong: builder.isLong)
-    for index in 0..<count {
-      let row = table[self[index].instruction.row]
-      unsafe planner.take(
-        &buffer[index], row, traits(of: self[index].instruction.row), isInline: BlockTranslator.mayGroup(row))
-    }
-    let numbers = planner.finish(builder.groups)
-    for index in 0..<count {
-      let item = self[index]
-      if item.operandGroup >= 0 { unsafe buffer[index].operandGroup = numbers[Int(item.operandGroup)] }
-      if item.stackGroup >= 0 { unsafe buffer[index].stackGroup = numbers[Int(item.stackGroup)] }
-    }
-  }
-
-  /// Forgets what was planned for another form of the block.
-  private func forgetGroups(_ count: Int) {
-    for index in 0..<count {
-      unsafe buffer[index].operandGroup = -1
-      unsafe buffer[index].stackGroup = -1
-    }
-  }
-
-  /// Gives the operand of the builder's current instruction a slot, if it will be checked by itself or for its group.
-  private func planSite(_ b: inout BlockBuilder, _ hotCode: inout HotCode) {
-    b.site = nil
-    let i = b.instruction
-    guard i.isMemory, BlockTranslator.mayGroup(b.row), b.needsSite else { return }
-    let group = b.current.operandGroup
-    let write = group >= 0 ? b.groups[Int(group)].writes : b.traits.memoryWrites
-    let size = group >= 0 ? Int(b.groups[Int(group)].high - b.groups[Int(group)].low) : b.traits.memoryBytes(i)
-    guard size > 0, size <= 240 else { return }
-    b.site = hotCode.site(
-      b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
-  }
-
-  /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
-  private static func mayGroup(_ row: Opcode) -> Bool {
-    switch row.rule {
-    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect, .moffs: true
-    default: false
-    }
-  }
-
   private func endsBlock(_ rule: Rule) -> Bool {
     switch rule {
     case .jump, .jumpIndirect, .call, .callIndirect, .ret, .jcc, .loop: true
     case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .popFlags, .popSegment: true
     default: false
     }
-  }
-
-  // MARK: Liveness
-
-  /// Every flag.
-  static let allFlags: UInt8 = ArithmeticFlags.all
-
-  /// Flags that code at `offset` of the page may read before writing them; `peek` becomes the bytes looked at.
-  private func liveFlags(
-    _ bytes: GuestCode, at offset: Int64, mode: UInt32, peek: inout Range<Int>
-  ) -> UInt8 {
-    guard offset >= 0 && offset < 4096 else { return BlockTranslator.allFlags }
-    let code = BlockTranslator.codeSize(mode)
-    var position = Int(offset)
-    var unknown = BlockTranslator.allFlags
-    var live: UInt8 = 0
-    for _ in 0..<6 {
-      guard position < 4096,
-        case .complete(let i) = unsafe decoder.decode(
-          bytes.page + position, count: min(15, 4096 - position), code: code)
-      else { return live | unknown }
-      let end = position + Int(i.length)
-      peek = peek.isEmpty ? position..<end : min(peek.lowerBound, position)..<max(peek.upperBound, end)
-      let row = table[i.row]
-      live |= row.flags.reads(condition: i.opcode) & unknown
-      unknown &= ~row.overwrites(i)
-      if unknown == 0 || live == BlockTranslator.allFlags { return live }
-      switch row.rule {
-      case .jump:
-        position += Int(i.length) + Int(Int64(bitPattern: i.immediate))
-        if position < 0 { return live | unknown }
-      case .jcc, .loop, .jumpIndirect, .call, .callIndirect, .ret, .undefined, .system, .hypercall, .cpuid, .syscall,
-        .sysret, .popFlags, .popSegment, .pushFlags:
-        return live | unknown
-      default: position += Int(i.length)
-      }
-    }
-    return live | unknown
-  }
-
-  /// Whether the block neither reads the flags it is entered with nor keeps them in EFLAGS until they are written: they
-  /// may as well be in the page from the start.
-  private func passesFlags(_ count: Int) -> Bool {
-    var entered = BlockTranslator.allFlags
-    var checks = false
-    for index in 0..<count {
-      let item = self[index]
-      let row = table[item.instruction.row]
-      let writes = row.flags.writesMaybe
-      if row.flags.reads(condition: item.instruction.opcode) & entered != 0 { return false }
-      if writes != 0 && item.liveAfter & ~row.overwrites(item.instruction) & entered != 0 { return false }
-      switch row.rule {
-      case .push, .pop, .call, .callIndirect, .ret, .jumpIndirect: checks = true
-      case .copy, .sse, .avx, .x87, .mmx: if item.instruction.isMemory { checks = true }
-      case .lea, .nop, .jump: break
-      default: return false
-      }
-      entered &= ~row.overwrites(item.instruction)
-      if entered == 0 { break }
-    }
-    return checks
   }
 
   /// The chunks that `count` bytes at `offset` touch.

@@ -39,7 +39,7 @@ extension BlockBuilder {
   static let farthestBelow: Int32 = -0x1_0000
 
   /// Displacement from ENV of a table.
-  private func table(write: Bool) -> Int32 {
+  func table(write: Bool) -> Int32 {
     (write ? Int32(CHOST_TLB_WRITE) : Int32(CHOST_TLB_READ))
       &+ (privilege == 3 ? 2 &* Int32(CHOST_TLB_BYTES) : 0)
   }
@@ -97,7 +97,7 @@ extension BlockBuilder {
 
   /// The region that the current instruction's operand lies in, and where, if its slot may serve it.
   @inline(__always)
-  private func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
+  func operandRegion(size: Int, write: Bool, isOffset: Bool = false) -> (Region, Int64)? {
     guard hasRegions, !has(Int(CHOST_MODE_STEP)), form == .full, isLong || isFlat(instruction.segment, write: write)
     else {
       return nil
@@ -131,7 +131,7 @@ extension BlockBuilder {
   }
 
   /// T0 = base + displacement.
-  private mutating func addressInT0(_ base: HostRegister, _ displacement: Int32) {
+  mutating func addressInT0(_ base: HostRegister, _ displacement: Int32) {
     if displacement == 0 {
       if base != RegisterMap.t0 { hot.mov(RegisterMap.t0, base) }
     } else {
@@ -151,7 +151,7 @@ extension BlockBuilder {
 
   /// Displacement of the slot for an access relative to a host register, if it has one: the operand's own, or that of
   /// the stack's page.
-  private func slot(for base: HostRegister, size: Int) -> Int32? {
+  func slot(for base: HostRegister, size: Int) -> Int32? {
     if let site { return site }
     if form != .full { return nil }
     guard base == RegisterMap.stackPointer, size <= 64 else { return nil }
@@ -159,7 +159,7 @@ extension BlockBuilder {
   }
 
   /// What a miss is told about the current access.
-  private func request(size: Int, write: Bool, slot: Int32?, offset: Int64 = 0) -> UInt64 {
+  func request(size: Int, write: Bool, slot: Int32?, offset: Int64 = 0) -> UInt64 {
     let word = UInt64(
       info(Int(CHOST_EXIT_MEMORY), offset: current.offset, size: size, write: write, flagsSaved: true))
     return word | UInt64(slot ?? 0) << UInt64(CHOST_REQUEST_SLOT_SHIFT)
@@ -167,7 +167,7 @@ extension BlockBuilder {
   }
 
   /// In the cold half: asks for the access whose linear address is in T0, and returns to the hot half with T1.
-  private mutating func coldMiss(_ request: UInt64, slot: Int32?, group: Bool) {
+  mutating func coldMiss(_ request: UInt64, slot: Int32?, group: Bool) {
     if group {
       // Most refusals are frames across two pages, which may be met in every call.
       let t1 = RegisterMap.t1
@@ -190,7 +190,7 @@ extension BlockBuilder {
   }
 
   /// Checks `size` bytes at the linear address in T0; T1 = addend. T0 survives if told to, at the cost of T2.
-  private mutating func check(keepsAddress: Bool, size: Int, write: Bool, slot: Int32?, group: Bool = false) {
+  mutating func check(keepsAddress: Bool, size: Int, write: Bool, slot: Int32?, group: Bool = false) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     hot.settle(t1)
     let offset = keepsAddress ? RegisterMap.t2 : t0
@@ -221,7 +221,7 @@ extension BlockBuilder {
   }
 
   /// Checks `range` of a region; T1 = the region's host address. T0 is destroyed.
-  private mutating func checkRegion(_ region: Region, _ range: Range<Int64>, write: Bool, group: Int8?) {
+  mutating func checkRegion(_ region: Region, _ range: Range<Int64>, write: Bool, group: Int8?) {
     let t0 = RegisterMap.t0, t1 = RegisterMap.t1
     hot.settle(t1)
     let start = region.number &* Int64(region.size)
@@ -257,195 +257,5 @@ extension BlockBuilder {
     let first = 2 &* Int32(CHOST_SITES) &+ (write ? Int32(CHOST_REGIONS) : 0)
     return Int32(CHOST_SLOTS) &+ (privilege == 3 ? Int32(CHOST_SLOT_BYTES) : 0) &+ (first &+ index)
       &* Int32(CHOST_SLOT_SIZE)
-  }
-
-  // MARK: Groups
-
-  /// An access at `position` of group `number`: guest register `base` + displacement if it has one.
-  private mutating func groupAccess(_ number: Int8, position: Int64, base: UInt8, displacement: Int32) -> HostMemory {
-    let group = groups[Int(number)]
-    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
-    let found = HostMemory.env(Slot.groups &+ Int32(number) &* 8)
-    if !group.isOpen { open(number, position: position, displacement: displacement) }
-    groups[Int(number)].count &-= 1
-    defer { closeAfterLast(number) }
-    if group.base.kind == .region {
-      loadT1(number, found)
-      return HostMemory(t1, Int32(truncatingIfNeeded: position))
-    }
-    let host = RegisterMap.host(base)
-    if group.isPlain && !group.isMoving {
-      loadT1(number, found)
-      return HostMemory(host, index: t1, base == 4 ? displacement &+ pendingStack : displacement)
-    }
-    let contents = BlockBuilder.contents(group: number)
-    if !hot.holds(contents, in: t0) {
-      hot.load(t0, found)
-      hot.keep(contents, in: t0)
-    }
-    return HostMemory(t0, Int32(truncatingIfNeeded: position &- group.low))
-  }
-
-  private mutating func loadT1(_ number: Int8, _ found: HostMemory) {
-    let t1 = RegisterMap.t1
-    let contents = BlockBuilder.contents(group: number)
-    if hot.holds(contents, in: t1) { return }
-    hot.load(t1, found)
-    hot.keep(contents, in: t1)
-  }
-
-  /// Emits the check of a group in front of its first access, and keeps what it finds for the others.
-  private mutating func open(_ number: Int8, position: Int64, displacement: Int32) {
-    let t0 = RegisterMap.t0, t1 = RegisterMap.t1
-    let group = groups[Int(number)]
-    settleStackPointer()
-    groups[Int(number)].isOpen = true
-    clobberFlags()
-    let size = Int(group.high &- group.low)
-    if group.base.kind == .region {
-      checkRegion(group.base.region, group.low..<group.high, write: group.writes, group: number)
-    } else if group.isPlain {
-      let base = RegisterMap.host(group.base.base)
-      let low = Int32(truncatingIfNeeded: Int64(displacement) &+ group.low &- position)
-      addressInT0(base, low)
-      check(keepsAddress: false, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
-      if group.isMoving {
-        hot.lea(t0, HostMemory(base, index: t1, low))
-        return keep(number, in: t0)
-      }
-    } else {
-      // In a flat segment the group's beginning is the operand moved: one addition, which wraps as the operand's does.
-      let below = Int32(truncatingIfNeeded: group.low &- position)
-      let (moved, overflow) = instruction.displacement.addingReportingOverflow(below)
-      if isFlat(instruction.segment, write: group.writes) && !overflow {
-        current.instruction.displacement = moved
-        effectiveAddress()
-        current.instruction.displacement = displacement
-      } else {
-        linearAddress(size: size, write: group.writes)
-        addressInT0(t0, below)
-      }
-      let base = group.base.base == 4 ? RegisterMap.stackPointer : t0
-      check(keepsAddress: true, size: size, write: group.writes, slot: slot(for: base, size: 1), group: true)
-      hot.lea(t0, HostMemory(t0, index: t1))
-      return keep(number, in: t0)
-    }
-    keep(number, in: t1)
-  }
-
-  /// What the check of a group has found is in T0 or T1, and needed by its other accesses.
-  private mutating func keep(_ number: Int8, in register: HostRegister) {
-    hot.keep(BlockBuilder.contents(group: number), in: register)
-    hot.owe(register, to: Slot.groups &+ Int32(number) &* 8)
-  }
-
-  /// After the last access of a group nothing of it needs to be kept.
-  private mutating func closeAfterLast(_ number: Int8) {
-    guard groups[Int(number)].count <= 0 else { return }
-    let contents = BlockBuilder.contents(group: number)
-    if hot.holds(contents, in: RegisterMap.t0) { hot.owe(RegisterMap.t0, to: 0) }
-    if hot.holds(contents, in: RegisterMap.t1) { hot.owe(RegisterMap.t1, to: 0) }
-  }
-
-  /// Computes the ModRM operand's linear address into T0; `size` bytes there are to be accessed. May use T2; destroys
-  /// EFLAGS unless the segment is flat.
-  private mutating func linearAddress(size: Int, write: Bool) {
-    effectiveAddress()
-    toLinear(instruction.segment, size: size, write: write)
-  }
-
-  /// Wraps the offset in T0 to the address size. Keeps EFLAGS.
-  mutating func wrapAddress() {
-    switch instruction.addressSize {
-    case 4: hot.mov32(RegisterMap.t0, RegisterMap.t0)
-    case 2: hot.zeroExtend16(RegisterMap.t0, RegisterMap.t0)
-    default: break
-    }
-  }
-
-  /// Turns the offset in T0 of an operand into its linear address; Swift executes the instruction if the segment does
-  /// not allow the access. Destroys EFLAGS, and T2 outside 64-bit mode, unless the segment is flat.
-  mutating func toLinear(_ segment: UInt8, size: Int, write: Bool) {
-    if isFlat(segment, write: write) { return }
-    let t0 = RegisterMap.t0, t2 = RegisterMap.t2
-    if !isLong {
-      let refused = coldExitInstruction()
-      hot.lea(t2, HostMemory(t0, Int32(truncatingIfNeeded: size)))
-      hot.alu(.cmp, t2, .env((write ? Slot.writeBounds : Slot.readBounds) &+ Int32(segment) &* 8))
-      hot.jump(if: CodeEmitter.above, to: refused)
-    }
-    hot.alu(.add, t0, .env(BlockBuilder.segmentBase(segment)))
-    if !isLong { hot.mov32(t0, t0) }
-  }
-
-  /// Displacement from ENV of a segment's base.
-  static func segmentBase(_ segment: UInt8) -> Int32 {
-    Slot.segments &+ Int32(segment) &* Int32(MemoryLayout<chost_segment>.stride)
-  }
-
-  /// Displacement from ENV of a segment's selector.
-  static func selector(_ segment: UInt8) -> Int32 { segmentBase(segment) &+ 16 }
-
-  /// Computes the ModRM operand's effective address (offset in its segment) into T0, wrapped to the address
-  /// size. May use T2; keeps EFLAGS.
-  mutating func effectiveAddress() {
-    let i = instruction
-    let t0 = RegisterMap.t0, t2 = RegisterMap.t2
-    if i.isRIPRelative {
-      hot.load(t0, .env(Slot.pageAddress))
-      add(Int64(nextOffset) &+ Int64(i.displacement), to: t0)
-      if i.addressSize == 4 { hot.mov32(t0, t0) }
-      return
-    }
-    if i.base == 0xFF && i.index == 0xFF {
-      let value = UInt64(bitPattern: Int64(i.displacement))
-      hot.mov(t0, immediate: i.addressSize == 8 ? value : (i.addressSize == 4 ? value & 0xFFFF_FFFF : value & 0xFFFF))
-      return
-    }
-    var base = i.base == 0xFF ? RegisterMap.inMemory : RegisterMap.host(i.base)
-    if i.base != 0xFF && base == RegisterMap.inMemory { base = held(i.base, or: t0) }
-    var memory: HostMemory
-    if i.index != 0xFF {
-      var index = RegisterMap.host(i.index)
-      if index == RegisterMap.inMemory { index = held(i.index, or: base == t2 ? t0 : t2) }
-      if i.base == 0xFF {
-        scaledIndex(t0, index, i.scale, i.displacement, wide: i.addressSize == 8)
-        if i.addressSize == 2 { hot.zeroExtend16(t0, t0) }
-        return
-      }
-      memory = HostMemory(base, index: index, scale: i.scale, i.displacement)
-    } else {
-      memory = HostMemory(base, i.displacement)
-    }
-    if i.addressSize == 8 { hot.lea(t0, memory) } else { hot.lea32(t0, memory) }
-    if i.addressSize == 2 { hot.zeroExtend16(t0, t0) }
-  }
-
-  /// Adds a constant of up to 33 bits, which one displacement may not hold: an offset in the page plus a displacement or
-  /// a branch's. Keeps EFLAGS.
-  mutating func add(_ constant: Int64, to register: HostRegister) {
-    let part = Int32(clamping: constant)
-    if part != 0 { hot.lea(register, HostMemory(register, part)) }
-    let rest = Int32(truncatingIfNeeded: constant &- Int64(part))
-    if rest != 0 { hot.lea(register, HostMemory(register, rest)) }
-  }
-
-  /// LEA target, [index << scale + displacement]: the form without a base.
-  private mutating func scaledIndex(
-    _ target: HostRegister, _ index: HostRegister, _ scale: UInt8, _ displacement: Int32, wide: Bool
-  ) {
-    hot.note(target)
-    hot.rex(w: wide, reg: target, memory: HostMemory(0, index: index))
-    hot.byte(0x8D)
-    hot.byte((target & 7) << 3 | 4)
-    hot.byte(scale << 6 | (index & 7) << 3 | 5)
-    hot.long(displacement)
-  }
-}
-
-extension AccessGroup {
-  /// Whether its members' addresses are a host register plus a displacement.
-  fileprivate var isPlain: Bool {
-    base.index == 0xFF && !base.wraps && RegisterMap.host(base.base) != RegisterMap.inMemory
   }
 }

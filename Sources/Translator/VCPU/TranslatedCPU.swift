@@ -16,14 +16,14 @@ public import X86
   let processor: Processor
   private let region: Mapping
   private let shadowStacks: ShadowStacks
-  private let interruptRequest = Atomic<Bool>(false)
+  let interruptRequest = Atomic<Bool>(false)
   /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
-  public private(set) var hasMetUserCode = false
+  public internal(set) var hasMetUserCode = false
 
   /// An external interrupt accepted from the machine, not delivered yet.
   var pendingInterrupt: UInt8?
   var pendingNMI = false
-  private var windowWanted = false
+  var windowWanted = false
   /// An instruction whose operand is not RAM, half done.
   var slow: SlowAccess?
   /// The instruction at RIP is executed again once a device has answered (DeviceAccess.swift).
@@ -144,7 +144,7 @@ public import X86
   }
 
   /// What delivering a fault of an instruction came to, if the machine has to hear of it.
-  private var deliveryExit: VCPUExit?
+  var deliveryExit: VCPUExit?
   var hasDeliveryExit: Bool { deliveryExit != nil }
 
   /// What is due before the next instruction: debug traps, NMIs, interrupts, kicks.
@@ -190,7 +190,7 @@ public import X86
   }
 
   /// IF set and no shadow.
-  private var isInterruptible: Bool {
+  var isInterruptible: Bool {
     page[\.system_flags] & UInt32(truncatingIfNeeded: RFLAGS.if) != 0 && processor.state.interruptShadow == .none
   }
 
@@ -213,27 +213,6 @@ public import X86
 
   // MARK: Finding code
 
-  /// The entry for the code at RIP, translating it if need be; nil after a fault has been delivered.
-  ///
-  /// `split`: the block that checks every access by itself.
-  private func findEntry(step: Bool, split: Bool = false) -> UInt64? {
-    if step && page[\.mode] & UInt32(CHOST_MODE_STEP) == 0 {
-      page[\.mode] |= UInt32(CHOST_MODE_STEP)
-      defer { page.updateMode() }
-      return findEntry(step: false)
-    }
-    let linear = linearIP
-    page[\.linear] = linear
-    let found = unsafe split ? 0 : chost_lookup(page.pointer, linear)
-    if found != 0 { return found }
-    do throws(Fault) {
-      return try translate(linear, split: split)
-    } catch {
-      fault(error)
-      return nil
-    }
-  }
-
   /// Delivers a fault of the instruction at RIP.
   func fault(_ fault: Fault) {
     if fault.vector == Fault.absence {
@@ -241,71 +220,6 @@ public import X86
       return
     }
     deliveryExit = deliver(processor.event(fault))
-  }
-
-  private func translate(_ linear: UInt64, split: Bool) throws(Fault) -> UInt64? {
-    let started = chost_read_tsc()
-    let mode = page[\.mode] | (split ? UInt32(CHOST_MODE_SPLIT) : 0)
-    if mode & UInt32(CHOST_MODE_CPL) == 3 { hasMetUserCode = true }
-    let cache = translation.cache
-    var second = Block.noPage
-    while true {
-      let physical = try codePage(linear)
-      if second != Block.noPage { second = try codePage((linear | 4095) &+ 1) & ~4095 }
-      let made = translation.lock.withLock { _ in
-        let made = cache.make(physical, secondPage: second, mode: mode)
-        cache.count(ticks: chost_read_tsc() &- started)
-        return made
-      }
-      switch made {
-      case .block(let index):
-        if translation.isStored(beside: physical, by: self) || translation.isStored(beside: second, by: self) {
-          translation.retranslate(index, for: self)
-          continue
-        }
-        return cache.entry(index)
-      case .needsSecondPage: second = 0
-      // In between another vCPU has discarded the last block of the page, which is no longer protected, or the page has
-      // gone away.
-      case .needsPage: break
-      case .needsRoom: makeRoom()
-      case .tooLong: throw .generalProtection()
-      case .refused:
-        deliveryExit = .failed("no form of the code at \(hex(linear)) is accepted by the checker")
-        return nil
-      }
-    }
-  }
-
-  /// Translates a linear code address and marks the page as holding code.
-  private func codePage(_ linear: UInt64) throws(Fault) -> UInt64 {
-    if page.isLongMode {
-      guard Processor.isCanonical(linear) else { throw .generalProtection() }
-    } else {
-      guard linear &- page[.cs].base <= UInt64(page[.cs].limit) else { throw .generalProtection() }
-    }
-    let physical = try processor.translate(linear, UInt32(CHOST_ACCESS_FETCH) | processor.authority.rights)
-    guard processor.isRAM(physical) else { throw .invalidOpcode }
-    if translation.lock.withLock({ _ in translation.cache.isCode(physical) }) { return physical }
-    // Nobody may have the right to write the page unseen once it counts as code: whoever finds the mark relies on it.
-    translation.alone(as: self) {
-      translation.lock.withLock { _ in translation.cache.markCode(physical) }
-      translation.forEachCPU { unsafe chost_protect_page($0.page.pointer, physical & ~4095) }
-    }
-    return physical
-  }
-
-  /// Forgets everything, if it must: nobody may be executing what is about to be overwritten.
-  private func makeRoom() {
-    translation.alone(as: self) {
-      let flushed = translation.lock.withLock { _ in
-        if translation.cache.hasRoom { return false }
-        translation.collectHistogram()
-        translation.cache.flush()
-        return true
-      }
-      if flushed { translation.forEachCPU { unsafe chost_flush_all($0.page.pointer) } }
-    }
   }
 
   /// Forgets every translation of an address, global ones too. On the vCPU's own thread, between runs.
@@ -355,16 +269,6 @@ public import X86
     }
   }
 
-  /// Links an edge to the block at RIP, which is translated if need be.
-  private func link(_ index: UInt32) {
-    let cache = translation.cache
-    // Edges are given new meanings when everything is forgotten.
-    let missing = translation.lock.withLock { _ in cache.link(index) ? nil : (cache.edge(index).kind, cache.generation)
-    }
-    guard let (kind, generation) = missing, findEntry(step: false, split: kind == .split) != nil else { return }
-    translation.lock.withLock { _ in if cache.generation == generation { _ = cache.link(index) } }
-  }
-
   /// What the guest sees of a host trap.
   func guestFault(hostTrap: UInt32) -> Fault {
     switch hostTrap {
@@ -378,58 +282,4 @@ public import X86
   }
 
   func hex(_ value: UInt64) -> String { "0x" + String(value, radix: 16) }
-
-  // MARK: CPUEngine
-
-  public func completeRead(_ value: UInt64) { busy { complete(read: value) } }
-
-  private func complete(read value: UInt64) {
-    if isRestarting {
-      processor.state.device.answer(value)
-    } else if slow != nil {
-      completeSlowRead(value)
-    } else {
-      processor.state.device.begin()
-      do throws(Fault) {
-        try processor.completeRead(value)
-        processor.state.device.finish()
-      } catch {
-        processor.state.device.dropWrites()
-        processor.state.device.finish()
-        fault(error)
-      }
-    }
-  }
-
-  public func completeWrite() { processor.completeWrite() }
-
-  public func refuseMSR() { busy { fault(processor.refuseMSR()) } }
-
-  public var canAcceptInterrupt: Bool { isInterruptible && pendingInterrupt == nil && slow == nil && !isRestarting }
-
-  public func inject(interrupt vector: UInt8) { pendingInterrupt = vector }
-  public func injectNMI() { pendingNMI = true }
-  public func inject(pageFault address: UInt64) { busy { fault(.pageFault(address, code: 0)) } }
-
-  public func requestInterruptWindow(_ wanted: Bool) {
-    windowWanted = wanted
-    page[\.interrupt_waiting] = wanted || pendingInterrupt != nil ? 1 : 0
-  }
-
-  public func kick() {
-    interruptRequest.store(true, ordering: .sequentiallyConsistent)
-    unsafe chost_set_attention(page.pointer)
-  }
-
-  public subscript(register number: Int) -> UInt64 {
-    get { page[register: UInt8(truncatingIfNeeded: number)] }
-    set { page[register: UInt8(truncatingIfNeeded: number)] = newValue }
-  }
-
-  public var currentPrivilegeLevel: UInt8 { page.privilege }
-  /// CPUID.1:EAX, which EDX holds after INIT.
-  public var signature: UInt32 { processor.cpuid(1, 0).eax }
-  public var isIn64BitMode: Bool { page.isLongMode }
-  public var isLongModeActive: Bool { page.isLMA }
-  public var timestampCounter: UInt64 { chost_read_tsc() &+ page[\.tsc_offset] }
 }

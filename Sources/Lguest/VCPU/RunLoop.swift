@@ -31,26 +31,26 @@ final class RunLoop: @unchecked Sendable {
   var registers: KVMModelSpecificRegisters<ParavirtMemory>
   private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
   private let patching: HypercallPatching
-  private let interface: KVMInterface
-  private let userSpaceBegan: () -> Void
+  let interface: KVMInterface
+  let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
   var statistics = Statistics()
   /// Where other threads get it while the vCPU runs.
   let sample = StatisticsSample()
   /// Whether cycles of exits are counted: from the beginning, or since somebody asked.
-  private var countsCosts: Bool
-  private var lastHypercall: UInt64?
+  var countsCosts: Bool
+  var lastHypercall: UInt64?
   private var wantsWindow = false
   /// Of the thread that runs the vCPU.
   var delay: RunQueueDelay?
   /// How long the host let that thread wait, in nanoseconds.
   var waitedForHost: UInt64 = 0
   /// HLT was executed, or the vCPU waits to be started.
-  private var isHalted: Bool
-  private var isInUserSpace = false
-  private let firstTimestampOffset: UInt64
-  private var timestampOffset: UInt64
+  var isHalted: Bool
+  var isInUserSpace = false
+  let firstTimestampOffset: UInt64
+  var timestampOffset: UInt64
 
   /// - Parameters:
   ///   - number: The vCPU's, which is its APIC ID.
@@ -126,28 +126,6 @@ final class RunLoop: @unchecked Sendable {
       noteChanges()
       if began != 0 { countCost(of: exit, since: began) }
     }
-  }
-
-  // MARK: Counting
-
-  /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked
-  /// on its thread, or when it has none.
-  var totalStatistics: Statistics {
-    var total = statistics
-    total.stealNanoseconds = waited
-    total.longestWaitNanoseconds = machine.scheduler.wait(of: number).longest
-    for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
-    return total
-  }
-
-  private func publishStatistics() {
-    countsCosts = true
-    sample.publish(totalStatistics)
-  }
-
-  private func countCost(of exit: VCPUExit, since began: UInt64) {
-    statistics.costs.add(exit, cycles: HostCPU.timestampCounter &- began, hypercall: lastHypercall)
-    lastHypercall = nil
   }
 
   // MARK: Halted
@@ -273,82 +251,7 @@ final class RunLoop: @unchecked Sendable {
     return machine.power.event.map(Outcome.power)
   }
 
-  // MARK: Addresses
-
-  /// The offset in this vCPU's APIC page, if that is where the address is.
-  private func apicOffset(_ address: UInt64) -> UInt64? {
-    guard let base = apic.mmioBase, address >= base, address - base < 4096 else { return nil }
-    return address - base
-  }
-
-  private func read(_ address: UInt64, _ size: UInt8) -> UInt64 {
-    guard let offset = apicOffset(address) else { return machine.platform.mmio.read(address, size: size) }
-    return apic.read(offset: offset, size: size)
-  }
-
-  private func write(_ address: UInt64, _ size: UInt8, _ value: UInt64) {
-    guard let offset = apicOffset(address) else {
-      return machine.platform.mmio.write(address, size: size, value: value)
-    }
-    apic.write(offset: offset, size: size, value: value)
-    if offset >> 4 == RunLoop.taskPriorityRegister { adoptTaskPriority() }
-  }
-
-  // MARK: Model-specific registers
-
-  private func read(register index: UInt32) -> UInt64? {
-    if LocalAPIC.owns(msr: index) { return apic.readMSR(index) }
-    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) { return registers.read(index) }
-    return nil
-  }
-
-  private func write(register index: UInt32, _ value: UInt64) -> Bool {
-    if LocalAPIC.owns(msr: index) {
-      defer {
-        if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) || index == RunLoop.apicBase { adoptTaskPriority() }
-        if index == RunLoop.apicBase { engine.isAPICEnabled = apic.isEnabled }
-      }
-      return apic.writeMSR(index, value)
-    }
-    if KVMModelSpecificRegisters<ParavirtMemory>.owns(index) {
-      defer { engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel }
-      if KVMModelSpecificRegisters<ParavirtMemory>.movesEndOfInterrupt(index) { settleEndOfInterrupt(isMoving: true) }
-      return registers.write(index, value, waited: waited)
-    }
-    if index == KVMRegistration2007.register, interface == .year2007 { return register2007(value) }
-    return false
-  }
-
-  /// The registration of 2007; false is #GP. Nothing reads what was registered: the guest calls its stub.
-  private func register2007(_ address: UInt64) -> Bool {
-    let record = KVMParaState.register(
-      address, in: ParavirtMemory(memory: machine.memory), native: engine.nativeHypercall)
-    machine.logger?.debug("\(record.text)")
-    return record.guestVersion != nil
-  }
-
-  private func refuse(_ index: UInt32) {
-    engine.refuseMSR()
-    if statistics.count(unknown: Machine.registerName(index)) {
-      machine.logger?.debug("\(Machine.registerName(index)) is unknown: #GP")
-    }
-  }
-
   // MARK: What changes without an exit of its own
-
-  private static let taskPriorityRegister: UInt64 = 8
-  private static let apicBase: UInt32 = 0x1B
-
-  /// The APIC's task priority changed: CR8 follows.
-  private func adoptTaskPriority() {
-    engine.taskPriority = apic.taskPriority
-  }
-
-  /// CR8 was written: the APIC's task priority follows, before anything is asked of the APIC. Writing the same class
-  /// again counts, since it clears the subclass (SDM volume 3, 11.8.6).
-  private func noteTaskPriority() {
-    if engine.takeTaskPriorityWrite() { apic.taskPriority = engine.taskPriority }
-  }
 
   private func noteChanges() {
     if !isInUserSpace, engine.hasMetUserCode {
@@ -362,51 +265,5 @@ final class RunLoop: @unchecked Sendable {
     }
     tellStealTime()
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
-  }
-}
-
-extension Statistics.ExitReason {
-  init(_ exit: VCPUExit) {
-    self =
-      switch exit {
-      case .portRead: .portRead
-      case .portWrite: .portWrite
-      case .mmioRead: .mmioRead
-      case .mmioWrite: .mmioWrite
-      case .msrRead: .msrRead
-      case .msrWrite: .msrWrite
-      case .hypercall: .hypercall
-      case .foreignHypercall: .foreignHypercall
-      case .pageAbsent: .pageAbsent
-      case .halt: .halt
-      case .spinning: .spinning
-      case .interruptWindow: .interruptWindow
-      case .kicked: .kicked
-      case .shutdown: .shutdown
-      case .failed: .failed
-      }
-  }
-}
-
-extension RunLoop: SavedState {
-  /// Whether the guest agrees to be moved. While the vCPU stands.
-  var mayMigrate: Bool { registers.mayMigrate }
-
-  /// Everything about the vCPU but its local APIC. While it stands at a boundary.
-  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
-    try engine.transfer(&archive)
-    var ahead = timestampOffset &- firstTimestampOffset
-    try archive.transfer(&ahead, "distance of the time-stamp counter")
-    timestampOffset = firstTimestampOffset &+ ahead
-    engine.timestampOffset = timestampOffset
-    try registers.transfer(&archive)
-    engine.everyLevelLeavesForPages = registers.asyncPageFault.isForEveryLevel
-    try archive.transfer(&isHalted, "halt")
-    try archive.transfer(&isInUserSpace, "user space")
-    try doorbell.transfer(&archive)
-    guard archive.isRestoring else { return }
-    if isInUserSpace { userSpaceBegan() }
-    // Pages that were on their way have come, and nobody else will say so.
-    if registers.asyncPageFault.hasReady { doorbell.endHalt() }
   }
 }
