@@ -76,8 +76,8 @@ let package = Package(
     layer("GuestMemory", ["Host"]),
     layer("X86", []),
     layer("Translator", ["X86", "GuestMemory", "Host", "CHost", "Saving"]),
-    layer("Devices", ["GuestMemory", "Host", "Saving"]),
-    layer("Paravirt", ["X86", "GuestMemory", "Host", "Devices", "Saving"]),
+    layer("Devices", ["Saving"]),
+    layer("Paravirt", ["X86", "Saving"]),
     layer("Boot", ["X86", "GuestMemory", "Host", system]),
     layer(
       "Lguest",
