@@ -13,13 +13,11 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
-#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -207,69 +205,4 @@ int chost_affinity_count(void) {
   for (long i = 0; i < bytes / (long)sizeof *mask; i++)
     count += __builtin_popcountl(mask[i]);
   return count;
-}
-
-static struct termios terminal_before;
-static volatile int terminal_fd = -1;
-
-void chost_terminal_restore(void) {
-  int saved = errno, fd = terminal_fd;
-  if (fd >= 0) {
-    // A background process that touches the terminal is stopped by SIGTTOU; better not to be stopped here.
-    sigset_t block, before;
-    sigemptyset(&block);
-    sigaddset(&block, SIGTTOU);
-    pthread_sigmask(SIG_BLOCK, &block, &before);
-    tcsetattr(fd, TCSANOW, &terminal_before);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    terminal_fd = -1;
-  }
-  errno = saved;
-}
-
-static void die(int signal_number) { // SA_RESETHAND: the default action follows
-  chost_terminal_restore();
-  raise(signal_number);
-}
-
-int chost_terminal_raw(int fd) {
-  static int installed;
-  if (terminal_fd >= 0)
-    return terminal_fd == fd ? 0 : -EBUSY;
-  struct termios raw;
-  if (tcgetattr(fd, &raw))
-    return -errno;
-  terminal_before = raw;
-  raw.c_iflag &= ~(tcflag_t)(BRKINT | ICRNL | INLCR | IGNCR | INPCK | ISTRIP | IXON);
-  raw.c_lflag &= ~(tcflag_t)(ECHO | ICANON | IEXTEN | ISIG);
-  raw.c_cflag |= CS8;
-  raw.c_oflag &= ~(tcflag_t)OPOST; // the guest sends its own carriage returns
-  raw.c_cc[VMIN] = 1;
-  raw.c_cc[VTIME] = 0;
-  if (!installed) {
-    installed = 1;
-    atexit(chost_terminal_restore);
-    for (int i = 0; i < SYNCHRONOUS; i++) {
-      struct sigaction now, action = {.sa_handler = die, .sa_flags = (int)SA_RESETHAND | SA_NODEFER | SA_ONSTACK};
-      // A handler already there (the engine's) keeps the signal; it restores the terminal before it gives up.
-      if (!sigaction(synchronous[i], NULL, &now) && !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL)
-        sigaction(synchronous[i], &action, NULL);
-    }
-  }
-  terminal_fd = fd;
-  if (tcsetattr(fd, TCSANOW, &raw)) {
-    int error = errno;
-    terminal_fd = -1;
-    return -error;
-  }
-  return 0;
-}
-
-int chost_terminal_size(int fd, uint16_t *columns, uint16_t *rows) {
-  struct winsize size;
-  if (ioctl(fd, TIOCGWINSZ, &size))
-    return -errno;
-  *columns = size.ws_col;
-  *rows = size.ws_row;
-  return 0;
 }

@@ -167,9 +167,6 @@ public final class LocalAPIC: Device, DeadlineSource {
   /// Drives LINT0 or LINT1. LINT0 carries the 8259's output, LINT1 is the NMI wire.
   public func setLocalInterrupt(_ pin: Int, _ asserted: Bool) { update { $0.setPin(pin & 1, asserted, &$1) } }
 
-  /// Raises the thermal or performance-counter entry once.
-  public func raisePerformanceInterrupt() { update { $0.deliver(.performance, &$1) } }
-
   /// Leaves the APIC as firmware would: software enabled, LINT0 as ExtINT, LINT1 as NMI ("virtual wire").
   public func enableVirtualWire() {
     update { state, effects in

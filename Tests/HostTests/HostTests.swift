@@ -209,38 +209,6 @@ struct HostTests {
     loop.stop()
   }
 
-  @Test("A terminal is raw until it is restored")
-  func terminal() throws {
-    // glibc has these, the Glibc module does not.
-    func function<T>(_ name: String, _ type: T.Type) throws -> T {
-      let address = unsafe try #require(dlsym(nil, name))
-      return unsafe unsafeBitCast(address, to: type)
-    }
-    let unlockpt = try function("unlockpt", (@convention(c) (Int32) -> Int32).self)
-    let ptsname = unsafe try function("ptsname", (@convention(c) (Int32) -> UnsafePointer<CChar>?).self)
-    let main = try FileDescriptor.open(FilePath("/dev/ptmx"), .readWrite)
-    #expect(unlockpt(main.rawValue) == 0)
-    let name = unsafe String(cString: try #require(ptsname(main.rawValue)))
-    let terminal = try FileDescriptor.open(FilePath(name), .readWrite)
-    defer {
-      try? terminal.close()
-      try? main.close()
-    }
-    func flags() -> [UInt32] {
-      var settings = termios()
-      _ = unsafe tcgetattr(terminal.rawValue, &settings)
-      return [settings.c_iflag, settings.c_oflag, settings.c_cflag, settings.c_lflag]
-    }
-    #expect(Terminal.isTerminal(terminal))
-    let before = flags()
-    try Terminal.enterRawMode(terminal)
-    #expect(flags()[3] & UInt32(ECHO | ICANON | ISIG) == 0 && flags()[1] & UInt32(OPOST) == 0)
-    Terminal.restore()
-    #expect(flags() == before)
-    Terminal.restore()
-    #expect(throws: HostError.self) { try Terminal.enterRawMode(FileDescriptor(rawValue: -1)) }
-  }
-
   @Test("Files: what cannot be a kernel or disk is refused in one line")
   func files() throws {
     for (path, word) in [("/", "directory"), ("/dev/null", "regular"), ("/nonexistent", "check the path")] {

@@ -68,10 +68,4 @@ int chost_affinity_count(void);
 uint32_t chost_crc32c(uint32_t sum, const void *bytes, uint64_t count);
 void chost_crc32c_pages(const void *pages, uint64_t count, uint32_t *sums);
 
-// Raw mode of one terminal per process. `restore` is async-signal-safe and idempotent; it also runs at exit and
-// when the process dies of a signal nobody else handles.
-int chost_terminal_raw(int fd);
-void chost_terminal_restore(void);
-int chost_terminal_size(int fd, uint16_t *columns, uint16_t *rows);
-
 #endif
