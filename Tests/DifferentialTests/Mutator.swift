@@ -225,13 +225,14 @@ struct Mutator {
     return true
   }
 
+  /// Another value for one of `count` bytes. It may be any of 64 bits, also the least, and is cut to size: so it wraps.
   private mutating func immediate(_ old: Int, _ count: Int) -> Int {
     let sign = random.chance(50) ? 1 : -1
     switch random.below(8) {
-    case 0: return old + sign
-    case 1: return old + sign * (1 << random.below(7))
-    case 2: return old + sign * 4096
-    case 3: return 0 - old
+    case 0: return old &+ sign
+    case 1: return old &+ sign &* (1 << random.below(7))
+    case 2: return old &+ sign &* 4096
+    case 3: return 0 &- old
     case 4: return old << 1
     case 5: return Int(truncatingIfNeeded: random.next())
     default: return old ^ 1 << random.below(count * 8)
