@@ -29,6 +29,7 @@ struct Window {
 
   /// The guest's own tables and stacks, at this linear address only (not mapped natively).
   static let system: UInt64 = 0x7000_0000
+  static let systemPages: UInt64 = 16
   static let codeBase: UInt64 = 0x3000_0000
   static let codePages = 8
   static let low = Window(
@@ -85,7 +86,7 @@ struct Window {
     for page in 0..<Arena.codePages {
       try map(Arena.codeBase + UInt64(page) << 12, frames.removeLast() << 12, flags: 7)
     }
-    for page in UInt64(0)..<16 { try map(Arena.system + page << 12, 0x600_000 + page << 12, flags: 7) }
+    for page in 0..<Arena.systemPages { try map(Arena.system + page << 12, 0x600_000 + page << 12, flags: 7) }
   }
 
   private static func check(_ error: Int32) throws {
@@ -114,6 +115,11 @@ struct Window {
   func kind(_ linear: UInt64) -> PageKind? {
     for window in Arena.windows { if let kind = window.kind(linear) { return kind } }
     return nil
+  }
+
+  /// Whether an access at an address may touch what only the guest has.
+  static func isSystem(_ address: UInt64) -> Bool {
+    address &+ 64 >= system && address < system + systemPages << 12
   }
 
   // MARK: Contents

@@ -174,7 +174,7 @@ struct LimitWriter {
         d = moved
       }
       let address = (value &+ (index ?? 0) << UInt64(scale) &+ UInt64(bitPattern: Int64(d))) & mask
-      guard LimitWriter.hasRAM(address) || random.chance(2) else { continue }
+      guard LimitWriter.hasRAM(address) || random.chance(2), !Arena.isSystem(address) else { continue }
       note(d)
       last[base] = d
       if isIndexed { program.features.insert(.indexed) }
