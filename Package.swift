@@ -28,8 +28,8 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 // The fuzz targets reach what only a build for tests shows (`@testable`): a test target, but for libFuzzer's executable,
 // which scripts/fuzz builds with LGUEST_FUZZ=1 in a directory of its own.
 let fuzzed: [Target.Dependency] = [
-  "Lguest", "Boot", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "X86",
-  "GuestCode", "TestSupport", logging, system,
+  "Lguest", "Boot", "Translator", "Paravirt", "Devices", "GuestMemory", "Host", "CHost", "Saving", "Engine", "X86",
+  "GuestCode", "TestSupport", "ScriptedEngine", logging, system,
   .product(name: "ArgumentParser", package: "swift-argument-parser"),
 ]
 let fuzzing: [Target] =
@@ -75,14 +75,16 @@ let package = Package(
     layer("Host", ["CHost", system]),
     layer("GuestMemory", ["Host"]),
     layer("X86", []),
-    layer("Translator", ["X86", "GuestMemory", "Host", "CHost", "Saving"]),
+    layer("Engine", ["X86", "Saving"]),
+    layer("Translator", ["Engine", "X86", "GuestMemory", "Host", "CHost", "Saving"]),
     layer("Devices", ["Saving"]),
-    layer("Paravirt", ["X86", "Saving"]),
+    layer("Paravirt", ["Engine", "X86", "Saving"]),
     layer("Boot", ["X86", "GuestMemory", "Host", system]),
     layer(
       "Lguest",
       [
-        "X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Boot", "Saving", logging, deque, system,
+        "Engine", "X86", "GuestMemory", "Host", "Translator", "Paravirt", "Devices", "Boot", "Saving", logging, deque,
+        system,
       ]),
     layer("BuiltInGuests", ["Lguest", "Boot", "Paravirt", "X86", "Host", system]),
     .executableTarget(
@@ -93,28 +95,31 @@ let package = Package(
       ],
       swiftSettings: settings),
     .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: settings),
+    .target(
+      name: "ScriptedEngine", dependencies: ["Engine", "Saving", "X86"], path: "Tests/ScriptedEngine",
+      swiftSettings: settings),
     tests("LayeringTests", []),
     tests(
       "LguestTests",
       [
-        "Lguest", "Translator", "Devices", "Paravirt", "Host", "Saving", "GuestMemory", "X86", "GuestCode", logging,
-        system,
+        "Lguest", "Translator", "Devices", "Paravirt", "Host", "Saving", "GuestMemory", "Engine", "X86", "GuestCode",
+        "ScriptedEngine", logging, system,
       ]),
     .target(name: "CTracer", path: "Tests/CTracer"),
     tests("SystemTests", ["CTracer"]),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
     .target(name: "GuestCode", path: "Tests/GuestCode"),
-    tests("TranslatorTests", ["Translator", "Saving", "X86", "GuestMemory", "Host", "CHost", "GuestCode"]),
+    tests("TranslatorTests", ["Translator", "Saving", "Engine", "X86", "GuestMemory", "Host", "CHost", "GuestCode"]),
     tests("X86ModelTests", ["X86"]),
-    tests("ParavirtTests", ["Paravirt", "Saving", "X86"]),
+    tests("ParavirtTests", ["Paravirt", "Saving", "X86", "ScriptedEngine"]),
     tests("CHostTests", ["CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices", "Saving"]),
     .target(
       name: "CNative", path: "Tests/CNative",
       cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-mfsgsbase"])]),
-    tests("DifferentialTests", ["Translator", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
+    tests("DifferentialTests", ["Translator", "Engine", "X86", "GuestMemory", "Host", "CHost", "CNative"]),
     tests("BootTests", ["Boot", "Lguest", "X86", "GuestMemory", "Host", system]),
   ] + fuzzing
 )

@@ -3,6 +3,7 @@
 // told to stop from any other. It never exits the process, touches the terminal or prints.
 
 import Boot
+import Engine
 import Host
 import Logging
 import Synchronization
@@ -122,7 +123,7 @@ extension VirtualMachine {
   /// Puts the machine together and runs it.
   private func runMachine() throws(ConfigurationError) -> RunResult {
     if let ending = stopRequested { return result(ending) }
-    let machine = try Machine(configuration, input: consoleInput)
+    let machine = try Machine(MachineParts(configuration), configuration, input: consoleInput)
     setKick { machine.end(.stopped) }
     defer {
       setRunning(nil)
@@ -184,8 +185,8 @@ extension VirtualMachine {
     result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
     result.statistics.longestWaitNanoseconds = result.vcpuStatistics.map(\.longestWaitNanoseconds).max() ?? 0
     result.statistics.add(machine)
-    result.softFault = machine.translation.counters.firstSoftFault
-    inspection.perfMap?.write(machine.translation.perfMap)
+    result.softFault = machine.engine.counters.firstSoftFault
+    inspection.perfMap?.write(machine.engine.perfMap)
     inspection.histogram?.write(machine.histogramText(helperInstructions: result.statistics.helperInstructions))
     result.consoleTail = machine.console.tail.text
     switch ending {

@@ -4,6 +4,7 @@
 // `perform`, and the feature bit that announces it. Meaning: Linux Documentation/virt/kvm/x86/hypercalls.rst;
 // numbers: include/uapi/linux/kvm_para.h.
 
+import Engine
 import X86
 
 /// KVM's guest-to-host calls on x86. The raw value is the number in RAX.
@@ -122,7 +123,7 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
   ///
   /// - Parameter timestampOffset: What the vCPU's TSC is ahead of the VM's; wraps.
   @discardableResult
-  public func perform<Engine: CPUEngine>(on cpu: Engine, timestampOffset: UInt64 = 0) -> HypercallRecord {
+  public func perform(on cpu: some CPUEngine, timestampOffset: UInt64 = 0) -> HypercallRecord {
     if interface == .year2007 { return performIn2007(on: cpu) }
     // August 2007 looked at EFER.LMA alone and at no privilege level, and knew no call.
     let isLong = interface == .modern ? cpu.isIn64BitMode : cpu.isLongModeActive
@@ -141,7 +142,7 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
   }
 
   /// Every call is the host program's; RAX is what it says.
-  private func performIn2007<Engine: CPUEngine>(on cpu: Engine) -> HypercallRecord {
+  private func performIn2007(on cpu: some CPUEngine) -> HypercallRecord {
     let call = KVMCall2007(cpu)
     let request = HypercallRequest(number: call.number, arguments: call.arguments, isLong: call.isLong)
     let result = (program?(request) ?? KVMCall2007.unanswered) & (call.isLong ? .max : 0xFFFF_FFFF)

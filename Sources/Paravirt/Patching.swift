@@ -3,13 +3,14 @@
 // time, as KVM does since 2007 (Anthony Liguori, "KVM: Refactor hypercall infrastructure (v3)", kvm-devel). A guest
 // that moves between vendors heals call by call; an instruction that is no hypercall is none of our business.
 
+import Engine
 import X86
 
 /// Answers `VCPUExit.foreignHypercall`.
 public struct HypercallPatching: Sendable {
   /// What was done.
   public enum Outcome: Sendable, Equatable {
-    /// To be performed; `skipHypercall` has been called.
+    /// To be performed; the instruction has been skipped.
     case perform
     /// The instruction is now the vendor's own and runs again.
     case patched
@@ -28,13 +29,10 @@ public struct HypercallPatching: Sendable {
   }
 
   /// Deals with the instruction at RIP.
-  ///
-  /// - Parameter isProtected: Whether CR0.PE is set.
-  public func answer<Engine: CPUEngine>(_ cpu: Engine, isProtected: Bool) -> Outcome {
-    guard let opcode = HypercallOpcode(code: cpu.hypercallCode) else {
-      cpu.refuseHypercall(privileged: false)
-      return .refused
-    }
+  public func answer(_ cpu: some CPUEngine) -> Outcome {
+    let place = cpu.linearInstructionPointer
+    let code = cpu.read(linear: place, count: HypercallOpcode.byteCount, as: .code)
+    guard let opcode = HypercallOpcode(code: code) else { return refuse(cpu, .invalidOpcode) }
     // Another vCPU was first. Fetching anew makes sure that this one sees what it wrote.
     guard opcode != native else {
       cpu.refetchCode()
@@ -42,24 +40,23 @@ public struct HypercallPatching: Sendable {
     }
     switch policy {
     case .emulate:
-      cpu.skipHypercall()
+      cpu.skip(byteCount: HypercallOpcode.byteCount)
       return .perform
     case .patch:
       // KVM's emulator: VMMCALL needs protected mode, VMCALL is privileged.
-      if opcode == .vmmcall && !isProtected {
-        cpu.refuseHypercall(privileged: false)
-        return .refused
-      }
-      if opcode == .vmcall && cpu.currentPrivilegeLevel > 0 {
-        cpu.refuseHypercall(privileged: true)
-        return .refused
-      }
-      guard cpu.replaceHypercall(with: native) else { return .refused }
+      if opcode == .vmmcall && !cpu.isProtected { return refuse(cpu, .invalidOpcode) }
+      if opcode == .vmcall && cpu.currentPrivilegeLevel > 0 { return refuse(cpu, .generalProtection()) }
+      // In the guest's name: where it may not write the fault is its own. Only the last byte differs, so that no other
+      // vCPU ever sees half an instruction.
+      if let fault = cpu.write(linear: place, native.bytes, as: .data) { return refuse(cpu, fault) }
       cpu.refetchCode()
       return .patched
-    case .native, .fault:
-      cpu.refuseHypercall(privileged: false)
-      return .refused
+    case .native, .fault: return refuse(cpu, .invalidOpcode)
     }
+  }
+
+  private func refuse(_ cpu: some CPUEngine, _ exception: Exception) -> Outcome {
+    cpu.raise(exception)
+    return .refused
   }
 }

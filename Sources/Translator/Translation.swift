@@ -3,6 +3,7 @@
 // made and forgotten.
 
 import CHost
+public import Engine
 import GuestMemory
 import Host
 import Synchronization
@@ -32,7 +33,7 @@ public struct TranslationOptions: Sendable {
   public var lightPaths = true
   /// Host bytes of code after which everything is forgotten; nil: what there is.
   public var codeBytes: Int?
-  /// Every block counts its executions, for `Translation.histogram`. Costs a tenth of the speed or so.
+  /// Every block counts its executions, for `Translation.blockCounts`. Costs a tenth of the speed or so.
   public var countsBlocks = false
   /// PAUSE instructions after which a vCPU leaves with `VCPUExit.spinning`; nil: it never does.
   public var pausesToExit: UInt32?
@@ -51,32 +52,8 @@ public struct TranslationOptions: Sendable {
   }
 }
 
-/// Counters of a virtual machine's engine.
-public struct TranslationCounters: Sendable {
-  /// Blocks translated, the guest bytes they cover and the host bytes they take.
-  public var blocks: UInt64 = 0, guestBytes: UInt64 = 0, hostBytes: UInt64 = 0
-  /// Direct edges linked, blocks discarded, times everything was forgotten.
-  public var links: UInt64 = 0, discards: UInt64 = 0, flushes: UInt64 = 0
-  /// Time spent translating, in host TSC ticks.
-  public var ticks: UInt64 = 0
-  /// Blocks that the checker judged, and those that it refused: translated again with a check for each access, or then,
-  /// a refusal later, executed by Swift. Instructions that were begun in blocks with a check for each access.
-  public var checked: UInt64 = 0, refused: UInt64 = 0, refusedTwice: UInt64 = 0, simpleInstructions: UInt64 = 0
-  /// By the light helpers, over all vCPUs.
-  public var tlbFills: UInt64 = 0, tlbFlushes: UInt64 = 0, lookups: UInt64 = 0, lookupMisses: UInt64 = 0
-  /// Hypercalls that the engine answered, by number.
-  public var hypercalls: [UInt64: UInt64] = [:]
-  /// Host faults at unexpected places in translated code, each a bug that cost a block its optimizations, and the first
-  /// of them in words.
-  public var softFaults: UInt64 = 0, firstSoftFault: String?
-  /// Full exits by reason: name and count.
-  public var exits: [(name: String, count: UInt64)] = []
-
-  public init() {}
-}
-
 /// The engine of one virtual machine.
-public final class Translation: Sendable {
+public final class Translation: MachineEngine {
   let memory: GuestMemory
   let cache: CodeCache
   let options: TranslationOptions
@@ -132,11 +109,7 @@ public final class Translation: Sendable {
     options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
   }
 
-  /// Takes pages away that user code has accessed since the last time, while every vCPU stands still, and lets them forget
-  /// how they reached them. Any thread but a vCPU's.
-  ///
-  /// - Parameter limit: As in `GuestMemory.evictUsedPages`.
-  /// - Returns: How many pages.
+  // The vCPUs forget how they reached the pages.
   public func evictUsedPages(limit: Int = .max) -> Int {
     alone(as: nil) {
       let count = memory.evictUsedPages(limit: limit)
@@ -163,8 +136,7 @@ public final class Translation: Sendable {
     }
   }
 
-  /// What is translated now, as lines of a perf map file (tools/perf/Documentation/jit-interface.txt): host address,
-  /// size and name, which is the guest-physical address of the block.
+  // Host address, size and name, which is the guest-physical address of the block.
   public var perfMap: String {
     lock.withLock { _ in
       var text = ""
@@ -176,10 +148,9 @@ public final class Translation: Sendable {
     }
   }
 
-  /// How often blocks ran so far, if `TranslationOptions.countsBlocks` asked for it. Not while a vCPU runs.
-  public var histogram: BlockHistogram {
+  public var blockCounts: [BlockCount] {
     lock.withLock { _ in collectHistogram() }
-    return executions
+    return executions.rows
   }
 
   /// Adds what the vCPUs have counted since the last time. With the lock held.
@@ -192,9 +163,8 @@ public final class Translation: Sendable {
     for entry in all { if let cpu = entry.cpu { body(cpu) } }
   }
 
-  /// What the engine has done so far.
-  public var counters: TranslationCounters {
-    var result = TranslationCounters()
+  public var counters: EngineCounters {
+    var result = EngineCounters()
     let c = lock.withLock { _ in cache.counters }
     result.blocks = c.blocks
     result.guestBytes = c.guestBytes

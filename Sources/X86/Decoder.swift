@@ -27,13 +27,13 @@ public struct Decoder: Sendable {
   /// Decodes the instruction that begins `bytes`.
   ///
   /// VEX encodings are accepted in 16-bit code as in 32-bit code; in real and virtual-8086 mode the caller owes #UD.
-  /// - Parameter count: How many bytes may be read; more than 15 are not looked at.
+  /// - Parameter count: How many bytes may be read; more than `Instruction.maximumLength` are not looked at.
   public func decode(_ bytes: UnsafeRawPointer, count: Int, code: CodeSize) -> DecodeResult {
-    var stream = unsafe ByteStream(bytes, limit: min(count, 15))
+    var stream = unsafe ByteStream(bytes, limit: min(count, Instruction.maximumLength))
     var instruction = Instruction()
     instruction.code = code
     decode(&stream, &instruction)
-    if stream.isExhausted { return count >= 15 ? .tooLong : .needsMore }
+    if stream.isExhausted { return count >= Instruction.maximumLength ? .tooLong : .needsMore }
     instruction.length = UInt8(truncatingIfNeeded: stream.position)
     return .complete(instruction)
   }

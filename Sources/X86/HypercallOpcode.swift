@@ -10,6 +10,9 @@ public enum HypercallOpcode: UInt8, Sendable, CaseIterable {
   /// AMD's.
   case vmmcall = 0xD9
 
+  /// Bytes of either instruction.
+  public static let byteCount = 3
+
   /// The instruction.
   public var bytes: [UInt8] { [0x0F, 0x01, rawValue] }
 

@@ -14,9 +14,12 @@ public struct CodeSize: Sendable, Equatable {
 
 /// A decoded instruction.
 public struct Instruction: Sendable {
+  /// Bytes of an instruction at most (SDM volume 2, 2.3.11).
+  public static let maximumLength = 15
+
   /// The number of its row; see `OpcodeTable`. 0 is "no such encoding".
   public var row: UInt16 = 0
-  /// Bytes, 1...15.
+  /// Bytes, 1...`maximumLength`.
   public var length: UInt8 = 0
   public var code: CodeSize = .code64
 

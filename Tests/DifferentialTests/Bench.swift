@@ -5,6 +5,7 @@
 
 import CHost
 import CNative
+import Engine
 import GuestMemory
 import Host
 import Synchronization

@@ -3,6 +3,7 @@
 
 import CHost
 import CNative
+import Engine
 import GuestMemory
 import Host
 import Testing

@@ -16,7 +16,7 @@ struct Standing: ~Copyable {
   init(_ path: FilePath) throws {
     let configuration = try VirtualMachine.Configuration(restoring: path)
     try configuration.validate()
-    let machine = try Machine(configuration, input: ConsoleInput())
+    let machine = try Machine(MachineParts(configuration), configuration, input: ConsoleInput())
     (self.path, self.machine) = (path, machine)
     loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) {} }
   }

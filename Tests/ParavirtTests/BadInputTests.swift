@@ -4,6 +4,7 @@
 // TranslatorTests/HypercallRuleTests.swift and HypercallInstructionTests.swift.
 
 import Paravirt
+import ScriptedEngine
 import Synchronization
 import Testing
 import X86
@@ -12,7 +13,7 @@ import X86
 private final class Setup {
   let memory = TestMemory()
   let machine = TestMachine(count: 8)
-  let cpu = TestCPU()
+  let cpu = ScriptedCPU()
   let time = TestTime(timestamp: 500, wall: 1_700_000_000_000_000_042)
   let clock: KVMClock
   let calls: KVMHypercalls<TestMemory, TestMachine>

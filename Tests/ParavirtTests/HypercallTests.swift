@@ -2,6 +2,7 @@
 // Every hypercall number from every mode and privilege level, with everything offered and with nothing.
 
 import Paravirt
+import ScriptedEngine
 import Testing
 import X86
 
@@ -12,7 +13,7 @@ private let none: KVMFeatures = [.clockSource2]
 private struct Setup {
   let memory = TestMemory()
   let machine = TestMachine(count: 100)
-  let cpu = TestCPU()
+  let cpu = ScriptedCPU()
   let time: TestTime
   let calls: KVMHypercalls<TestMemory, TestMachine>
 

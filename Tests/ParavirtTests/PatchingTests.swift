@@ -2,6 +2,7 @@
 // What becomes of the other vendor's hypercall instruction, and the register that a guest of 2007 registers with.
 
 import Paravirt
+import ScriptedEngine
 import Synchronization
 import Testing
 import X86
@@ -10,24 +11,25 @@ import X86
   private func answer(
     _ code: [UInt8], _ native: HypercallOpcode, _ policy: HypercallPolicy, level: UInt8 = 0, isProtected: Bool = true,
     isWritable: Bool = true
-  ) -> (HypercallPatching.Outcome, TestCPU) {
-    let cpu = TestCPU()
-    cpu.hypercallCode = code
+  ) -> (HypercallPatching.Outcome, ScriptedCPU) {
+    let cpu = ScriptedCPU()
+    cpu.code = code
     cpu.currentPrivilegeLevel = level
+    cpu.isProtected = isProtected
     cpu.isCodeWritable = isWritable
-    return (HypercallPatching(native: native, policy: policy).answer(cpu, isProtected: isProtected), cpu)
+    return (HypercallPatching(native: native, policy: policy).answer(cpu), cpu)
   }
 
   @Test("the instruction is replaced by the vendor's own, in its last byte", arguments: HypercallOpcode.allCases)
   func patch(native: HypercallOpcode) throws {
     let foreign = try #require(HypercallOpcode.allCases.first { $0 != native })
     let (outcome, cpu) = answer(foreign.bytes, native, .patch)
-    #expect(outcome == .patched && cpu.hypercallCode == native.bytes && cpu.events == [.refetched])
+    #expect(outcome == .patched && cpu.code == native.bytes && cpu.events == [.refetched])
   }
 
   @Test func emulate() {
     let (outcome, cpu) = answer(HypercallOpcode.vmmcall.bytes, .vmcall, .emulate, level: 3)
-    #expect(outcome == .perform && cpu.hypercallCode == HypercallOpcode.vmmcall.bytes && cpu.events == [.skipped])
+    #expect(outcome == .perform && cpu.code == HypercallOpcode.vmmcall.bytes && cpu.events == [.skipped(3)])
   }
 
   @Test(
@@ -36,7 +38,7 @@ import X86
   func other(code: [UInt8]) {
     for policy in HypercallPolicy.allCases {
       let (outcome, cpu) = answer(code, .vmcall, policy)
-      #expect(outcome == .refused && cpu.hypercallCode == code && cpu.events == [.refused(privileged: false)])
+      #expect(outcome == .refused && cpu.code == code && cpu.events == [.raised(.invalidOpcode)])
     }
   }
 
@@ -47,14 +49,14 @@ import X86
 
   @Test("the guest's write protection is obeyed") func readOnly() {
     let (outcome, cpu) = answer(HypercallOpcode.vmmcall.bytes, .vmcall, .patch, isWritable: false)
-    #expect(outcome == .refused && cpu.events == [.pageFault])
+    #expect(outcome == .refused && cpu.events == [.raised(ScriptedCPU.storeFault)])
   }
 
   @Test("KVM's rules: VMMCALL in real mode is #UD, VMCALL outside level 0 is #GP") func rules() {
     let (real, cpu) = answer(HypercallOpcode.vmmcall.bytes, .vmcall, .patch, isProtected: false)
-    #expect(real == .refused && cpu.events == [.refused(privileged: false)])
+    #expect(real == .refused && cpu.events == [.raised(.invalidOpcode)])
     let (user, other) = answer(HypercallOpcode.vmcall.bytes, .vmmcall, .patch, level: 3)
-    #expect(user == .refused && other.events == [.refused(privileged: true)])
+    #expect(user == .refused && other.events == [.raised(.generalProtection())])
     #expect(answer(HypercallOpcode.vmcall.bytes, .vmmcall, .patch, isProtected: false).0 == .patched)
   }
 }
@@ -149,7 +151,7 @@ import X86
     let sum = calls(.year2007) { request in
       request.arguments.enumerated().reduce(request.number << 32) { $0 + $1.element * UInt64($1.offset + 1) }
     }
-    let cpu = TestCPU()
+    let cpu = ScriptedCPU()
     for number in 0..<16 { cpu.registers[number] = UInt64(number) + 1 | 1 << 40 }
     cpu.currentPrivilegeLevel = 3  // nobody asked in 2007
     // RAX; RDI RSI RDX RCX R8 R9.
@@ -181,7 +183,7 @@ import X86
     let calls = KVMHypercalls(
       features: .standard, clock: clock, memory: TestMemory(), machine: TestMachine(count: 1)
     ) { $0.number == 0x1000 ? $0.arguments[0] + $0.arguments[3] : nil }
-    let cpu = TestCPU()
+    let cpu = ScriptedCPU()
     (cpu.registers[0], cpu.registers[3], cpu.registers[6]) = (0x1000, 40, 2)
     #expect(calls.perform(on: cpu).result == 42)
     cpu.registers[0] = 0x1001

@@ -2,6 +2,7 @@
 // Pages that have gone away: user code leaves for the machine before its instruction has any effect, the kernel waits,
 // and whatever the processor needs, tables and code too, is brought in before it is read.
 
+import Engine
 import GuestMemory
 import Host
 import Testing
@@ -87,7 +88,7 @@ import X86
     guest.load([0x48, 0xFF, 0x00])
     guest.start(user: true) { $0.registers[0] = KernelGuest.data }
     #expect(guest.cpu.run() == .pageAbsent(address: KernelGuest.data))
-    guest.cpu.inject(pageFault: 0x1003)
+    guest.cpu.raise(.pageFault(0x1003, code: 0))
     let frame = guest.exception()
     #expect(frame?.vector == 14 && frame?.error == 0 && frame?.rip == KernelGuest.code)
     #expect(guest.cpu.state.cr2 == 0x1003)
@@ -152,7 +153,7 @@ import X86
       #expect(guest.cpu.currentPrivilegeLevel == 0 && ram(guest, page) == 0)
     }
     // As the machine does it if the guest can take it: the handler finds the instruction untouched.
-    guest.cpu.inject(pageFault: 0x1000)
+    guest.cpu.raise(.pageFault(0x1000, code: 0))
     let frame = guest.exception()
     #expect(frame?.vector == 14 && frame?.error == 0 && frame?.rip == KernelGuest.code && guest.cpu.state.cr2 == 0x1000)
     // Its stack is the page now: delivery waits.

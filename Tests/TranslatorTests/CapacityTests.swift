@@ -2,6 +2,7 @@
 // Results do not depend on how often code is forgotten, on other virtual machines on the same thread, or on taking the
 // state out and putting it back; deep recursion, stack switches, retpolines and RSB stuffing.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

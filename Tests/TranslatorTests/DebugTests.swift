@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // #DB: single-stepping over every kind of instruction, instruction and data breakpoints.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

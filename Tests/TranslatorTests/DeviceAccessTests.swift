@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every operand form on a page that is a device's: which exits, in which order, of which sizes, and what comes out.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

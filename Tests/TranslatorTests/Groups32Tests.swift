@@ -3,6 +3,7 @@
 // lines run with groups and, one instruction a block, without. Registers, memory and what reached the bus must be the
 // same, and the checker must find every access inside its check.
 
+import Engine
 import GuestMemory
 import TestSupport
 import Testing

@@ -3,6 +3,7 @@
 // lines, mostly about those registers, run as blocks and, one instruction a block, without that. Registers, flags and
 // memory must be the same. The single instructions are compared with the host's elsewhere (DifferentialTests).
 
+import Engine
 import GuestMemory
 import TestSupport
 import Testing

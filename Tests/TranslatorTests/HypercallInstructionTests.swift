@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // VMCALL and VMMCALL in translated code: which of them leaves for what, and the store that replaces one.
 
+import Engine
 import GuestMemory
 import Testing
 import X86
@@ -9,6 +10,13 @@ import X86
 
 @Suite(.serialized) struct HypercallInstructionTests {
   private static let vmcall = HypercallOpcode.vmcall.bytes, vmmcall = HypercallOpcode.vmmcall.bytes
+
+  /// What the machine does to replace the instruction: in the guest's name; the fault is the guest's if it may not.
+  private func replace(_ cpu: TranslatedCPU) -> Bool {
+    guard let fault = cpu.write(linear: cpu.linearInstructionPointer, Self.vmcall, as: .data) else { return true }
+    cpu.raise(fault)
+    return false
+  }
 
   private func guest(_ policy: HypercallPolicy, native: HypercallOpcode = .vmcall) throws -> KernelGuest {
     try KernelGuest { options in
@@ -58,8 +66,8 @@ import X86
     guest.load(Self.vmmcall + Self.vmmcall + [0xF4])
     for call in UInt64(0)..<2 {
       #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == KernelGuest.code + call * 3)
-      #expect(guest.cpu.hypercallCode == Self.vmmcall)
-      guest.cpu.skipHypercall()
+      #expect(guest.cpu.read(linear: guest.cpu.linearInstructionPointer, count: 3, as: .code) == Self.vmmcall)
+      guest.cpu.skip(byteCount: 3)
     }
     #expect(guest.cpu.run() == .halt)
   }
@@ -69,7 +77,7 @@ import X86
       let guest = try guest(.emulate)
       guest.load(Self.vmmcall)
       #expect(guest.cpu.run() == .foreignHypercall)
-      guest.cpu.refuseHypercall(privileged: isPrivileged)
+      guest.cpu.raise(isPrivileged ? .generalProtection() : .invalidOpcode)
       let frame = guest.exception()
       #expect(frame?.vector == (isPrivileged ? 13 : 6) && frame?.rip == KernelGuest.code)
     }
@@ -97,7 +105,7 @@ import X86
       ], at: place)
     guest.start { $0.rip = place }
     #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == place)
-    #expect(guest.cpu.replaceHypercall(with: .vmcall))
+    #expect(replace(guest.cpu))
     guest.cpu.refetchCode()
     #expect(guest.cpu.run() == .hypercall && guest.cpu.state.rip == place + 3)
     #expect(guest.cpu.run() == .halt && guest.cpu[register: 0] == 0xC1)
@@ -114,7 +122,7 @@ import X86
     guest.setPage(readOnly, readOnly | 5)
     guest.start { $0.rip = place }
     #expect(guest.cpu.run() == .foreignHypercall)
-    #expect(!guest.cpu.replaceHypercall(with: .vmcall))
+    #expect(!replace(guest.cpu))
     let frame = guest.exception()
     #expect(frame?.vector == 14 && frame?.error == 3 && frame?.rip == place)
     #expect(guest.cpu.state.cr2 == (isSecondPage ? readOnly : place))
@@ -124,7 +132,7 @@ import X86
       $0.rip = place
       $0.cr0 &= ~(1 << 16)
     }
-    #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.replaceHypercall(with: .vmcall))
+    #expect(guest.cpu.run() == .foreignHypercall && replace(guest.cpu))
     #expect(guest.cpu.run() == .hypercall)
   }
 
@@ -134,7 +142,7 @@ import X86
     guest.setPage(KernelGuest.code, KernelGuest.code | 5)
     guest.start(user: true)
     #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.currentPrivilegeLevel == 3)
-    #expect(!guest.cpu.replaceHypercall(with: .vmcall))
+    #expect(!replace(guest.cpu))
     #expect(guest.exception()?.error == 7)
   }
 
@@ -143,7 +151,7 @@ import X86
     guest.load(Self.vmmcall + [0x90])
     guest.start { $0.rflags |= 1 << 8 }
     #expect(guest.cpu.run() == .foreignHypercall)
-    guest.cpu.skipHypercall()
+    guest.cpu.skip(byteCount: 3)
     let frame = guest.exception()
     #expect(frame?.vector == 1 && frame?.rip == KernelGuest.code + 3)
   }

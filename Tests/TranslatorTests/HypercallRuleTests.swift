@@ -2,6 +2,7 @@
 // What a guest can do wrong with a hypercall instruction, by the rules of docs/kvm-paravirt.md, section 7: those that
 // need a CPU and are not in HypercallInstructionTests.swift.
 
+import Engine
 import GuestMemory
 import Testing
 import X86
@@ -87,7 +88,7 @@ import X86
     guest.start { $0.rflags |= 1 << 9 }
     for _ in 0..<10 {
       #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == KernelGuest.code)
-      #expect(guest.cpu.replaceHypercall(with: .vmcall))
+      #expect(guest.cpu.write(linear: KernelGuest.code, HypercallOpcode.vmcall.bytes, as: .data) == nil)
       guest.cpu.refetchCode()
       guest.load(Self.vmmcall)
     }

@@ -2,6 +2,7 @@
 // Interrupts: kicks end every kind of loop soon, shadows cover exactly one instruction, unmasking delivers at once,
 // NMIs are blocked until IRET.
 
+import Engine
 import Glibc
 import GuestMemory
 import Synchronization

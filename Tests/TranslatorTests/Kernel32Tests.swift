@@ -3,6 +3,7 @@
 // with them nearly all in translated code.
 
 import CHost
+import Engine
 import GuestMemory
 import Host
 import Synchronization

@@ -3,6 +3,7 @@
 // test sees every exception with its frame. Its code comes from Tests/GuestCode by name.
 
 import CHost
+import Engine
 import GuestCode
 import GuestMemory
 import Testing

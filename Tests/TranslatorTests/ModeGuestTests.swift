@@ -2,6 +2,7 @@
 // Guests of 16 and 32 bits: real mode, protected mode with every paging format and with segments that are not flat,
 // compatibility mode, and the ways from each mode to the next.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

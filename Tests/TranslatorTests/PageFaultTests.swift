@@ -3,6 +3,7 @@
 // of crossing operands; repeated string instructions in the middle. Each case runs with the light delivery of
 // CHost/system.c and with Swift's, which must leave the same state to the last bit.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

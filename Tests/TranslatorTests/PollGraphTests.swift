@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every cycle of translated code has a poll: of guests with all kinds of control flow, translated cold and hot.
 
+import Engine
 import GuestMemory
 import Host
 import Synchronization

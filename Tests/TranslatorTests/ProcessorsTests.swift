@@ -2,6 +2,7 @@
 // Two vCPUs at the same time: locked operations wherever their operand is, memory order, code that one changes while
 // the other executes it, and a code cache that both exhaust.
 
+import Engine
 import Foundation
 import GuestMemory
 import Host

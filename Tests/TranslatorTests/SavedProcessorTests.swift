@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A vCPU's state through bytes into another vCPU.
 
+import Engine
 import Saving
 import TestSupport
 import Testing

@@ -2,6 +2,7 @@
 // Code that changes: by its own stores in every form, through aliases, by remapping, by the devices' DMA; and that data
 // beside code costs little.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

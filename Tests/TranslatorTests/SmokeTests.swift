@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The first things a translated guest must do: compute, loop, call, touch memory, halt.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

@@ -3,6 +3,7 @@
 // that it goes where nothing may be.
 
 import CHost
+import Engine
 import GuestMemory
 import Host
 import Synchronization

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Exceptions and single-step traps of a guest with an interrupt table: how often its handlers run, and where.
 
+import Engine
 import GuestMemory
 import Testing
 import X86

@@ -2,6 +2,7 @@
 // What Intel's and AMD's processors do differently and the engine does as the guest's CPUID says, whatever the host is.
 
 import CHost
+import Engine
 import GuestMemory
 import Testing
 import X86

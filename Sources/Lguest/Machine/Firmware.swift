@@ -2,8 +2,8 @@
 // What firmware leaves in a CPU before it starts a kernel, beyond what the boot protocols ask for: the memory types of
 // a PC. Without them Linux takes the registers for broken and leaves the page-attribute table alone.
 
+import Engine
 import GuestMemory
-import Translator
 import X86
 
 enum Firmware {
@@ -11,7 +11,7 @@ enum Firmware {
 
   /// Sets the memory-type range registers: write-back by default, the hole below 4 GiB and the display's 128 KiB
   /// uncached, ROM write-protected (SDM volume 3, 11.11).
-  static func setMemoryTypes(_ cpu: TranslatedCPU) {
+  static func setMemoryTypes(_ cpu: any CPUEngine) {
     let physicalMask = UInt64(1) << UInt64(CPUModel.physicalAddressBits) - 1
     let holeByteCount = GuestMemory.highStart - GuestMemory.lowLimit
     let isValid: UInt64 = 1 << 11, fixedEnabled: UInt64 = 1 << 10, enabled: UInt64 = 1 << 11

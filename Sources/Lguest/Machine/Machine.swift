@@ -1,24 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// One machine, put together: RAM with a kernel in it, CPUs, the first at the kernel's first instruction, and the least
-// hardware with which stock kernels are calm, wired as on a PC. Everything found here to be wrong is found before the
-// guest runs.
+// One machine, wired: RAM, vCPUs and the least hardware with which stock kernels are calm, connected as on a PC. What the
+// parts are made from stands in MachineParts.swift.
 
-import Boot
 import Devices
+import Engine
 import GuestMemory
 import Host
 import Logging
 import Paravirt
 import Synchronization
 import SystemPackage
-import Translator
 import X86
 
 /// The parts of a machine. `stop` must be called when it is no longer run: the timer thread keeps it alive.
 final class Machine: Sendable {
   let memory: GuestMemory
-  let translation: Translation
-  let cpus: [TranslatedCPU]
+  let engine: any MachineEngine
+  let cpus: [any CPUEngine]
   let counter: TimestampCounter
   let clock: KVMClock
   let platform: Platform
@@ -39,61 +37,13 @@ final class Machine: Sendable {
     static func localAPIC(_ cpu: Int) -> Int { 3 + cpu }
   }
 
-  /// Builds a machine and loads the kernel.
-  init(_ configuration: VirtualMachine.Configuration, input: ConsoleInput) throws(ConfigurationError) {
-    let calibration = TimestampCalibration()
-    let model = try Machine.model(configuration)
-    self.model = model
-    var state = CPUState()
-    let fetchDelay = configuration.slowMemory.map(SlowMemory.nanoseconds)
-    if let saved = configuration.saved {
-      memory = try saved.makeMemory(configuration.logger, fetchDelay: fetchDelay)
-    } else {
-      do throws(HostError) {
-        memory = try GuestMemory(byteCount: configuration.memorySize, fetchDelay: fetchDelay)
-      } catch { throw ConfigurationError(error) }
-      state = try Machine.loadKernel(configuration, into: memory)
-    }
-
-    guard let hostCounter = calibration.finish() else {
-      throw ConfigurationError("the host's time-stamp counter stands still", remedy: "run on another machine")
-    }
-    let isConstant = TimestampCalibration.isConstant
-    let time: ParavirtTime
-    if let saved = configuration.saved {
-      counter = try saved.configuration.counter(host: hostCounter)
-      let clock = try saved.clock
-      time = ParavirtTime(timestampOffset: clock.timestamp &- HostCPU.timestampCounter)
-      self.clock = KVMClock(counter: counter, isTimestampConstant: isConstant, source: time, restoring: clock)
-    } else {
-      counter = hostCounter
-      // The guest's counter begins at 0, as after power-on.
-      time = ParavirtTime(timestampOffset: 0 &- HostCPU.timestampCounter)
-      clock = KVMClock(counter: counter, isTimestampConstant: isConstant, source: time)
-    }
-    let counter = counter
-    state.tscOffset = time.timestampOffset
-    var options = try Machine.options(model, counter, time, configuration)
-    options.nativeHypercall = configuration.nativeHypercall
-    options.hypercallPolicy = configuration.hypercallPolicy
-    options.constantHypercalls = configuration.constantHypercalls
-    let memory = memory
-    slowMemory = configuration.slowMemory.map { SlowMemory(memory, delay: $0, cpuCount: configuration.cpuCount) }
-    do throws(HostError) {
-      translation = try Translation(memory: memory, options: options)
-      var cpus: [TranslatedCPU] = []
-      for number in 0..<configuration.cpuCount { cpus.append(try translation.makeCPU(number)) }
-      self.cpus = cpus
-    } catch { throw ConfigurationError(error) }
+  /// Wires the parts, and starts the threads that are not a vCPU's.
+  init(
+    _ parts: MachineParts, _ configuration: VirtualMachine.Configuration, input: ConsoleInput
+  ) throws(ConfigurationError) {
+    (model, memory, counter, clock) = (parts.model, parts.memory, parts.counter, parts.clock)
+    (engine, cpus, slowMemory) = (parts.engine, parts.cpus, parts.slowMemory)
     let bells = Doorbells()
-    let parked = try Machine.parkedProcessor(configuration, memory)
-    for (number, cpu) in cpus.enumerated() {
-      var waiting = parked ?? CPUState().initialized(signature: cpu.signature)
-      if parked != nil { waiting.registers[3] = UInt64(number) }
-      waiting.tscOffset = state.tscOffset
-      cpu.state = number == 0 ? state : waiting
-      Firmware.setMemoryTypes(cpu)
-    }
     logger = configuration.logger
     power = PowerSwitch()
     timers = Timers()
@@ -108,38 +58,38 @@ final class Machine: Sendable {
     bells.connect(scheduler)
     console = SerialConsole(output: configuration.consoleOutput, input: input)
 
-    let clocks = cpus.map { Machine.clock($0, counter) }
+    let clocks = cpus.map { [counter] in Machine.clock($0, counter) }
     let (doorbells, console, power, logger) = (doorbells, console, power, logger)
-    var parts = PlatformConfiguration(
+    var devices = PlatformConfiguration(
       cpuCount: configuration.cpuCount, memoryBelow4G: memory.lowEnd,
       memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: clocks, wallTime: Machine.wallTime,
       serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
-    parts.hasDebugExit = configuration.debugExit
-    parts.hasExtendedDestinations = configuration.offered.contains(.extendedDestinationID)
-    parts.hasTestDevices = configuration.machine == .testdev
-    parts.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
-    parts.serialHasRoom = { console.fill() }
-    parts.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
-    parts.rearm = {
+    devices.hasDebugExit = configuration.debugExit
+    devices.hasExtendedDestinations = configuration.offered.contains(.extendedDestinationID)
+    devices.hasTestDevices = configuration.machine == .testdev
+    devices.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
+    devices.serialHasRoom = { console.fill() }
+    devices.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
+    devices.rearm = {
       timers.rearm(Source.pit)
       timers.rearm(Source.rtc)
     }
-    parts.onUnclaimedPort = { port, size, isWrite in
+    devices.onUnclaimedPort = { port, size, isWrite in
       let name = Machine.portName(port)
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
-    parts.onUnclaimedMMIO = { address, size, isWrite in
+    devices.onUnclaimedMMIO = { address, size, isWrite in
       let name = Machine.addressName(address)
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
-    platform = Platform(parts)
+    platform = Platform(devices)
     // The serial port is no source: the vCPU's thread hands its output over after every byte.
     let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
-    if parked != nil { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
+    if parts.isParked { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
-        wake: { doorbells[$0].ring() }, evict: { [translation] in _ = translation.evictUsedPages(limit: $0) },
+        wake: { doorbells[$0].ring() }, evict: { [engine] in _ = engine.evictUsedPages(limit: $0) },
         configuration.sandbox)
       try timers.start(sources, configuration.sandbox)
     } catch {
@@ -211,95 +161,7 @@ final class Machine: Sendable {
 
   // MARK: Parts
 
-  private static func model(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) -> CPUModel {
-    let vendor: CPUModel.Vendor = configuration.cpuVendor == .intel ? .intel : .amd
-    let host = HostCPU.cpuid
-    if let saved = configuration.saved {
-      let model = try saved.configuration.model(vendor)
-      let missing = model.missing(on: host).map { "\($0)" }
-      guard missing.isEmpty else {
-        throw ConfigurationError(
-          "this host cannot be the saved machine's CPU, \(model.level.rawValue): it lacks \(missing.joined(separator: ", "))",
-          remedy: "restore it on a host that has them")
-      }
-      return model
-    }
-    var additions: FeatureSet = []
-    if configuration.cpuFeatures.contains("smap") { additions.formUnion(FeatureSet(.smap)) }
-    if configuration.cpuFeatures.contains("pcid") { additions.formUnion(FeatureSet(.pcid, .invpcid)) }
-    guard let name = configuration.cpuModel else {
-      if let model = CPUModel(host: host, vendor: vendor, additions: additions) { return model }
-      throw ConfigurationError(
-        "this host's CPU is below x86-64-v2", remedy: "use a machine with SSE4.2, POPCNT and CMPXCHG16B")
-    }
-    guard let level = CPUModel.Level(rawValue: name) else {
-      throw ConfigurationError("unknown CPU model '\(name)'", remedy: "leave the choice to lguest")
-    }
-    if let model = CPUModel(level, host: host, vendor: vendor, additions: additions) { return model }
-    let missing = CPUModel(level, vendor: vendor, extras: []).missing(on: host).map { "\($0)" }
-    throw ConfigurationError(
-      "this host cannot be a \(name): it lacks \(missing.joined(separator: ", "))", remedy: "choose a lower model")
-  }
-
-  private static func options(
-    _ model: CPUModel, _ counter: TimestampCounter, _ time: ParavirtTime, _ configuration: VirtualMachine.Configuration
-  ) throws(ConfigurationError) -> TranslationOptions {
-    let cpuCount = configuration.cpuCount
-    let tables = (0..<UInt32(cpuCount)).map { number in
-      model.cpuid(
-        CPUIDConfiguration(
-          apicID: number, cpuCount: UInt32(cpuCount), timestampKilohertz: counter.kilohertz,
-          kvmFeatures: configuration.offered, kvmHints: configuration.hinted))
-    }
-    var options = TranslationOptions(cpuid: tables) { model.supports($0) }
-    options.tscOffset = time.timestampOffset
-    // Some 10 us.
-    if cpuCount > 1 { options.pausesToExit = 256 }
-    options.physicalAddressBits = Int(CPUModel.physicalAddressBits)
-    let inspection = configuration.inspection
-    options.exactFlags = inspection.exactFlags
-    options.isUnchecked = inspection.isUnchecked
-    if let logger = configuration.logger {
-      options.refused = { logger.info("a block of code was refused by the checker, and is run more slowly: \($0)") }
-    }
-    options.countsBlocks = inspection.histogram != nil
-    options.singleInstruction = inspection.singleInstruction
-    if let path = inspection.trace {
-      let file = try TraceFile(path)
-      options.trace = { file.write($0 + "\n") }
-    }
-    return options
-  }
-
-  private static func loadKernel(
-    _ configuration: VirtualMachine.Configuration, into memory: GuestMemory
-  ) throws(ConfigurationError) -> CPUState {
-    var acpi = ACPIConfiguration(cpuCount: configuration.cpuCount)
-    acpi.mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
-    let tables = ACPITables.build(
-      acpi, at: PlatformAddress.acpiTables)
-    do throws(BootError) {
-      let image = try KernelImage(configuration.kernel)
-      let isMultiboot = try image.resolve(configuration.entry) == .multiboot
-      return try BootLoader.load(
-        image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
-        commandLine: isMultiboot
-          ? configuration.commandLine.multibootText(kernel: configuration.kernel) : configuration.commandLine.text,
-        into: memory,
-        acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
-        entry: configuration.entry)
-    } catch { throw ConfigurationError(error) }
-  }
-
-  /// The state of the processors but the first, if they wait at a mailbox.
-  private static func parkedProcessor(
-    _ configuration: VirtualMachine.Configuration, _ memory: GuestMemory
-  ) throws(ConfigurationError) -> CPUState? {
-    guard configuration.processorStart == .mailbox, configuration.cpuCount > 1 else { return nil }
-    do throws(BootError) { return try ProcessorParking.prepare(memory) } catch { throw ConfigurationError(error) }
-  }
-
-  private static func clock(_ cpu: TranslatedCPU, _ counter: TimestampCounter) -> Clock {
+  private static func clock(_ cpu: any CPUEngine, _ counter: TimestampCounter) -> Clock {
     Clock(
       nanoseconds: { HostClock.monotonic },
       timestampCounter: { cpu.timestampCounter },

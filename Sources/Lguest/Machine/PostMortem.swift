@@ -2,9 +2,9 @@
 // What a machine that has ended says about it: what the end of its run loop means, and what its parts counted.
 
 import Devices
+import Engine
 import GuestMemory
 import Paravirt
-import Translator
 
 extension Machine {
   /// What the end of the run loop means.
@@ -35,7 +35,7 @@ extension Machine {
   /// What `EngineInspection.histogram` writes: how much of what the guest executed was translated, and a line per
   /// block, the heaviest first.
   func histogramText(helperInstructions: UInt64) -> String {
-    let rows = translation.histogram.rows
+    let rows = engine.blockCounts
     let translated = rows.reduce(0) { $0 &+ $1.weight }
     let total = max(translated &+ helperInstructions, 1)
     func percent(_ part: UInt64) -> String {
@@ -57,7 +57,7 @@ extension Machine {
 extension Statistics {
   /// Adds what the engine and the buses of a machine counted.
   mutating func add(_ machine: Machine) {
-    let counters = machine.translation.counters
+    let counters = machine.engine.counters
     blocksTranslated &+= counters.blocks
     blocksDiscarded &+= counters.discards
     blocksChecked &+= counters.checked

@@ -3,12 +3,12 @@
 // down what the machine is while they stand still.
 
 import Devices
+import Engine
 import Host
 import Paravirt
 import Saving
 import Synchronization
 public import SystemPackage
-import Translator
 
 /// Why a machine cannot be paused, resumed or saved, in one line.
 public struct MoveError: Error, Sendable, Equatable, CustomStringConvertible {

@@ -3,7 +3,7 @@
 // reason, by hypercall and by model-specific register, in the spirit of kvm_stat. Kept only while somebody wants to
 // know.
 
-import X86
+import Engine
 
 /// Cycles of exits.
 public struct ExitCosts: Sendable {

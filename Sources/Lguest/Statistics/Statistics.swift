@@ -6,7 +6,7 @@ public struct Statistics: Sendable {
   /// Why vCPUs came back to the run loop. The order is the order of `exits`.
   public enum ExitReason: String, Sendable, CaseIterable {
     case portRead, portWrite, mmioRead, mmioWrite, msrRead, msrWrite
-    case hypercall, foreignHypercall, pageAbsent, halt, spinning, interruptWindow, kicked, shutdown, failed
+    case hypercall, foreignHypercall, pageAbsent, halt, spinning, interruptWindow, kicked, debug, shutdown, failed
   }
 
   private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
@@ -233,8 +233,9 @@ extension Statistics.ExitReason {
     case .spinning: 10
     case .interruptWindow: 11
     case .kicked: 12
-    case .shutdown: 13
-    case .failed: 14
+    case .debug: 13
+    case .shutdown: 14
+    case .failed: 15
     }
   }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a vCPU counts: exits, hypercalls and their cycles, and where other threads get the numbers.
 
+import Engine
 import Translator
-import X86
 
 extension RunLoop {
   /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked
@@ -43,6 +43,7 @@ extension Statistics.ExitReason {
       case .spinning: .spinning
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked
+      case .stepped, .breakpoint: .debug
       case .shutdown: .shutdown
       case .failed: .failed
       }

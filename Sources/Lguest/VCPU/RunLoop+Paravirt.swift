@@ -3,10 +3,11 @@
 // its own: it is done when the vCPU is out anyway.
 
 import Devices
+import Engine
 import GuestMemory
 import Host
 import Paravirt
-import Translator
+import X86
 
 extension RunLoop {
   // MARK: End of interrupt
@@ -39,7 +40,7 @@ extension RunLoop {
       let token = registers.asyncPageFault.begin()
     else { return machine.memory.wait(for: GuestPhysical(address)) }
     store.fetch(address, for: number, token: token)
-    engine.inject(pageFault: UInt64(token))
+    engine.raise(.pageFault(UInt64(token), code: 0))
     statistics.pagesNotPresent &+= 1
   }
 

@@ -3,9 +3,9 @@
 // CR8 and the APIC share.
 
 import Devices
+import Engine
 import Logging
 import Paravirt
-import Translator
 import X86
 
 extension RunLoop {
@@ -60,7 +60,7 @@ extension RunLoop {
   }
 
   func refuse(_ index: UInt32) {
-    engine.refuseMSR()
+    engine.raise(.generalProtection())
     if statistics.count(unknown: Machine.registerName(index)) {
       machine.logger?.debug("\(Machine.registerName(index)) is unknown: #GP")
     }

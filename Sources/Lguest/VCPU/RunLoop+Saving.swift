@@ -2,9 +2,9 @@
 // A vCPU in a saved machine, apart from its local APIC: the engine's state, the paravirtual registers, and whether it
 // waits.
 
+import Engine
 import Paravirt
 import Saving
-import Translator
 
 extension RunLoop: SavedState {
   /// Whether the guest agrees to be moved. While the vCPU stands.
@@ -12,6 +12,7 @@ extension RunLoop: SavedState {
 
   /// Everything about the vCPU but its local APIC. While it stands at a boundary.
   func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    var engine = engine
     try engine.transfer(&archive)
     var ahead = timestampOffset &- firstTimestampOffset
     try archive.transfer(&ahead, "distance of the time-stamp counter")

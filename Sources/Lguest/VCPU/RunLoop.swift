@@ -3,6 +3,7 @@
 // `handle`; a hypercall, for one, goes to Paravirt/Hypercalls.swift and its result to RAX.
 
 import Devices
+import Engine
 import Host
 import Logging
 import Paravirt
@@ -26,7 +27,7 @@ final class RunLoop: @unchecked Sendable {
   let machine: Machine
   let number: Int
   let doorbell: Doorbell
-  let engine: TranslatedCPU
+  let engine: any CPUEngine
   let apic: LocalAPIC
   var registers: KVMModelSpecificRegisters<ParavirtMemory>
   private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
@@ -186,7 +187,7 @@ final class RunLoop: @unchecked Sendable {
 
   // MARK: Out of the guest
 
-  private func handle(_ exit: VCPUExit) -> Outcome? {
+  func handle(_ exit: VCPUExit) -> Outcome? {
     statistics.count(Statistics.ExitReason(exit))
     switch exit {
     case .portRead(let port, let size):
@@ -203,7 +204,7 @@ final class RunLoop: @unchecked Sendable {
       if write(register: index, value) { engine.completeWrite() } else { refuse(index) }
     case .hypercall: performHypercall()
     case .foreignHypercall:
-      switch patching.answer(engine, isProtected: engine.isProtected) {
+      switch patching.answer(engine) {
       case .perform:
         performHypercall()
         statistics.hypercallsEmulated &+= 1
@@ -218,8 +219,7 @@ final class RunLoop: @unchecked Sendable {
     case .spinning:
       // What it waits for may be another vCPU that has no thread.
       if machine.scheduler.isCrowded { doorbell.preempt() }
-    case .interruptWindow, .kicked:
-      break
+    case .interruptWindow, .kicked, .stepped, .breakpoint: break
     case .shutdown:
       return .tripleFault
     case .failed(let text):

@@ -3,6 +3,7 @@
 // the host patches a stub in the guest into VMCALL or VMMCALL and a return (Ingo Molnar, "[PATCH 7/13] KVM: add MSR
 // based hypercall API", linux-kernel, 19 February 2007). The calls themselves are the host program's.
 
+import Engine
 import X86
 
 /// Which of KVM's hypercall interfaces a guest meets.
@@ -108,7 +109,7 @@ public struct KVMCall2007: Sendable, Equatable {
 
   /// Reads the registers: in long mode the number is in RAX and the arguments are in RDI, RSI, RDX, RCX, R8 and R9;
   /// else in EBX and in EAX, ECX, EDX, ESI, EDI and EBP.
-  public init<Engine: CPUEngine>(_ cpu: Engine) {
+  public init(_ cpu: some CPUEngine) {
     isLong = cpu.isLongModeActive
     number = isLong ? cpu[register: 0] : cpu[register: 3] & 0xFFFF_FFFF
     arguments =

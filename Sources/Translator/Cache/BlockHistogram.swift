@@ -3,22 +3,11 @@
 // block counts its entries in a table behind the vCPU page, as long as `TranslationOptions.countsBlocks` asks for it.
 
 import CHost
+import Engine
 import Synchronization
 
 /// Executions of blocks, by place in guest-physical memory and mode.
-public final class BlockHistogram: Sendable {
-  /// One block.
-  public struct Row: Sendable {
-    /// Guest-physical address, in bytes, and the mode word it was translated for.
-    public let physical: UInt64
-    public let mode: UInt32
-    /// Instructions in the block, and how often it was entered.
-    public let instructions: UInt64
-    public let executions: UInt64
-    /// Instructions executed in it, give or take what faults cut short.
-    public var weight: UInt64 { instructions &* executions }
-  }
-
+final class BlockHistogram: Sendable {
   private struct Place: Hashable {
     let key: UInt64
     let instructions: UInt64
@@ -27,10 +16,10 @@ public final class BlockHistogram: Sendable {
   private let totals = Mutex<[Place: UInt64]>([:])
 
   /// The blocks entered at least once, the heaviest first.
-  public var rows: [Row] {
+  var rows: [BlockCount] {
     let rows = totals.withLock { totals in
       totals.map { place, count in
-        Row(
+        BlockCount(
           physical: place.key >> UInt64(CHOST_MODE_BITS),
           mode: UInt32(truncatingIfNeeded: place.key & (1 << UInt64(CHOST_MODE_BITS) &- 1)),
           instructions: place.instructions, executions: count)

@@ -5,6 +5,7 @@
 // is counted and told, and a few of them end the run.
 
 import CHost
+import Engine
 import Synchronization
 import X86
 

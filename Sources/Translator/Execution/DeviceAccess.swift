@@ -4,6 +4,7 @@
 // again with the answer. Its stores to devices are collected and leave one by one once it is complete.
 
 import CHost
+import Engine
 import X86
 
 /// What one instruction has read from devices and wants to store to them.

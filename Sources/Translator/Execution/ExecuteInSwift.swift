@@ -3,6 +3,7 @@
 // of its operand (SlowAccess.swift) or a function of System/ performs it.
 
 import CHost
+import Engine
 import Synchronization
 import X86
 

@@ -3,6 +3,7 @@
 // executes what translated code may not.
 
 import CHost
+import Engine
 import Synchronization
 import X86
 

@@ -5,6 +5,7 @@
 // instruction works in every place, and none is interpreted.
 
 import CHost
+import Engine
 import GuestMemory
 import Synchronization
 import X86

@@ -4,6 +4,7 @@
 // VGATHERDPS, VMASKMOV, MASKMOVDQU).
 
 import CHost
+import Engine
 import X86
 
 /// The vector registers of a vCPU in its saved XSAVE image.

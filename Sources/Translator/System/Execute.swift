@@ -3,6 +3,7 @@
 // instruction that translated code may hand over, the privileged ones and the slow forms of ordinary ones.
 
 import CHost
+import Engine
 import X86
 
 extension Processor {

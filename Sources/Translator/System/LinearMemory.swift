@@ -5,6 +5,7 @@
 
 import CHost
 import Synchronization
+import X86
 
 /// In whose name memory is accessed.
 enum Authority: UInt8 {
@@ -109,7 +110,7 @@ extension Processor {
   }
 
   /// Waits for a page of RAM, if it has gone away.
-  private func waitUntilPresent(_ physical: UInt64) {
+  func waitUntilPresent(_ physical: UInt64) {
     while let observer = state.codeObserver, let flags = unsafe pageFlags(physical),
       unsafe flags.pointee.load(ordering: .acquiring) & UInt8(CHOST_PAGE_ABSENT) != 0
     { observer.waitForPage(physical) }
@@ -266,7 +267,7 @@ extension Processor {
     let access = UInt32(CHOST_ACCESS_FETCH) | authority.rights
     let code = page[.cs]
     var physical: UInt64 = 0
-    while bytes.count < 15 {
+    while bytes.count < Instruction.maximumLength {
       let offset = rip &+ UInt64(truncatingIfNeeded: bytes.count)
       var linear = offset
       if page.isLongMode {

@@ -3,6 +3,7 @@
 // local APIC and the paravirtual registers above all, is the machine's: it gets an exit and may refuse.
 
 import CHost
+import Engine
 import X86
 
 enum ModelSpecificRegister {

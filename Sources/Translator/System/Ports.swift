@@ -2,6 +2,7 @@
 // IN and OUT: who may use a port (SDM volume 1, 19.5), and finishing the exits that the machine answers.
 
 import CHost
+import Engine
 import X86
 
 extension Processor {
@@ -76,11 +77,5 @@ extension Processor {
       clearResume()
     }
     state.completion = .none
-  }
-
-  /// The machine does not have the register either: the instruction raises #GP(0). RIP is still at it.
-  func refuseMSR() -> Fault {
-    state.completion = .none
-    return .generalProtection()
   }
 }

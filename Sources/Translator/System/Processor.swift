@@ -7,6 +7,7 @@
 // written, as on hardware.
 
 import CHost
+import Engine
 import X86
 
 /// Told after system code stored into a page that holds translated code.

@@ -3,6 +3,7 @@
 // loops of string.c cannot. A repeated instruction leaves RIP where it is until its count is used up.
 
 import CHost
+import Engine
 import X86
 
 extension Processor {

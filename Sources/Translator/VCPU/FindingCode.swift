@@ -3,6 +3,7 @@
 // here is linked.
 
 import CHost
+import Engine
 import GuestMemory
 import Synchronization
 import X86

@@ -7,7 +7,6 @@ public import Saving
 import X86
 
 extension TranslatedCPU {
-  /// Whether no instruction is half done: only then is `state` all there is.
   public var isAtBoundary: Bool {
     slow == nil && !isRestarting && undelivered == nil && !hasDeliveryExit && processor.state.completion == .none
       && !processor.state.device.hasWrites
@@ -15,8 +14,7 @@ extension TranslatedCPU {
 }
 
 extension TranslatedCPU: SavedState {
-  /// To be called at a boundary, by whoever has the vCPU. The TSC's distance from the host's is saved as it is; it
-  /// means nothing to another host.
+  // The TSC's distance from the host's is saved as it is; it means nothing to another host.
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     var state = state
     try state.transfer(&archive)

@@ -146,11 +146,3 @@ extension Processor {
     return Segment(selector: s.selector, base: s.base, limit: s.limit, attributes: s.attributes)
   }
 }
-
-extension TranslatedCPU {
-  /// Writes a model-specific register of the CPU core as WRMSR does, on behalf of firmware. Returns false if the value
-  /// is refused or the register is the machine's.
-  public func write(register index: UInt32, _ value: UInt64) -> Bool {
-    do throws(Fault) { return try processor.writeMSR(index, value) } catch { return false }
-  }
-}

@@ -3,10 +3,11 @@
 // here is on a hot path of the guest; what is hot never leaves (Rules/, CHost).
 
 import CHost
+public import Engine
 import GuestMemory
 import Host
 import Synchronization
-public import X86
+import X86
 
 /// One translated vCPU.
 @safe public final class TranslatedCPU: CPUEngine, CodeObserver, @unchecked Sendable {
@@ -17,7 +18,6 @@ public import X86
   private let region: Mapping
   private let shadowStacks: ShadowStacks
   let interruptRequest = Atomic<Bool>(false)
-  /// Whether code of privilege level 3 has been translated for this vCPU: user space has begun.
   public internal(set) var hasMetUserCode = false
 
   /// An external interrupt accepted from the machine, not delivered yet.
@@ -36,6 +36,13 @@ public import X86
   let isA20Open = Atomic<Bool>(true)
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
   let activity = Activity()
+
+  public var isSingleStepping = false
+  public var breakpoints: Set<UInt64> = []
+  /// Single stepping: an instruction has begun, and nobody has heard of its end.
+  private var hasBegunStep = false
+  /// The breakpoint at RIP has been told of: the instruction may run.
+  private var passesBreakpoint = false
 
   /// When `sample` last looked, in TSC ticks.
   var lastSample: UInt64 = 0
@@ -106,6 +113,10 @@ public import X86
         return exit
       }
       if let exit = pendingDeviceWrite() { return exit }
+      if hasBegunStep && isAtBoundary {
+        hasBegunStep = false
+        return .stepped
+      }
       if isRestarting {
         isRestarting = false
         if let event = undelivered {
@@ -125,7 +136,10 @@ public import X86
       let shadow = processor.state.interruptShadow
       let repeated = processor.state.isRepeating ? (page[\.rip], page[register: GPR.rcx]) : nil
       processor.state.isRepeating = false
-      guard let entry = findEntry(step: shadow != .none || translation.options.trace != nil) else { continue }
+      let step = shadow != .none || translation.options.trace != nil || isSingleStepping || !breakpoints.isEmpty
+      hasBegunStep = isSingleStepping
+      guard let entry = findEntry(step: step) else { continue }
+      passesBreakpoint = false
       enter(entry)
       // The shadow covers the one instruction that has just run; STI and MOV SS, executed by Swift, start a new one.
       processor.state.interruptShadow = .none
@@ -181,6 +195,10 @@ public import X86
       let hits = processor.instructionBreakpoint(at: linearIP)
       if hits != 0, let exit = deliverDebug(hits) { return exit }
     }
+    if !breakpoints.isEmpty && !passesBreakpoint && !state.isRepeating && breakpoints.contains(linearIP) {
+      passesBreakpoint = true
+      return .breakpoint
+    }
     return nil
   }
 
@@ -222,7 +240,6 @@ public import X86
     deliveryExit = deliver(processor.event(fault))
   }
 
-  /// Forgets every translation of an address, global ones too. On the vCPU's own thread, between runs.
   public func flushTLB() { busy { unsafe chost_flush_all(page.pointer) } }
 
   /// Others need not wait for the page too. What is known of this vCPU's tables, and of which other pages are there, may
@@ -252,7 +269,10 @@ public import X86
     case Int(CHOST_EXIT_MEMORY), Int(CHOST_EXIT_INSTRUCTION): return executeSlowly()
     case Int(CHOST_EXIT_LINK), Int(CHOST_EXIT_RETURN): link(page[\.exit_data])
     case Int(CHOST_EXIT_STEP): stepped()
-    case Int(CHOST_EXIT_ATTENTION): sample()
+    case Int(CHOST_EXIT_ATTENTION):
+      // Before its first instruction.
+      hasBegunStep = false
+      sample()
     case Int(CHOST_EXIT_REPEAT):
       processor.state.isRepeating = true
       sample()

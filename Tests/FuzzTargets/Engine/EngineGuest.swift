@@ -3,6 +3,7 @@
 // only the supervisor may use, and the engine around it, in which any fail-soft fault and any block that the checker
 // refuses is a failure.
 
+import Engine
 import GuestMemory
 import Host
 import Synchronization
@@ -269,8 +270,8 @@ final class EngineGuest {
       if random.next() % 4 == 0 { cpu.requestInterruptWindow(random.next() % 2 == 0) }
       switch cpu.run() {
       case .portRead, .mmioRead: cpu.completeRead(random.next())
-      case .msrRead: random.next() % 2 == 0 ? cpu.completeRead(random.next()) : cpu.refuseMSR()
-      case .msrWrite: random.next() % 2 == 0 ? cpu.completeWrite() : cpu.refuseMSR()
+      case .msrRead: random.next() % 2 == 0 ? cpu.completeRead(random.next()) : cpu.raise(.generalProtection())
+      case .msrWrite: random.next() % 2 == 0 ? cpu.completeWrite() : cpu.raise(.generalProtection())
       case .kicked: return true
       case .shutdown: return false
       case .failed(let text): throw FuzzFailure("the engine failed: \(text)")

@@ -4,6 +4,7 @@
 
 import Paravirt
 import Saving
+import ScriptedEngine
 import Synchronization
 import X86
 
@@ -27,7 +28,7 @@ enum Hypercalls {
     let memory = TestMemory(keepsHistory: false)
     guard let counter = TimestampCounter(kilohertz: input.word(UInt32.self) | 1) else { return }
     let clock = KVMClock(counter: counter, isTimestampConstant: input.chance(2), source: time)
-    let cpu = TestCPU()
+    let cpu = ScriptedCPU()
     let interfaces: [KVMInterface] = [.modern, .refactored, .year2007]
     let calls = KVMHypercalls(
       features: features, clock: clock, memory: memory, machine: TestMachine(count: 8),

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// An engine that executes a script: exits one by one, and a record of what is asked of it in between. For tests of
+// everything that stands on the engine contract.
+
+import Engine
+import Saving
+import Synchronization
+import X86
+
+/// A vCPU that runs nothing.
+public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
+  /// What has been asked of it.
+  public enum Event: Equatable, Sendable {
+    case completedRead(UInt64)
+    case completedWrite
+    case raised(Exception)
+    case skipped(Int)
+    case injected(UInt8)
+    case injectedNMI
+    case wantsWindow(Bool)
+    case refetched
+    case flushed
+    case a20(isOpen: Bool)
+  }
+
+  public var events: [Event] = []
+  /// What `run` returns, the first first. Behind the last it fails.
+  public var script: [VCPUExit] = []
+  private let kickCount = Atomic<Int>(0)
+  public var kicks: Int { kickCount.load(ordering: .acquiring) }
+
+  public var registers = [UInt64](repeating: 0, count: 16)
+  public var currentPrivilegeLevel: UInt8 = 0
+  public var isIn64BitMode = true
+  public var isLongModeActive = true
+  public var isProtected = true
+  public var isPaging = true
+  public var canAcceptInterrupt = false
+  public var isAtBoundary = true
+  public var hasMetUserCode = false
+  public var state = CPUState()
+  public var timestampCounter: UInt64 = 0
+  public var timestampOffset: UInt64 = 0
+  public var taskPriority: UInt8 = 0
+  public var hasWrittenTaskPriority = false
+  public var isAPICEnabled = true
+  public var everyLevelLeavesForPages = false
+  public var isSingleStepping = false
+  public var breakpoints: Set<UInt64> = []
+  public var nativeHypercall = HypercallOpcode.vmcall
+  public var constantHypercalls: [(number: UInt64, count: UInt64)] = []
+  /// The code at RIP, which is at `linearInstructionPointer`.
+  public var code: [UInt8] = []
+  public let linearInstructionPointer: UInt64 = 0x1000
+  public var isCodeWritable = true
+  /// What a refused store raises.
+  public static let storeFault = Exception.pageFault(0x1000, code: 3)
+
+  public init(script: [VCPUExit] = []) { self.script = script }
+
+  public func run() -> VCPUExit { script.isEmpty ? .failed("the script is over") : script.removeFirst() }
+  public func kick() { kickCount.wrappingAdd(1, ordering: .releasing) }
+  public func completeRead(_ value: UInt64) { events.append(.completedRead(value)) }
+  public func completeWrite() { events.append(.completedWrite) }
+  public func raise(_ exception: Exception) { events.append(.raised(exception)) }
+  public func skip(byteCount: Int) { events.append(.skipped(byteCount)) }
+  public func inject(interrupt vector: UInt8) { events.append(.injected(vector)) }
+  public func injectNMI() { events.append(.injectedNMI) }
+  public func requestInterruptWindow(_ wanted: Bool) { events.append(.wantsWindow(wanted)) }
+  public func refetchCode() { events.append(.refetched) }
+  public func flushTLB() { events.append(.flushed) }
+  public func setA20(isOpen: Bool) { events.append(.a20(isOpen: isOpen)) }
+  public func write(register index: UInt32, _ value: UInt64) -> Bool { false }
+  public var signature: UInt32 { 0x106CA }
+
+  public subscript(register number: Int) -> UInt64 {
+    get { registers[number] }
+    set { registers[number] = newValue }
+  }
+
+  public func takeTaskPriorityWrite() -> Bool {
+    defer { hasWrittenTaskPriority = false }
+    return hasWrittenTaskPriority
+  }
+
+  public func read(linear address: UInt64, count: Int, as access: LinearAccess) -> [UInt8] {
+    address == linearInstructionPointer ? Array(code.prefix(count)) : []
+  }
+
+  public func write(linear address: UInt64, _ bytes: [UInt8], as access: LinearAccess) -> Exception? {
+    guard isCodeWritable, address == linearInstructionPointer, bytes.count <= code.count else {
+      return ScriptedCPU.storeFault
+    }
+    code.replaceSubrange(0..<bytes.count, with: bytes)
+    return nil
+  }
+
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    for number in registers.indices { try archive.transfer(&registers[number], "register \(number)") }
+  }
+}
+
+/// The rest of such an engine.
+public final class ScriptedEngine: MachineEngine {
+  public init() {}
+  public func evictUsedPages(limit: Int) -> Int { 0 }
+  public var counters: EngineCounters { EngineCounters() }
+  public var perfMap: String { "" }
+  public var blockCounts: [BlockCount] { [] }
+}
