@@ -9,9 +9,9 @@ enum LinuxBoot32 {
   /// Writes the descriptor table and returns the CPU at `entry`.
   static func prepare(_ memory: GuestMemory, entry: UInt64) throws(BootError) -> CPUState {
     var state = try FlatSegments.install(in: memory, code: .flatCode32)
-    state.cr0 = 0x11  // ET (hard-wired), PE
+    state.cr0 = CR0.et | CR0.pe
     state.rip = entry
-    state.registers[6] = BootLayout.zeroPage  // ESI
+    state[register: GPR.rsi] = BootLayout.zeroPage
     return state
   }
 }

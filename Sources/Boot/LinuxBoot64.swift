@@ -11,13 +11,13 @@ enum LinuxBoot64 {
     try memory.place(pageTables(at: BootLayout.pageTables), at: BootLayout.pageTables)
     var state = try FlatSegments.install(in: memory, code: .flatCode64)
     // A 64-bit TSS descriptor is 16 bytes long: entries 4 and 5 of the table.
-    state.tr = Segment(selector: 0x20, base: 0, limit: 0xFFFF_FFFF, attributes: 0x808B)
-    state.cr0 = 0x8000_0011  // PG, ET (hard-wired), PE
+    state.tr = .task64
+    state.cr0 = CR0.pg | CR0.et | CR0.pe
     state.cr3 = BootLayout.pageTables
-    state.cr4 = 0x20  // PAE
-    state.efer = 0x500  // LMA, LME
+    state.cr4 = CR4.pae
+    state.efer = EFER.lma | EFER.lme
     state.rip = entry
-    state.registers[6] = BootLayout.zeroPage  // RSI
+    state[register: GPR.rsi] = BootLayout.zeroPage
     return state
   }
 
@@ -58,11 +58,11 @@ enum FlatSegments {
     state.fs = .flatData
     state.gs = .flatData
     state.ldtr = .unusable
-    state.tr = Segment(selector: 0x20, base: 0, limit: 0x67, attributes: 0x8B)
+    state.tr = .task32
     state.gdtr = DescriptorTable(base: address, limit: UInt16(bytes.count - 1))
     state.idtr = DescriptorTable(base: idt, limit: 7)
-    state.rflags = 2
-    state.registers[4] = BootLayout.stackTop  // RSP: no protocol asks for a stack, every kernel likes one
+    state.rflags = RFLAGS.ones
+    state[register: GPR.rsp] = BootLayout.stackTop  // no protocol asks for a stack, every kernel likes one
     return state
   }
 }

@@ -48,12 +48,12 @@ enum MultibootBoot {
       commandLine, module, named: initrd?.name ?? "",
       clearOf: segments.map { $0.physicalAddress..<$0.physicalEnd } + (module.map { [$0] } ?? []), in: memory)
     var state = try FlatSegments.install(in: memory, code: .flatCode32, at: block)
-    state.cr0 = 0x11  // ET (hard-wired), PE
+    state.cr0 = CR0.et | CR0.pe
     state.rip = entry
-    state.registers[0] = bootMagic  // EAX
-    state.registers[3] = block + UInt64(infoOffset)  // EBX
+    state[register: GPR.rax] = bootMagic
+    state[register: GPR.rbx] = block + UInt64(infoOffset)
     // No stack is promised; one that overwrites nothing is friendlier than the protocol.
-    state.registers[4] = block
+    state[register: GPR.rsp] = block
     return state
   }
 

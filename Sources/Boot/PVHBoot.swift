@@ -43,9 +43,9 @@ enum PVHBoot {
     try memory.place(entries, at: memoryMap)
 
     var state = try FlatSegments.install(in: memory, code: .flatCode32)
-    state.cr0 = 0x11  // ET (hard-wired), PE
+    state.cr0 = CR0.et | CR0.pe
     state.rip = entry
-    state.registers[3] = BootLayout.startInfo  // EBX
+    state[register: GPR.rbx] = BootLayout.startInfo
     return state
   }
 }

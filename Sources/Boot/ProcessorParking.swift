@@ -31,13 +31,13 @@ package enum ProcessorParking {
     try memory.place(loop, at: code)
     try memory.place(LinuxBoot64.pageTables(at: pageTables), at: pageTables)
     var state = try FlatSegments.install(in: memory, code: .flatCode64, at: segments)
-    state.tr = Segment(selector: 0x20, base: 0, limit: 0xFFFF_FFFF, attributes: 0x808B)
-    state.cr0 = 0x8000_0011  // PG, ET, PE
+    state.tr = .task64
+    state.cr0 = CR0.pg | CR0.et | CR0.pe
     state.cr3 = pageTables
-    state.cr4 = 0x20  // PAE
-    state.efer = 0x500  // LMA, LME
+    state.cr4 = CR4.pae
+    state.efer = EFER.lma | EFER.lme
     state.rip = code
-    state.registers[4] = code
+    state[register: GPR.rsp] = code
     return state
   }
 }

@@ -48,8 +48,8 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
 
   /// The whole architectural state.
   var state: CPUState { get set }
-  /// RAX RCX RDX RBX RSP RBP RSI RDI R8...R15, by number 0...15.
-  subscript(register number: Int) -> UInt64 { get set }
+  /// A general register by number (`GPR`), 0...15.
+  subscript(register number: UInt8) -> UInt64 { get set }
   /// RIP as a linear address.
   var linearInstructionPointer: UInt64 { get }
   /// Privilege level of the current code, 0...3.

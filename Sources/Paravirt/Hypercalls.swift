@@ -128,16 +128,16 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
     // August 2007 looked at EFER.LMA alone and at no privilege level, and knew no call.
     let isLong = interface == .modern ? cpu.isIn64BitMode : cpu.isLongModeActive
     let mask: UInt64 = isLong ? .max : 0xFFFF_FFFF
-    let number = cpu[register: 0] & mask
+    let number = cpu[register: GPR.rax] & mask
     let arguments = HypercallArguments(
-      cpu[register: 3] & mask, cpu[register: 1] & mask, cpu[register: 2] & mask, cpu[register: 6] & mask,
-      isLong: isLong)
+      cpu[register: GPR.rbx] & mask, cpu[register: GPR.rcx] & mask, cpu[register: GPR.rdx] & mask,
+      cpu[register: GPR.rsi] & mask, isLong: isLong)
     let result =
       mask
       & (interface == .modern
         ? answer(number, arguments, privilegeLevel: cpu.currentPrivilegeLevel, timestampOffset: timestampOffset)
         : KVMStatus.noSuchCall.result)
-    cpu[register: 0] = result
+    cpu[register: GPR.rax] = result
     return HypercallRecord(number: number, result: result)
   }
 
@@ -146,7 +146,7 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
     let call = KVMCall2007(cpu)
     let request = HypercallRequest(number: call.number, arguments: call.arguments, isLong: call.isLong)
     let result = (program?(request) ?? KVMCall2007.unanswered) & (call.isLong ? .max : 0xFFFF_FFFF)
-    cpu[register: 0] = result
+    cpu[register: GPR.rax] = result
     return HypercallRecord(number: call.number, result: result)
   }
 

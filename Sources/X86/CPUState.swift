@@ -21,6 +21,10 @@ public struct Segment: Sendable, Equatable {
   public static let flatCode64 = Segment(selector: 0x10, base: 0, limit: 0xFFFF_FFFF, attributes: 0xA09B)
   public static let flatCode32 = Segment(selector: 0x10, base: 0, limit: 0xFFFF_FFFF, attributes: 0xC09B)
   public static let flatData = Segment(selector: 0x18, base: 0, limit: 0xFFFF_FFFF, attributes: 0xC093)
+  /// A busy task-state segment behind the flat ones, as boot protocols leave it.
+  public static let task64 = Segment(selector: 0x20, base: 0, limit: 0xFFFF_FFFF, attributes: 0x808B)
+  public static let task32 = Segment(selector: 0x20, base: 0, limit: 0x67, attributes: 0x8B)
+  /// What LDTR and segment registers are with a null selector.
   public static let unusable = Segment(selector: 0, base: 0, limit: 0, attributes: 0x10000)
 }
 
@@ -40,15 +44,15 @@ public struct CPUState: Sendable, Equatable {
   public var registers = [UInt64](repeating: 0, count: 16)
   public var rip: UInt64 = 0xFFF0
   /// Canonical: bit 1 set, reserved bits clear.
-  public var rflags: UInt64 = 2
+  public var rflags = RFLAGS.ones
   public var es = Segment(), cs = Segment(selector: 0xF000, base: 0xFFFF_0000, limit: 0xFFFF, attributes: 0x9B)
   public var ss = Segment(), ds = Segment(), fs = Segment(), gs = Segment()
   public var ldtr = Segment(limit: 0xFFFF, attributes: 0x82), tr = Segment(limit: 0xFFFF, attributes: 0x8B)
   public var gdtr = DescriptorTable(), idtr = DescriptorTable()
-  public var cr0: UInt64 = 0x6000_0010
+  public var cr0 = CR0.cd | CR0.nw | CR0.et
   public var cr2: UInt64 = 0, cr3: UInt64 = 0, cr4: UInt64 = 0, cr8: UInt64 = 0
   public var dr0: UInt64 = 0, dr1: UInt64 = 0, dr2: UInt64 = 0, dr3: UInt64 = 0
-  public var dr6: UInt64 = 0xFFFF_0FF0, dr7: UInt64 = 0x400
+  public var dr6 = DR6.ones, dr7 = DR7.ones
   public var efer: UInt64 = 0
   public var star: UInt64 = 0, lstar: UInt64 = 0, cstar: UInt64 = 0, sfmask: UInt64 = 0, kernelGSBase: UInt64 = 0
   public var sysenterCS: UInt64 = 0, sysenterESP: UInt64 = 0, sysenterEIP: UInt64 = 0
@@ -71,8 +75,8 @@ public struct CPUState: Sendable, Equatable {
   /// - Parameter signature: CPUID.1:EAX, which EDX holds.
   public func initialized(signature: UInt32) -> CPUState {
     var next = CPUState()
-    next.registers[2] = UInt64(signature)
-    let cacheBits: UInt64 = 0x6000_0000
+    next[register: GPR.rdx] = UInt64(signature)
+    let cacheBits = CR0.cd | CR0.nw
     next.cr0 = next.cr0 & ~cacheBits | cr0 & cacheBits
     (next.star, next.lstar, next.cstar, next.sfmask, next.kernelGSBase) = (star, lstar, cstar, sfmask, kernelGSBase)
     (next.sysenterCS, next.sysenterESP, next.sysenterEIP) = (sysenterCS, sysenterESP, sysenterEIP)

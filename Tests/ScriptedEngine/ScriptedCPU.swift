@@ -73,9 +73,9 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public func write(register index: UInt32, _ value: UInt64) -> Bool { false }
   public var signature: UInt32 { 0x106CA }
 
-  public subscript(register number: Int) -> UInt64 {
-    get { registers[number] }
-    set { registers[number] = newValue }
+  public subscript(register number: UInt8) -> UInt64 {
+    get { registers[Int(number & 15)] }
+    set { registers[Int(number & 15)] = newValue }
   }
 
   public func takeTaskPriorityWrite() -> Bool {

@@ -14,7 +14,9 @@ import X86
   /// %al, $0x80; cpuid; hlt
   private static let program: [UInt8] =
     [0xB9, 3, 0, 0, 0, 0xFF, 0xC9, 0x75, 0xFC, 0x51, 0x48, 0x89, 0x04, 0x25, 0xFC, 0x0F, 0x02, 0x00, 0x5A]
-    + [0xF0, 0xFF, 0x04, 0x25, 0x00, 0x00, 0x02, 0x00, 0xB9, 2, 0, 0, 0, 0xF3, 0xAA, 0xE6, 0x80, 0x31, 0xC0, 0x31, 0xC9]
+    + [
+      0xF0, 0xFF, 0x04, 0x25, 0x00, 0x00, 0x02, 0x00, 0xB9, 2, 0, 0, 0, 0xF3, 0xAA, 0xE6, 0x80, 0x31, 0xC0, 0x31, 0xC9,
+    ]
     + [0x0F, 0xA2, 0xF4]
 
   private func guest(_ program: [UInt8] = program, _ edit: (inout TranslationOptions) -> Void = { _ in }) throws
@@ -137,7 +139,8 @@ import X86
     #expect(guest.cpu.run() == .halt && guest.cpu[register: 0] == 2)
   }
 
-  @Test("user pages with SMAP, and pages of the kernel from level 3, are a debugger's to read") func privileges() throws {
+  @Test("user pages with SMAP, and pages of the kernel from level 3, are a debugger's to read") func privileges() throws
+  {
     let guest = try guest()
     guest.setPage(KernelGuest.data, KernelGuest.data | 3)
     guest.start(user: true)

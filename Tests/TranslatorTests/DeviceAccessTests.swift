@@ -114,7 +114,7 @@ struct DeviceCase: Sendable, CustomTestStringConvertible {
     }
     #expect(exits == item.exits)
     #expect(guest.frame() == nil)
-    for (number, value) in item.results { #expect(guest.cpu[register: number] == value, "register \(number)") }
+    for (number, value) in item.results { #expect(guest.cpu.state.registers[number] == value, "register \(number)") }
     if item.name == "push_memory" { #expect(guest.peek(UInt64.self, at: KernelGuest.stack - 8) == 0x99) }
     if item.name == "movsd_from" { #expect(guest.peek(UInt32.self, at: KernelGuest.data) == 0x77) }
   }

@@ -123,7 +123,9 @@ private final class Flat32Guest {
       for guest in [grouped, single] { try guest.run(code, registers) }
       let text = "number \(number): " + code.map { String($0, radix: 16) }.joined(separator: " ") + " \(registers)"
       for register in 0..<8 {
-        #expect(grouped.cpu[register: register] == single.cpu[register: register], "register \(register), \(text)")
+        #expect(
+          grouped.cpu.state.registers[register] == single.cpu.state.registers[register], "register \(register), \(text)"
+        )
       }
       #expect(grouped.bus == single.bus, "\(text)")
       for page in [0, 0x10000, 0x20000, 0x2F000, 0x30000, 0x3F000, 0x40000] as [UInt64] {

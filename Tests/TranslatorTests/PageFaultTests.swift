@@ -199,7 +199,7 @@ import X86
               vector: 14, error: write ? 6 : 4, rip: at, cs: KernelGuest.userCode, rflags: 0x8D7 | RFLAGS.rf,
               ss: KernelGuest.userData), "\(name)")
         #expect(guest.cpu.state.cr2 == cr2, "\(name)")
-        for (number, value) in after { #expect(guest.cpu[register: number] == value, "\(name) r\(number)") }
+        for (number, value) in after { #expect(guest.cpu.state.registers[number] == value, "\(name) r\(number)") }
       }
       #expect(comparable(guests[0]) == comparable(guests[1]), "\(name)")
     }

@@ -213,8 +213,8 @@ import X86
       let exits = try pair.run({ _ in }, { _ in })
       #expect(exits.0 == .halt && exits.1 == .halt)
       for number in 0..<16 where number != 4 {
-        #expect(pair.guest.cpu[register: number] == alone.cpu[register: number])
-        #expect(pair.second[register: number] == alone.cpu[register: number])
+        #expect(pair.guest.cpu.state.registers[number] == alone.cpu.state.registers[number])
+        #expect(pair.second.state.registers[number] == alone.cpu.state.registers[number])
       }
     }
     #expect(pair.guest.translation.counters.flushes > 30)

@@ -15,13 +15,16 @@ enum Firmware {
     let physicalMask = UInt64(1) << UInt64(CPUModel.physicalAddressBits) - 1
     let holeByteCount = GuestMemory.highStart - GuestMemory.lowLimit
     let isValid: UInt64 = 1 << 11, fixedEnabled: UInt64 = 1 << 10, enabled: UInt64 = 1 << 11
+    typealias MSR = ModelSpecificRegister
     var settings: [(UInt32, UInt64)] = [
-      (0x250, everywhere(writeBack)), (0x258, everywhere(writeBack)), (0x259, everywhere(uncacheable)),
+      (MSR.mtrrFixed64K, everywhere(writeBack)), (MSR.mtrrFixed16KLow, everywhere(writeBack)),
+      (MSR.mtrrFixed16KHigh, everywhere(uncacheable)),
     ]
-    for index in UInt32(0x268)...0x26F { settings.append((index, everywhere(writeProtected))) }
+    for index in MSR.mtrrFixed4KFirst...MSR.mtrrFixed4KLast { settings.append((index, everywhere(writeProtected))) }
     settings += [
-      (0x200, GuestMemory.lowLimit | uncacheable), (0x201, physicalMask & ~(holeByteCount - 1) | isValid),
-      (0x2FF, writeBack | fixedEnabled | enabled),
+      (MSR.mtrrBase0, GuestMemory.lowLimit | uncacheable),
+      (MSR.mtrrMask0, physicalMask & ~(holeByteCount - 1) | isValid),
+      (MSR.mtrrDefaultType, writeBack | fixedEnabled | enabled),
     ]
     for (index, value) in settings {
       let isAccepted = cpu.write(register: index, value)

@@ -74,7 +74,7 @@ extension MachineParts {
     isParked = parked != nil
     for (number, cpu) in cpus.enumerated() {
       var waiting = parked ?? CPUState().initialized(signature: cpu.signature)
-      if isParked { waiting.registers[3] = UInt64(number) }
+      if isParked { waiting[register: GPR.rbx] = UInt64(number) }
       waiting.tscOffset = state.tscOffset
       cpu.state = number == 0 ? state : waiting
       Firmware.setMemoryTypes(cpu)

@@ -37,8 +37,9 @@ extension RunLoop {
   func write(register index: UInt32, _ value: UInt64) -> Bool {
     if LocalAPIC.owns(msr: index) {
       defer {
-        if index == 0x800 + UInt32(RunLoop.taskPriorityRegister) || index == RunLoop.apicBase { adoptTaskPriority() }
-        if index == RunLoop.apicBase { engine.isAPICEnabled = apic.isEnabled }
+        let isBase = index == ModelSpecificRegister.apicBase
+        if isBase || index == ModelSpecificRegister.x2APICTaskPriority { adoptTaskPriority() }
+        if isBase { engine.isAPICEnabled = apic.isEnabled }
       }
       return apic.writeMSR(index, value)
     }
@@ -67,8 +68,6 @@ extension RunLoop {
   }
 
   private static let taskPriorityRegister: UInt64 = 8
-
-  private static let apicBase: UInt32 = 0x1B
 
   /// The APIC's task priority changed: CR8 follows.
   func adoptTaskPriority() {

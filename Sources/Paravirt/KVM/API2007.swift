@@ -111,9 +111,10 @@ public struct KVMCall2007: Sendable, Equatable {
   /// else in EBX and in EAX, ECX, EDX, ESI, EDI and EBP.
   public init(_ cpu: some CPUEngine) {
     isLong = cpu.isLongModeActive
-    number = isLong ? cpu[register: 0] : cpu[register: 3] & 0xFFFF_FFFF
+    number = isLong ? cpu[register: GPR.rax] : cpu[register: GPR.rbx] & 0xFFFF_FFFF
     arguments =
       isLong
-      ? [7, 6, 2, 1, 8, 9].map { cpu[register: $0] } : [0, 1, 2, 6, 7, 5].map { cpu[register: $0] & 0xFFFF_FFFF }
+      ? [GPR.rdi, GPR.rsi, GPR.rdx, GPR.rcx, GPR.r8, GPR.r9].map { cpu[register: $0] }
+      : [GPR.rax, GPR.rcx, GPR.rdx, GPR.rsi, GPR.rdi, GPR.rbp].map { cpu[register: $0] & 0xFFFF_FFFF }
   }
 }

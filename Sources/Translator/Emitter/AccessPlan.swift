@@ -143,14 +143,15 @@ struct AccessPlanner {
     case .call, .callIndirect: addStack(&item, offset: 0 &- addressBytes, size: addressBytes, write: true)
     case .ret: addStack(&item, offset: 0, size: addressBytes, write: false)
     case .moffs: if i.opcode & 2 == 0 { lose(0) }
-    case .copy, .lea, .incDec32, .x87, .mmx, .sse, .avx, .bitMemory, .cmpxchgWide, .rdfsbase, .movSegment:
-      takeEffect(i, row, traits)
-    case .nop, .pause, .wait, .cli, .sti, .cld, .std, .saveState, .restoreState, .jumpIndirect, .jump: break
     case .jcc:
       for number in 0..<count where groups[number].base.base != 4 { groups[number].isReadOnly = !groups[number].writes }
     default:
-      loseAll()
-      for number in 0..<count { groups[number].base.kind = .none }
+      if traits.rule.contains(.writesNamed) {
+        takeEffect(i, row, traits)
+      } else if !traits.rule.contains(.writesNone) {
+        loseAll()
+        for number in 0..<count { groups[number].base.kind = .none }
+      }
     }
   }
 

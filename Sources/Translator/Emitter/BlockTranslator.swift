@@ -157,7 +157,7 @@ enum DecodedBlock {
           branches += 1
           continue
         }
-        if single || endsBlock(rule) { break loop }
+        if single || rule.traits.contains(.endsBlock) { break loop }
       case .needsMore:
         if count == 0 { return .straddles }
         break loop
@@ -177,14 +177,6 @@ enum DecodedBlock {
     unsafe buffer[index].offset = Int32(truncatingIfNeeded: offset)
     unsafe buffer[index].operandGroup = -1
     unsafe buffer[index].stackGroup = -1
-  }
-
-  private func endsBlock(_ rule: Rule) -> Bool {
-    switch rule {
-    case .jump, .jumpIndirect, .call, .callIndirect, .ret, .jcc, .loop: true
-    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .popFlags, .popSegment: true
-    default: false
-    }
   }
 
   /// The chunks that `count` bytes at `offset` touch.
@@ -240,7 +232,7 @@ enum DecodedBlock {
         liveAtTarget = liveFlags(bytes, at: target, mode: mode, peek: &targetPeek)
         liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, peek: &nextPeek)
       default:
-        if !endsBlock(lastRow.rule) {
+        if !lastRow.rule.traits.contains(.endsBlock) {
           liveAtNext = liveFlags(bytes, at: Int64(end), mode: mode, peek: &nextPeek)
         }
       }
@@ -249,7 +241,7 @@ enum DecodedBlock {
       switch lastRow.rule {
       case .jump, .call: liveAtTarget
       case .jcc, .loop: liveAtTarget | liveAtNext
-      default: endsBlock(lastRow.rule) ? BlockTranslator.allFlags : liveAtNext
+      default: lastRow.rule.traits.contains(.endsBlock) ? BlockTranslator.allFlags : liveAtNext
       }
     var index = count
     while index > 0 {
@@ -262,7 +254,7 @@ enum DecodedBlock {
           bytes, at: after &+ Int64(bitPattern: item.instruction.immediate), mode: mode, peek: &targetPeek)
       }
       unsafe buffer[index].liveAfter = live
-      if exactFlags || form == .helper || leavesForSwift(row, self[index].instruction, mode: mode) {
+      if exactFlags || form == .helper || row.rule.traits.contains(.leavesForSwift) {
         live = BlockTranslator.allFlags
       } else {
         live =
@@ -316,10 +308,7 @@ enum DecodedBlock {
   private func finish(_ b: inout BlockBuilder, rule: Rule, liveAtNext: UInt8, next: Int64) {
     b.settleStackPointer()
     b.settleRegisters()
-    switch rule {
-    case .jump, .jumpIndirect, .call, .callIndirect, .ret, .loop: return
-    default: break
-    }
+    if rule.traits.contains(.goesElsewhere) { return }
     if rule == .system || rule == .popSegment {
       // MOV CR3 and INVLPG may have changed what the next address means, a segment register the mode.
       b.goIndirect(to: next)
@@ -327,14 +316,6 @@ enum DecodedBlock {
       b.exit(Int(CHOST_EXIT_STEP), at: Int32(truncatingIfNeeded: next))
     } else {
       b.go(to: next, liveAtTarget: liveAtNext)
-    }
-  }
-
-  /// Whether the instruction is executed by Swift, so that every flag must be exact before it.
-  private func leavesForSwift(_ row: Opcode, _ instruction: Instruction, mode: UInt32) -> Bool {
-    switch row.rule {
-    case .undefined, .system, .hypercall, .cpuid, .syscall, .sysret, .popFlags, .popSegment, .pushFlags: true
-    default: false
     }
   }
 
@@ -394,7 +375,8 @@ enum DecodedBlock {
     case .jumpIndirect: return step ? false : b.jumpIndirect()
     case .callIndirect: return step ? false : b.callIndirect()
     case .ret: return step ? false : b.ret()
-    default: return false
+    case .undefined, .cpuid, .enter, .pushAll, .popAll, .ins, .outs, .gather, .maskMove, .decimal, .bound, .arpl:
+      return false
     }
   }
 }

@@ -28,14 +28,12 @@ extension BlockTranslator {
       live |= row.flags.reads(condition: i.opcode) & unknown
       unknown &= ~row.overwrites(i)
       if unknown == 0 || live == BlockTranslator.allFlags { return live }
-      switch row.rule {
-      case .jump:
-        position += Int(i.length) + Int(Int64(bitPattern: i.immediate))
+      position += Int(i.length)
+      if row.rule == .jump {
+        position += Int(Int64(bitPattern: i.immediate))
         if position < 0 { return live | unknown }
-      case .jcc, .loop, .jumpIndirect, .call, .callIndirect, .ret, .undefined, .system, .hypercall, .cpuid, .syscall,
-        .sysret, .popFlags, .popSegment, .pushFlags:
+      } else if !row.rule.traits.isDisjoint(with: [.endsBlock, .leavesForSwift]) {
         return live | unknown
-      default: position += Int(i.length)
       }
     }
     return live | unknown
@@ -52,12 +50,9 @@ extension BlockTranslator {
       let writes = row.flags.writesMaybe
       if row.flags.reads(condition: item.instruction.opcode) & entered != 0 { return false }
       if writes != 0 && item.liveAfter & ~row.overwrites(item.instruction) & entered != 0 { return false }
-      switch row.rule {
-      case .push, .pop, .call, .callIndirect, .ret, .jumpIndirect: checks = true
-      case .copy, .sse, .avx, .x87, .mmx: if item.instruction.isMemory { checks = true }
-      case .lea, .nop, .jump: break
-      default: return false
-      }
+      let traits = row.rule.traits
+      guard traits.contains(.worksWithoutFlags) else { return false }
+      if traits.contains(.compares) || traits.contains(.groups) && item.instruction.isMemory { checks = true }
       entered &= ~row.overwrites(item.instruction)
       if entered == 0 { break }
     }

@@ -10,9 +10,9 @@ extension BlockTranslator {
   func planGroups(_ builder: inout BlockBuilder, count: Int) {
     var planner = AccessPlanner(candidates, isLong: builder.isLong)
     for index in 0..<count {
-      let row = table[self[index].instruction.row]
-      unsafe planner.take(
-        &buffer[index], row, traits(of: self[index].instruction.row), isInline: BlockTranslator.mayGroup(row))
+      let number = self[index].instruction.row
+      let traits = traits(of: number)
+      unsafe planner.take(&buffer[index], table[number], traits, isInline: traits.rule.contains(.groups))
     }
     let numbers = planner.finish(builder.groups)
     for index in 0..<count {
@@ -34,20 +34,12 @@ extension BlockTranslator {
   func planSite(_ b: inout BlockBuilder, _ hotCode: inout HotCode) {
     b.site = nil
     let i = b.instruction
-    guard i.isMemory, BlockTranslator.mayGroup(b.row), b.needsSite else { return }
+    guard i.isMemory, b.traits.rule.contains(.groups), b.needsSite else { return }
     let group = b.current.operandGroup
     let write = group >= 0 ? b.groups[Int(group)].writes : b.traits.memoryWrites
     let size = group >= 0 ? Int(b.groups[Int(group)].high - b.groups[Int(group)].low) : b.traits.memoryBytes(i)
     guard size > 0, size <= 240 else { return }
     b.site = hotCode.site(
       b.pageNumber << 12 | UInt64(b.current.offset), size: size, user: b.privilege == 3, write: write)
-  }
-
-  /// Whether the row's ModRM operand goes through `BlockBuilder.access`.
-  private static func mayGroup(_ row: Opcode) -> Bool {
-    switch row.rule {
-    case .copy, .x87, .mmx, .sse, .avx, .push, .jumpIndirect, .callIndirect, .moffs: true
-    default: false
-    }
   }
 }

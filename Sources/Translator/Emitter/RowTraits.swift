@@ -33,8 +33,11 @@ struct RowTraits {
   var memoryWrites = false
   /// 66 selects 16-bit operands (it is not a mandatory prefix).
   var usesOperandSize = false
+  /// Those of its rule.
+  let rule: RuleTraits
 
   init(_ row: Opcode) {
+    rule = row.rule.traits
     let operands = (row.operand1, row.operand2, row.operand3, row.operand4)
     add(
       operands.0, reads: row.access == .read || row.access == .readWrite,

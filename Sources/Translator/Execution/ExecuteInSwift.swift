@@ -36,8 +36,9 @@ extension TranslatedCPU {
       if row.rule == .undefined || row.rule != .nop && translation.cache.translator.isMissing(instruction.row) {
         throw .invalidOpcode
       }
-      if runsNatively(row.rule, instruction) {
-        let size = translation.cache.translator.traits(of: instruction.row).memorySize
+      let traits = translation.cache.translator.traits(of: instruction.row)
+      if traits.rule.contains(.runsOnCopy) {
+        let size = traits.memorySize
         try checkFPU(row.rule, size, waits: TranslatedCPU.waits(instruction))
         // CVTPS2PI and its like write MMX registers.
         if row.rule == .sse && row.operand1 == .Pq && hasPendingX87Exception { throw .floatingPoint }
@@ -100,14 +101,6 @@ extension TranslatedCPU {
       traps = wasStepping && (!isInterrupt || isStepping) && processor.state.interruptShadow != .movSS
     }
     processor.state.pendingDebug |= held | (traps ? DR6.step : 0)
-  }
-
-  /// Instructions that the host executes on a copy of their operand.
-  private func runsNatively(_ rule: Rule, _ instruction: Instruction) -> Bool {
-    switch rule {
-    case .copy, .incDec32, .x87, .mmx, .sse, .avx, .wait, .cmpxchgWide, .bitMemory, .saveState, .restoreState: true
-    default: false
-    }
   }
 
   /// #UD and #NM of the floating-point and vector state (SDM volume 3, 2.5 and table 13-1).

@@ -152,10 +152,7 @@ extension BlockBuilder {
 
   /// The host may raise an exception in the guest's place.
   private var mayRaise: Bool {
-    switch row.rule {
-    case .x87, .wait, .mmx, .sse, .avx, .cmpxchgWide, .restoreState: true
-    default: row.attribute == .mayFault || row.attribute == .aligned
-    }
+    traits.rule.contains(.mayRaise) || row.attribute == .mayFault || row.attribute == .aligned
   }
 
   /// Writes prefixes, opcode, ModRM and immediates.

@@ -114,11 +114,7 @@ extension BlockBuilder {
     default: worksOnRegisters = false
     }
     if !worksOnRegisters { settleRegisters() }
-    switch row.rule {
-    case .copy, .lea, .nop, .push, .pop, .jcc, .jump, .jumpIndirect, .call, .callIndirect, .ret, .sse, .avx, .mmx, .x87:
-      break
-    default: hot.forgetContents()
-    }
+    if !traits.rule.contains(.notesScratch) { hot.forgetContents() }
   }
 
   /// The host register that stands for guest register `number` in the current instruction: its own, or a scratch

@@ -5,35 +5,8 @@
 import CHost
 import X86
 
-enum CR0 {
-  static let pe: UInt64 = 1 << 0, mp: UInt64 = 1 << 1, em: UInt64 = 1 << 2, ts: UInt64 = 1 << 3, et: UInt64 = 1 << 4
-  static let ne: UInt64 = 1 << 5, wp: UInt64 = 1 << 16, am: UInt64 = 1 << 18
-  static let nw: UInt64 = 1 << 29, cd: UInt64 = 1 << 30, pg: UInt64 = 1 << 31
-  static let defined = pe | mp | em | ts | et | ne | wp | am | nw | cd | pg
-
-  /// Whether MOV to CR0 accepts a value, whatever the other registers hold.
-  static func accepts(_ value: UInt64) -> Bool {
-    value >> 32 == 0 && (value & pg == 0 || value & pe != 0) && (value & nw == 0 || value & cd != 0)
-  }
-
-  /// What the register holds after a value was accepted: other bits stay 0, and ET is wired to 1.
-  static func stored(_ value: UInt64) -> UInt64 { value & defined | et }
-}
-
-enum CR8 {
-  /// Whether MOV to CR8 accepts a task priority.
-  static func accepts(_ value: UInt64) -> Bool { value <= 15 }
-}
-
-enum CR4 {
-  static let vme: UInt64 = 1 << 0, pvi: UInt64 = 1 << 1, tsd: UInt64 = 1 << 2, de: UInt64 = 1 << 3
-  static let pse: UInt64 = 1 << 4, pae: UInt64 = 1 << 5, mce: UInt64 = 1 << 6, pge: UInt64 = 1 << 7
-  static let pce: UInt64 = 1 << 8, osfxsr: UInt64 = 1 << 9, osxmmexcpt: UInt64 = 1 << 10, umip: UInt64 = 1 << 11
-  static let fsgsbase: UInt64 = 1 << 16, pcide: UInt64 = 1 << 17, osxsave: UInt64 = 1 << 18, smep: UInt64 = 1 << 20
-  static let smap: UInt64 = 1 << 21
-  /// A change of one of these invalidates translations (SDM volume 3, 4.10.4.1), and reloads the PDPTEs.
-  static let paging = pse | pae | pge | smep
-  /// A change of one of these invalidates ours: those that PCIDE ends, and rights that the tables keep.
+extension CR4 {
+  /// A change of one of these invalidates our translations: those that PCIDE ends, and rights that the tables keep.
   static let translations = paging | pcide | smap
 
   /// The bits whose features a CPU model has.
@@ -58,9 +31,8 @@ enum CR4 {
   }
 }
 
-enum EFER {
-  static let sce: UInt64 = 1 << 0, lme: UInt64 = 1 << 8, lma: UInt64 = 1 << 10, nxe: UInt64 = 1 << 11
-
+extension EFER {
+  /// The bits whose features a CPU model has.
   static func supported(by cpuid: CPUIDTable) -> UInt64 {
     var bits: UInt64 = 0
     if cpuid.extendedEDX(11) || cpuid.isAMD { bits |= sce }

@@ -4,24 +4,6 @@
 import CHost
 import X86
 
-enum DR6 {
-  static let generalDetect: UInt64 = 1 << 13, step: UInt64 = 1 << 14, taskSwitch: UInt64 = 1 << 15
-  /// Bits that read as one.
-  static let ones: UInt64 = 0xFFFF_0FF0
-  static let writable: UInt64 = 0xE00F
-
-  /// What the register holds after MOV.
-  static func stored(_ value: UInt64) -> UInt64 { value & writable | ones }
-}
-
-enum DR7 {
-  static let generalDetect: UInt64 = 1 << 13
-  static let writable: UInt64 = 0xFFFF_23FF, ones: UInt64 = 0x400
-
-  /// What the register holds after MOV.
-  static func stored(_ value: UInt64) -> UInt64 { value & writable | ones }
-}
-
 extension Processor {
   func moveFromDebug(_ instruction: Instruction) throws(Fault) {
     let number = try debugRegister(instruction)
@@ -80,7 +62,7 @@ extension Processor {
   // MARK: Breakpoints
 
   /// Whether any of DR0 to DR3 is enabled.
-  var hasBreakpoints: Bool { page[\.dr.7] & 0xFF != 0 }
+  var hasBreakpoints: Bool { page[\.dr.7] & DR7.enabled != 0 }
 
   /// R/W and LEN of a breakpoint that is enabled, locally or globally.
   private func breakpoint(_ number: UInt8) -> (kind: UInt64, length: UInt64)? {
@@ -126,7 +108,7 @@ extension Processor {
   @discardableResult
   func debugTrap(_ status: UInt64 = DR6.step) -> Delivery {
     recordDebug(status)
-    return deliver(1, kind: .exception)
+    return deliver(Vector.debug, kind: .exception)
   }
 
   /// What DR6 says of the debug exception about to be delivered.

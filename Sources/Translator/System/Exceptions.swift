@@ -37,7 +37,7 @@ struct Event: Equatable {
   var pushesResume: Bool {
     guard kind == .exception else { return false }
     switch vector {
-    case 1, 3, 4, 8, 18: return false
+    case Vector.debug, Vector.breakpoint, Vector.overflow, Vector.doubleFault, Vector.machineCheck: return false
     default: return true
     }
   }
@@ -81,14 +81,14 @@ extension Processor {
     defer { state.waitsForPages = false }
     var event = first
     while true {
-      if event.kind == .exception && event.vector == 14 { page[\.cr2] = event.address }
+      if event.kind == .exception && event.vector == Vector.pageFault { page[\.cr2] = event.address }
       do throws(Fault) {
         try deliverOnce(event)
         return .delivered
       } catch {
         guard let next = Processor.escalate(event, error) else { return .shutdown }
         // A page fault that became part of a double fault has loaded CR2 all the same.
-        if error.vector == 14 { page[\.cr2] = error.address }
+        if error.vector == Vector.pageFault { page[\.cr2] = error.address }
         event = next
         event.returnAddress = page[\.rip]
       }
@@ -99,8 +99,8 @@ extension Processor {
 
   private static func classify(_ vector: UInt8) -> Class {
     switch vector {
-    case 0, 10, 11, 12, 13: .contributory
-    case 14: .pageFault
+    case Vector.divideError, Vector.invalidTSS...Vector.generalProtection: .contributory
+    case Vector.pageFault: .pageFault
     default: .benign
     }
   }
@@ -110,8 +110,8 @@ extension Processor {
     let again = Event(
       vector: fault.vector, kind: .exception, errorCode: fault.errorCode, address: fault.address, returnAddress: 0)
     guard event.kind == .exception else { return again }
-    if event.vector == 8 { return nil }
-    let double = Event(vector: 8, kind: .exception, errorCode: 0, returnAddress: 0)
+    if event.vector == Vector.doubleFault { return nil }
+    let double = Event(vector: Vector.doubleFault, kind: .exception, errorCode: 0, returnAddress: 0)
     switch (classify(event.vector), classify(fault.vector)) {
     case (.contributory, .contributory), (.pageFault, .contributory), (.pageFault, .pageFault): return double
     default: return again
@@ -130,12 +130,14 @@ extension Processor {
       }
     } catch {
       var fault = error
-      if (10...13).contains(fault.vector), let code = fault.errorCode { fault.errorCode = code | event.external }
+      if (Vector.invalidTSS...Vector.generalProtection).contains(fault.vector), let code = fault.errorCode {
+        fault.errorCode = code | event.external
+      }
       throw fault
     }
     if event.kind == .nmi { state.nmiBlocked = true }
     // GD is cleared so that the handler may use the debug registers (SDM volume 3, 17.2.4).
-    if event.vector == 1 && event.kind != .software && page[\.dr.7] & DR7.generalDetect != 0 {
+    if event.vector == Vector.debug && event.kind != .software && page[\.dr.7] & DR7.generalDetect != 0 {
       page[\.dr.7] = page[\.dr.7] & ~DR7.generalDetect
     }
     state.interruptShadow = .none
@@ -168,6 +170,6 @@ extension Processor {
 
   /// INT1 (ICEBP): a #DB trap that no DPL check stops.
   func debugInterrupt(_ instruction: Instruction) throws(Fault) {
-    try deliverOnce(Event(vector: 1, kind: .int1, returnAddress: next(instruction)))
+    try deliverOnce(Event(vector: Vector.debug, kind: .int1, returnAddress: next(instruction)))
   }
 }

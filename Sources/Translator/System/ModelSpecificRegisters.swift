@@ -6,20 +6,7 @@ import CHost
 import Engine
 import X86
 
-enum ModelSpecificRegister {
-  static let tsc: UInt32 = 0x10, platformID: UInt32 = 0x17, featureControl: UInt32 = 0x3A, tscAdjust: UInt32 = 0x3B
-  static let microcodeRevision: UInt32 = 0x8B, platformInfo: UInt32 = 0xCE, mtrrCapability: UInt32 = 0xFE
-  static let miscFeatures: UInt32 = 0x140
-  static let sysenterCS: UInt32 = 0x174, sysenterESP: UInt32 = 0x175, sysenterEIP: UInt32 = 0x176
-  static let machineCheckCapability: UInt32 = 0x179, machineCheckStatus: UInt32 = 0x17A
-  static let miscEnable: UInt32 = 0x1A0, powerControl: UInt32 = 0x1FC
-  static let debugControl: UInt32 = 0x1D9
-  static let pat: UInt32 = 0x277
-  static let efer: UInt32 = 0xC000_0080, star: UInt32 = 0xC000_0081, lstar: UInt32 = 0xC000_0082
-  static let cstar: UInt32 = 0xC000_0083, sfmask: UInt32 = 0xC000_0084
-  static let fsBase: UInt32 = 0xC000_0100, gsBase: UInt32 = 0xC000_0101, kernelGSBase: UInt32 = 0xC000_0102
-  static let tscAux: UInt32 = 0xC000_0103
-
+extension ModelSpecificRegister {
   /// Fast strings on; no branch trace storage, no PEBS (bits 11 and 12 say "unavailable").
   static let miscEnableReset: UInt64 = 1 << 0 | 1 << 11 | 1 << 12
   /// Fast strings, thermal control, performance monitoring, CPUID limit, xTPR, execute-disable are software's.

@@ -237,9 +237,3 @@ enum InterruptShadow: UInt8 {
     UInt64(bitPattern: Int64(bitPattern: address << 16) >> 16) == address
   }
 }
-
-/// Numbers of the general registers.
-enum GPR {
-  static let rax: UInt8 = 0, rcx: UInt8 = 1, rdx: UInt8 = 2, rbx: UInt8 = 3
-  static let rsp: UInt8 = 4, rbp: UInt8 = 5, rsi: UInt8 = 6, rdi: UInt8 = 7, r11: UInt8 = 11
-}

@@ -133,7 +133,7 @@ extension Processor {
       do throws(Fault) {
         page[Processor.segmentOrder[index]] = try checkedSegment(Processor.segmentOrder[index], selectors[index])
       } catch {
-        throw error.vector == 13 ? SelectorFault.invalidTSS(selectors[index]) : error
+        throw error.vector == Vector.generalProtection ? SelectorFault.invalidTSS(selectors[index]) : error
       }
     }
     page.updateMode()

@@ -27,7 +27,7 @@ extension TranslatedCPU {
     }
     set {
       let s = newValue
-      for number in 0..<min(16, s.registers.count) { self[register: number] = s.registers[number] }
+      for number in UInt8(0)..<16 { self[register: number] = s[register: number] }
       page[\.rip] = s.rip
       page.rflags = s.rflags
       set(.es, s.es)

@@ -57,9 +57,9 @@ extension TranslatedCPU {
     unsafe chost_set_attention(page.pointer)
   }
 
-  public subscript(register number: Int) -> UInt64 {
-    get { page[register: UInt8(truncatingIfNeeded: number)] }
-    set { page[register: UInt8(truncatingIfNeeded: number)] = newValue }
+  public subscript(register number: UInt8) -> UInt64 {
+    get { page[register: number] }
+    set { page[register: number] = newValue }
   }
 
   public var linearInstructionPointer: UInt64 { linearIP }

@@ -153,7 +153,7 @@ import X86
   private var traceLine: String {
     let names = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di", "8", "9", "10", "11", "12", "13", "14", "15"]
     var line = hex(linearIP) + " flags " + hex(page.rflags)
-    for number in 0..<16 { line += " \(names[number])=" + hex(self[register: number]) }
+    for number in 0..<16 { line += " \(names[number])=" + hex(self[register: UInt8(number)]) }
     return line
   }
 
@@ -181,7 +181,7 @@ import X86
     }
     if pendingNMI && !state.nmiBlocked && state.interruptShadow != .movSS {
       pendingNMI = false
-      if let exit = deliver(Event(vector: 2, kind: .nmi, returnAddress: page[\.rip])) { return exit }
+      if let exit = deliver(Event(vector: Vector.nmi, kind: .nmi, returnAddress: page[\.rip])) { return exit }
     }
     if let vector = pendingInterrupt, isInterruptible {
       pendingInterrupt = nil
@@ -204,7 +204,7 @@ import X86
 
   private func deliverDebug(_ status: UInt64) -> VCPUExit? {
     processor.recordDebug(status)
-    return deliver(Event(vector: 1, kind: .exception, returnAddress: page[\.rip]))
+    return deliver(Event(vector: Vector.debug, kind: .exception, returnAddress: page[\.rip]))
   }
 
   /// IF set and no shadow.

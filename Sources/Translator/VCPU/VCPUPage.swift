@@ -19,46 +19,35 @@ struct Fault: Error, Equatable {
   /// The linear address, for #PF.
   var address: UInt64 = 0
 
-  static let divideError = Fault(vector: 0)
-  static let debug = Fault(vector: 1)
-  static let breakpoint = Fault(vector: 3)
-  static let overflow = Fault(vector: 4)
-  static let boundRange = Fault(vector: 5)
-  static let invalidOpcode = Fault(vector: 6)
-  static let deviceNotAvailable = Fault(vector: 7)
-  static func doubleFault() -> Fault { Fault(vector: 8, errorCode: 0) }
-  static func invalidTSS(_ code: UInt32) -> Fault { Fault(vector: 10, errorCode: code) }
-  static func segmentNotPresent(_ code: UInt32) -> Fault { Fault(vector: 11, errorCode: code) }
-  static func stackFault(_ code: UInt32) -> Fault { Fault(vector: 12, errorCode: code) }
-  static func generalProtection(_ code: UInt32 = 0) -> Fault { Fault(vector: 13, errorCode: code) }
+  static let divideError = Fault(vector: Vector.divideError)
+  static let debug = Fault(vector: Vector.debug)
+  static let breakpoint = Fault(vector: Vector.breakpoint)
+  static let overflow = Fault(vector: Vector.overflow)
+  static let boundRange = Fault(vector: Vector.boundRange)
+  static let invalidOpcode = Fault(vector: Vector.invalidOpcode)
+  static let deviceNotAvailable = Fault(vector: Vector.deviceNotAvailable)
+  static func doubleFault() -> Fault { Fault(vector: Vector.doubleFault, errorCode: 0) }
+  static func invalidTSS(_ code: UInt32) -> Fault { Fault(vector: Vector.invalidTSS, errorCode: code) }
+  static func segmentNotPresent(_ code: UInt32) -> Fault { Fault(vector: Vector.segmentNotPresent, errorCode: code) }
+  static func stackFault(_ code: UInt32) -> Fault { Fault(vector: Vector.stackFault, errorCode: code) }
+  static func generalProtection(_ code: UInt32 = 0) -> Fault {
+    Fault(vector: Vector.generalProtection, errorCode: code)
+  }
   static func pageFault(_ address: UInt64, code: UInt32) -> Fault {
-    Fault(vector: 14, errorCode: code, address: address)
+    Fault(vector: Vector.pageFault, errorCode: code, address: address)
   }
   /// No exception: the page at guest-physical `physical` is still on its way.
   static func pageAbsent(_ physical: UInt64) -> Fault { Fault(vector: absence, address: physical) }
   static let absence: UInt8 = 255
-  static let floatingPoint = Fault(vector: 16)
-  static let alignmentCheck = Fault(vector: 17, errorCode: 0)
-  static let simdFloatingPoint = Fault(vector: 19)
+  static let floatingPoint = Fault(vector: Vector.floatingPoint)
+  static let alignmentCheck = Fault(vector: Vector.alignmentCheck, errorCode: 0)
+  static let simdFloatingPoint = Fault(vector: Vector.simdFloatingPoint)
 
   init(vector: UInt8, errorCode: UInt32? = nil, address: UInt64 = 0) {
     self.vector = vector
     self.errorCode = errorCode
     self.address = address
   }
-}
-
-/// RFLAGS bits.
-enum RFLAGS {
-  static let cf: UInt64 = 1 << 0, pf: UInt64 = 1 << 2, af: UInt64 = 1 << 4, zf: UInt64 = 1 << 6
-  static let sf: UInt64 = 1 << 7, tf: UInt64 = 1 << 8, `if`: UInt64 = 1 << 9, df: UInt64 = 1 << 10
-  static let of: UInt64 = 1 << 11, iopl: UInt64 = 3 << 12, nt: UInt64 = 1 << 14, rf: UInt64 = 1 << 16
-  static let vm: UInt64 = 1 << 17, ac: UInt64 = 1 << 18, vif: UInt64 = 1 << 19, vip: UInt64 = 1 << 20
-  static let id: UInt64 = 1 << 21
-  /// The six that live in host EFLAGS.
-  static let arithmetic = cf | pf | af | zf | sf | of
-  /// Everything that `VCPUPage.systemFlags` holds.
-  static let system = tf | `if` | df | iopl | nt | rf | vm | ac | vif | vip | id
 }
 
 /// The vCPU page.
