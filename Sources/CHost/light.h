@@ -85,7 +85,7 @@ INLINE void set_segment(chost_segment *segment, uint16_t selector, uint64_t desc
 INLINE bool is_loaded(chost_cpu *cpu, unsigned number, uint16_t selector) {
   const chost_segment *segment = &cpu->segments[number];
   if (segment->selector != selector) return false;
-  if (!(selector & 0xfffc)) return segment->attributes & 1 << 16;
+  if (!(selector & 0xfffc)) return segment->attributes & ATTRIBUTE_UNUSABLE;
   uint64_t found = descriptor(cpu, selector);
   return base_of(found) == segment->base && limit_of(found) == segment->limit && attributes_of(found) == segment->attributes;
 }
@@ -95,7 +95,7 @@ INLINE bool keeps_data_segments(const chost_cpu *cpu) {
   static const uint8_t numbers[] = {CHOST_ES, CHOST_DS, CHOST_FS, CHOST_GS};
   for (unsigned i = 0; i < 4; i++) {
     const chost_segment *segment = &cpu->segments[numbers[i]];
-    if (segment->attributes & 1 << 16) continue;
+    if (segment->attributes & ATTRIBUTE_UNUSABLE) continue;
     if ((segment->attributes >> 5 & 3) != 3) return false;
   }
   return true;

@@ -11,7 +11,6 @@ enum {
   ATTRIBUTE_DPL_SHIFT = 5,
   ATTRIBUTE_L = 1 << 13,
   ATTRIBUTE_DB = 1 << 14,
-  ATTRIBUTE_UNUSABLE = 1 << 16,
 };
 
 INLINE bool spans_everything(const chost_segment *segment) {
@@ -56,7 +55,7 @@ INLINE uint32_t when(bool condition, uint32_t bit) { return condition ? bit : 0;
 void chost_update_mode(chost_cpu *cpu) {
   const chost_segment *segments = cpu->segments;
   const uint64_t cr0 = cpu->cr0, cr4 = cpu->cr4;
-  const bool protected_mode = cr0 & 1;
+  const bool protected_mode = cr0 & CR0_PE;
   const bool vm86 = protected_mode && (cpu->system_flags & SYSTEM_VM);
   const bool ia32e = cpu->efer & EFER_LMA;
   const bool long_mode = ia32e && (segments[CHOST_CS].attributes & ATTRIBUTE_L);
@@ -81,18 +80,18 @@ void chost_update_mode(chost_cpu *cpu) {
   mode |= when(protected_mode, CHOST_MODE_PROTECTED);
   mode |= when(vm86, CHOST_MODE_VM86);
   mode |= when(ia32e, CHOST_MODE_LMA);
-  mode |= when(cr0 & 1 << 1, CHOST_MODE_MP);
-  mode |= when(cr0 & 1 << 2, CHOST_MODE_EM);
-  mode |= when(cr0 & 1 << 3, CHOST_MODE_TS);
-  mode |= when(cr4 & 1 << 2, CHOST_MODE_TSD);
-  mode |= when(cr4 & 1 << 9, CHOST_MODE_OSFXSR);
-  mode |= when(cr4 & 1 << 11, CHOST_MODE_UMIP);
-  mode |= when(cr4 & 1 << 16, CHOST_MODE_FSGSBASE);
-  const bool osxsave = cr4 & 1 << 18;
+  mode |= when(cr0 & CR0_MP, CHOST_MODE_MP);
+  mode |= when(cr0 & CR0_EM, CHOST_MODE_EM);
+  mode |= when(cr0 & CR0_TS, CHOST_MODE_TS);
+  mode |= when(cr4 & CR4_TSD, CHOST_MODE_TSD);
+  mode |= when(cr4 & CR4_OSFXSR, CHOST_MODE_OSFXSR);
+  mode |= when(cr4 & CR4_UMIP, CHOST_MODE_UMIP);
+  mode |= when(cr4 & CR4_FSGSBASE, CHOST_MODE_FSGSBASE);
+  const bool osxsave = cr4 & CR4_OSXSAVE;
   mode |= when(osxsave, CHOST_MODE_OSXSAVE);
-  mode |= when(osxsave && (cpu->xcr0 & 1 << 2), CHOST_MODE_AVX);
-  mode |= when((cr0 & 1 << 18) && (cpu->system_flags & SYSTEM_AC) && cpl == 3, CHOST_MODE_ALIGN);
-  mode |= when((cpu->system_flags & SYSTEM_TF) || (cpu->dr[7] & 0xFF), CHOST_MODE_STEP);
+  mode |= when(osxsave && (cpu->xcr0 & XCR0_AVX), CHOST_MODE_AVX);
+  mode |= when((cr0 & CR0_AM) && (cpu->system_flags & SYSTEM_AC) && cpl == 3, CHOST_MODE_ALIGN);
+  mode |= when((cpu->system_flags & SYSTEM_TF) || (cpu->dr[7] & DR7_ENABLED), CHOST_MODE_STEP);
   cpu->mode = mode;
   chost_match_jump_mode(cpu);
 }

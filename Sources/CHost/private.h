@@ -73,13 +73,12 @@ enum { PAGE_SIZE = 4096 };
 
 enum { SYSTEM_TF = 1 << 8, SYSTEM_DF = 1 << 10, SYSTEM_VM = 1 << 17, SYSTEM_AC = 1 << 18 };
 enum { EFER_LMA = 1 << 10, EFER_NXE = 1 << 11 };
-#define CR0_WP (1u << 16)
+enum { CR0_PE = 1 << 0, CR0_MP = 1 << 1, CR0_EM = 1 << 2, CR0_TS = 1 << 3, CR0_WP = 1 << 16, CR0_AM = 1 << 18 };
 #define CR0_PG (1u << 31)
-#define CR4_PSE (1u << 4)
-#define CR4_PAE (1u << 5)
-#define CR4_PGE (1u << 7)
-#define CR4_SMEP (1u << 20)
-#define CR4_SMAP (1u << 21)
+enum { CR4_TSD = 1 << 2, CR4_PSE = 1 << 4, CR4_PAE = 1 << 5, CR4_PGE = 1 << 7, CR4_OSFXSR = 1 << 9, CR4_UMIP = 1 << 11 };
+enum { CR4_FSGSBASE = 1 << 16, CR4_PCIDE = 1 << 17, CR4_OSXSAVE = 1 << 18, CR4_SMEP = 1 << 20, CR4_SMAP = 1 << 21 };
+enum { XCR0_AVX = 1 << 2, DR7_ENABLED = 0xFF };
+enum { ATTRIBUTE_UNUSABLE = 1 << 16 }; // of a segment
 
 INLINE uint8_t *chost_env(chost_cpu *cpu) { return (uint8_t *)cpu + CHOST_ENV; }
 

@@ -102,7 +102,7 @@ uint64_t chost_light_cr3(chost_cpu *cpu, uint32_t info) {
   if (!(cpu->mode & CHOST_MODE_LONG)) return chost_light32_cr3(cpu, info);
   uint64_t value = cpu->scratch[0];
   // Bit 63 under CR4.PCIDE allows entries to be kept: none need be, since none says which context it is of.
-  if (cpu->cr4 & 1 << 17) value &= ~(1ull << 63);
+  if (cpu->cr4 & CR4_PCIDE) value &= ~(1ull << 63);
   // With reserved bits set, or PAE paging, Swift decides.
   if ((cpu->mode & (CHOST_MODE_LONG | CHOST_MODE_CPL)) != CHOST_MODE_LONG || (value & ~cpu->physical_mask) || cpu->no_light)
     return CHOST_LIGHT_DECLINED;

@@ -45,8 +45,8 @@ public struct PlatformConfiguration: Sendable {
   public var hasExtendedDestinations = false
   /// Whether the devices of the test machine are there, the debug exit among them.
   public var hasTestDevices = false
-  /// Takes serial output.
-  public var serialOutput: @Sendable ([UInt8]) -> Void
+  /// Takes serial output, a byte at a time.
+  public var serialOutput: @Sendable (UInt8) -> Void
   /// The serial port can take input again.
   public var serialHasRoom: @Sendable () -> Void = {}
   public var power: @Sendable (PowerEvent) -> Void
@@ -65,7 +65,7 @@ public struct PlatformConfiguration: Sendable {
 
   public init(
     cpuCount: Int, memoryBelow4G: UInt64, memoryAbove4G: UInt64, clocks: [Clock],
-    wallTime: @escaping @Sendable () -> WallTime, serialOutput: @escaping @Sendable ([UInt8]) -> Void,
+    wallTime: @escaping @Sendable () -> WallTime, serialOutput: @escaping @Sendable (UInt8) -> Void,
     power: @escaping @Sendable (PowerEvent) -> Void, wake: @escaping @Sendable (UInt32) -> Void
   ) {
     precondition(clocks.count == cpuCount, "one clock per vCPU")
@@ -106,12 +106,11 @@ public final class Platform: Sendable {
     ioapic = IOAPIC(controller: interrupts, extendedDestinations: configuration.hasExtendedDestinations)
     pit = PIT(clock: clock, line: .isa(0, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
     serial = UART(
-      clock: clock, line: .isa(4, pic: pic, ioapic: ioapic), send: configuration.serialOutput,
-      hasRoom: configuration.serialHasRoom, rearm: configuration.rearm)
+      line: .isa(4, pic: pic, ioapic: ioapic), send: configuration.serialOutput, hasRoom: configuration.serialHasRoom)
     rtc = RTC(
       memoryBelow4G: configuration.memoryBelow4G, memoryAbove4G: configuration.memoryAbove4G, clock: clock,
       wallTime: configuration.wallTime, line: .isa(8, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
-    deadlineSources = [pit, serial, rtc]
+    deadlineSources = [pit, rtc]
 
     let gate = A20Gate(changed: configuration.a20)
     let keyboard = KeyboardController(a20: gate, report: power)

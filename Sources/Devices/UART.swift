@@ -7,10 +7,9 @@ import Synchronization
 /// A 16550A (National PC16550D). Its transmitter is infinitely fast; its receiver never overruns, because the host
 /// offers no more than there is room for.
 ///
-/// Registers are accessed by vCPU threads, `receive` is called by the thread that reads the host's input, `flush`
-/// and `expire` by any thread. Output is handed over in batches: at a newline, when 256 bytes wait, or 1 ms after
-/// the first byte, whichever is first.
-public final class UART: Device, DeadlineSource {
+/// Registers are accessed by vCPU threads, `receive` is called by the thread that reads the host's input. Output is handed
+/// over byte by byte, on the thread of the vCPU that wrote it: whoever reads it batches, and may make the guest wait.
+public final class UART: Device {
   private enum ReadRegister: UInt64 {
     case receiveBuffer = 0, interruptEnable, interruptIdentification, lineControl, modemControl, lineStatus
     case modemStatus, scratch
@@ -43,8 +42,6 @@ public final class UART: Device, DeadlineSource {
   private static let connected: UInt8 = 0xB0
   /// Bytes of host input that may wait for the guest.
   public static let receiveLimit = 1024
-  private static let batchLimit = 256
-  private static let batchDelay: UInt64 = 1_000_000
 
   private struct State {
     var received: [UInt8] = []
@@ -98,34 +95,23 @@ public final class UART: Device, DeadlineSource {
     }
   }
 
-  private struct Output {
-    var batch: [UInt8] = []
-    var deadline: UInt64?
-  }
-
   private let state = Mutex(State())
-  private let output = Mutex(Output())
-  private let clock: Clock
+  /// Keeps the bytes of several vCPUs in one order.
+  private let wire = Mutex<Void>(())
   private let line: InterruptLine
-  private let send: @Sendable ([UInt8]) -> Void
+  private let send: @Sendable (UInt8) -> Void
   private let hasRoom: @Sendable () -> Void
-  private let rearm: @Sendable () -> Void
 
   /// - Parameters:
   ///   - line: IRQ 4 for COM1; a level.
-  ///   - send: Takes a batch of output, 1...256 bytes, in order; never called twice at a time. If it blocks, so
-  ///     does the guest.
+  ///   - send: Takes a byte of output; never called twice at a time. If it blocks, so does the guest.
   ///   - hasRoom: Called when the guest has made room after `receiveCapacity` was 0, or begins to listen.
-  ///   - rearm: Called when a batch begins to wait.
   public init(
-    clock: Clock, line: InterruptLine, send: @escaping @Sendable ([UInt8]) -> Void,
-    hasRoom: @escaping @Sendable () -> Void = {}, rearm: @escaping @Sendable () -> Void = {}
+    line: InterruptLine, send: @escaping @Sendable (UInt8) -> Void, hasRoom: @escaping @Sendable () -> Void = {}
   ) {
-    self.clock = clock
     self.line = line
     self.send = send
     self.hasRoom = hasRoom
-    self.rearm = rearm
   }
 
   // MARK: The host's side
@@ -148,37 +134,7 @@ public final class UART: Device, DeadlineSource {
     }
   }
 
-  /// Hands over what waits, at once: before the process ends, or when the guest halts.
-  public func flush() { output.withLock { hand(over: &$0) } }
-
-  public var nextDeadline: UInt64? { output.withLock { $0.deadline } }
-
-  public func expire(now: UInt64) {
-    output.withLock { output in
-      if let deadline = output.deadline, deadline <= now { hand(over: &output) }
-    }
-  }
-
-  private func hand(over output: inout Output) {
-    output.deadline = nil
-    guard !output.batch.isEmpty else { return }
-    send(output.batch)
-    output.batch.removeAll(keepingCapacity: true)
-  }
-
-  private func transmit(_ byte: UInt8) {
-    let begins = output.withLock { output in
-      output.batch.append(byte)
-      guard byte != UInt8(ascii: "\n"), output.batch.count < Self.batchLimit else {
-        hand(over: &output)
-        return false
-      }
-      guard output.deadline == nil else { return false }
-      output.deadline = clock.nanoseconds() &+ Self.batchDelay
-      return true
-    }
-    if begins { rearm() }
-  }
+  private func transmit(_ byte: UInt8) { wire.withLock { _ in send(byte) } }
 
   private func drive(_ state: inout State) {
     let isAsserting = state.interrupt != .none
@@ -294,7 +250,6 @@ public final class UART: Device, DeadlineSource {
 }
 
 extension UART: SavedState {
-  /// What the guest has sent must have been handed over before (`flush`).
   public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     try state.withLock { state throws(SavedStateError) in
       try archive.transfer(&state.received, "input", limit: UART.receiveLimit)

@@ -38,7 +38,6 @@ import Testing
       default: fixture.outb(ports.randomElement(using: &random)!, UInt8(truncatingIfNeeded: value))
       }
     }
-    fixture.platform.serial.flush()
   }
 
   private static func fixture() -> Fixture {

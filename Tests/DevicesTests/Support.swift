@@ -33,7 +33,7 @@ struct Fixture {
   let wall = WallSeconds()
   let power = Log<PowerEvent>()
   let wakes = Log<UInt32>()
-  let output = Log<[UInt8]>()
+  let output = Log<UInt8>()
   let room = Log<Bool>()
   let unclaimed = Log<UInt64>()
   let a20 = Log<Bool>()

@@ -25,7 +25,7 @@ final class Machine: Sendable {
   /// By vCPU.
   let doorbells: [Doorbell]
   let scheduler: Scheduler
-  let power: PowerSwitch
+  let offSwitch: OffSwitch
   let logger: Logger?
   let model: CPUModel
   /// What takes pages of RAM away, if anything does.
@@ -45,7 +45,7 @@ final class Machine: Sendable {
     (engine, cpus, slowMemory) = (parts.engine, parts.cpus, parts.slowMemory)
     let bells = Doorbells()
     logger = configuration.logger
-    power = PowerSwitch()
+    offSwitch = OffSwitch()
     timers = Timers()
     let timers = timers
     doorbells = cpus.enumerated().map { number, cpu in
@@ -56,14 +56,15 @@ final class Machine: Sendable {
       timers.rearm(Source.scheduler)
     }
     bells.connect(scheduler)
-    console = SerialConsole(output: configuration.consoleOutput, input: input)
+    let offSwitch = offSwitch
+    console = SerialConsole(output: configuration.consoleOutput, input: input) { offSwitch.press(.panicked) }
 
     let clocks = cpus.map { [counter] in Machine.clock($0, counter) }
-    let (doorbells, console, power, logger) = (doorbells, console, power, logger)
+    let (doorbells, console, logger) = (doorbells, console, logger)
     var devices = PlatformConfiguration(
       cpuCount: configuration.cpuCount, memoryBelow4G: memory.lowEnd,
       memoryAbove4G: memory.highEnd - GuestMemory.highStart, clocks: clocks, wallTime: Machine.wallTime,
-      serialOutput: { console.write($0) }, power: { power.press($0) }, wake: { doorbells[Int($0)].ring() })
+      serialOutput: { console.write($0) }, power: { offSwitch.press(.power($0)) }, wake: { doorbells[Int($0)].ring() })
     devices.hasDebugExit = configuration.debugExit
     devices.hasExtendedDestinations = configuration.offered.contains(.extendedDestinationID)
     devices.hasTestDevices = configuration.machine == .testdev
@@ -83,7 +84,6 @@ final class Machine: Sendable {
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
     platform = Platform(devices)
-    // The serial port is no source: the vCPU's thread hands its output over after every byte.
     let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
     console.connect(platform.serial)
     if parts.isParked { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
@@ -145,9 +145,6 @@ final class Machine: Sendable {
 
   // MARK: Facts
 
-  /// COM1.
-  static let serialPorts = PlatformAddress.serial..<PlatformAddress.serial + 8
-
   static func portName(_ port: UInt64) -> String { "port 0x" + String(port, radix: 16) }
   static func addressName(_ address: UInt64) -> String { "address 0x" + String(address, radix: 16) }
   static func registerName(_ index: UInt32) -> String { "MSR 0x" + String(index, radix: 16) }
@@ -190,11 +187,11 @@ private final class Doorbells: Sendable {
   func connect(_ scheduler: Scheduler) { target.withLock { $0.scheduler = scheduler } }
 }
 
-/// What the guest did to the machine's power, and the first of it counts.
-final class PowerSwitch: Sendable {
-  private let pressed = Mutex<PowerEvent?>(nil)
+/// What the guest did that ends the run, said by the device where it did it; the first of it counts.
+final class OffSwitch: Sendable {
+  private let pressed = Mutex<RunLoop.Outcome?>(nil)
 
-  var event: PowerEvent? { pressed.withLock { $0 } }
+  var outcome: RunLoop.Outcome? { pressed.withLock { $0 } }
 
-  func press(_ event: PowerEvent) { pressed.withLock { if $0 == nil { $0 = event } } }
+  func press(_ outcome: RunLoop.Outcome) { pressed.withLock { if $0 == nil { $0 = outcome } } }
 }

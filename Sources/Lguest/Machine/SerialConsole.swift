@@ -13,10 +13,13 @@ final class SerialConsole: Sendable {
   private let port = Mutex(Port())
   private let output: (@Sendable (UInt8) -> Void)?
   private let input: ConsoleInput
+  private let panicked: @Sendable () -> Void
 
-  init(output: (@Sendable (UInt8) -> Void)?, input: ConsoleInput) {
+  /// - Parameter panicked: Called when the guest's kernel has panicked and said so to the end.
+  init(output: (@Sendable (UInt8) -> Void)?, input: ConsoleInput, panicked: @escaping @Sendable () -> Void) {
     self.output = output
     self.input = input
+    self.panicked = panicked
   }
 
   /// Names the port that input goes to, and lets it flow.
@@ -46,14 +49,15 @@ final class SerialConsole: Sendable {
   }
 
   /// Takes what the guest wrote.
-  func write(_ bytes: [UInt8]) {
-    recent.withLock { recent in for byte in bytes { recent.append(byte) } }
-    guard let output else { return }
-    for byte in bytes { output(byte) }
+  func write(_ byte: UInt8) {
+    let sawPanicEnd = recent.withLock { recent in
+      recent.append(byte)
+      return recent.sawPanicEnd
+    }
+    output?(byte)
+    if sawPanicEnd { panicked() }
   }
 
   /// The last lines and the phrases seen.
   var tail: ConsoleTail { recent.withLock { $0 } }
-  /// The guest's kernel has panicked and said so to the end.
-  var panicIsOver: Bool { recent.withLock { $0.sawPanicEnd } }
 }

@@ -120,7 +120,6 @@ final class RunningMachine: Sendable {
     guard loops.allSatisfy({ $0.mayMigrate }) else {
       throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
     }
-    machine.platform.serial.flush()
     do throws(ConfigurationError) {
       let sections = try machine.standStill { () throws(ConfigurationError) in
         var sections = SavedSections(saving: FilePath(file.description))

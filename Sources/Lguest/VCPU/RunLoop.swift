@@ -193,7 +193,8 @@ final class RunLoop: @unchecked Sendable {
     case .portRead(let port, let size):
       engine.completeRead(machine.platform.ports.read(UInt64(port), size: size))
     case .portWrite(let port, let size, let value):
-      return write(port: UInt64(port), size, UInt64(value))
+      machine.platform.ports.write(UInt64(port), size: size, value: UInt64(value))
+      return machine.offSwitch.outcome
     case .mmioRead(let address, let size):
       engine.completeRead(read(address, size))
     case .mmioWrite(let address, let size, let value):
@@ -239,16 +240,6 @@ final class RunLoop: @unchecked Sendable {
       }
     }
     lastHypercall = record.number
-  }
-
-  private func write(port: UInt64, _ size: UInt8, _ value: UInt64) -> Outcome? {
-    machine.platform.ports.write(port, size: size, value: value)
-    if Machine.serialPorts.contains(port) {
-      // At once and on this thread: whoever reads the console batches for himself, and may make the guest wait.
-      machine.platform.serial.flush()
-      if machine.console.panicIsOver { return .panicked }
-    }
-    return machine.power.event.map(Outcome.power)
   }
 
   // MARK: What changes without an exit of its own

@@ -109,7 +109,6 @@ enum PortsAndMemory {
         for apic in fixture.platform.interrupts.localAPICs { apic.expire(now: fixture.time.nanoseconds) }
       }
     } while !input.isOver
-    fixture.platform.serial.flush()
     try checkSaving(fixture) { Fixture(cpuCount: 2, hasTestDevices: true) }
   }
 
