@@ -48,6 +48,8 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
 
   /// The whole architectural state.
   var state: CPUState { get set }
+  /// All general registers at once.
+  var generalRegisters: GeneralRegisters { get }
   /// A general register by number (`GPR`), 0...15.
   subscript(register number: UInt8) -> UInt64 { get set }
   /// RIP as a linear address.

@@ -128,10 +128,11 @@ public struct KVMHypercalls<Memory: GuestPhysicalWriter, Machine: HypercallMachi
     // August 2007 looked at EFER.LMA alone and at no privilege level, and knew no call.
     let isLong = interface == .modern ? cpu.isIn64BitMode : cpu.isLongModeActive
     let mask: UInt64 = isLong ? .max : 0xFFFF_FFFF
-    let number = cpu[register: GPR.rax] & mask
+    let registers = cpu.generalRegisters
+    let number = registers[GPR.rax] & mask
     let arguments = HypercallArguments(
-      cpu[register: GPR.rbx] & mask, cpu[register: GPR.rcx] & mask, cpu[register: GPR.rdx] & mask,
-      cpu[register: GPR.rsi] & mask, isLong: isLong)
+      registers[GPR.rbx] & mask, registers[GPR.rcx] & mask, registers[GPR.rdx] & mask, registers[GPR.rsi] & mask,
+      isLong: isLong)
     let result =
       mask
       & (interface == .modern

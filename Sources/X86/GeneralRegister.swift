@@ -29,6 +29,20 @@ public enum GPR {
   @inlinable public static var r11: UInt8 { 11 }
 }
 
+/// The values of the general registers.
+public struct GeneralRegisters: Sendable {
+  @usableFromInline var values = InlineArray<16, UInt64>(repeating: 0)
+
+  /// All 0.
+  @inlinable public init() {}
+
+  /// A register by number, which is taken modulo 16.
+  @inlinable public subscript(number: UInt8) -> UInt64 {
+    get { values[Int(number & 15)] }
+    set { values[Int(number & 15)] = newValue }
+  }
+}
+
 extension CPUState {
   /// A general register by number, which is taken modulo 16.
   public subscript(register number: UInt8) -> UInt64 {

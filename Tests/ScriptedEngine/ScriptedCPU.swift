@@ -73,6 +73,12 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public func write(register index: UInt32, _ value: UInt64) -> Bool { false }
   public var signature: UInt32 { 0x106CA }
 
+  public var generalRegisters: GeneralRegisters {
+    var all = GeneralRegisters()
+    for (number, value) in registers.enumerated() { all[UInt8(number)] = value }
+    return all
+  }
+
   public subscript(register number: UInt8) -> UInt64 {
     get { registers[Int(number & 15)] }
     set { registers[Int(number & 15)] = newValue }

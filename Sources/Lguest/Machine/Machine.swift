@@ -190,8 +190,13 @@ private final class Doorbells: Sendable {
 /// What the guest did that ends the run, said by the device where it did it; the first of it counts.
 final class OffSwitch: Sendable {
   private let pressed = Mutex<RunLoop.Outcome?>(nil)
+  private let isPressed = Atomic<Bool>(false)
 
-  var outcome: RunLoop.Outcome? { pressed.withLock { $0 } }
+  /// Why the run should end, once there is a reason.
+  var outcome: RunLoop.Outcome? { isPressed.load(ordering: .acquiring) ? pressed.withLock { $0 } : nil }
 
-  func press(_ outcome: RunLoop.Outcome) { pressed.withLock { if $0 == nil { $0 = outcome } } }
+  func press(_ outcome: RunLoop.Outcome) {
+    pressed.withLock { if $0 == nil { $0 = outcome } }
+    isPressed.store(true, ordering: .releasing)
+  }
 }

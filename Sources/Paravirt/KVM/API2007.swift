@@ -111,10 +111,11 @@ public struct KVMCall2007: Sendable, Equatable {
   /// else in EBX and in EAX, ECX, EDX, ESI, EDI and EBP.
   public init(_ cpu: some CPUEngine) {
     isLong = cpu.isLongModeActive
-    number = isLong ? cpu[register: GPR.rax] : cpu[register: GPR.rbx] & 0xFFFF_FFFF
+    let registers = cpu.generalRegisters
+    number = isLong ? registers[GPR.rax] : registers[GPR.rbx] & 0xFFFF_FFFF
     arguments =
       isLong
-      ? [GPR.rdi, GPR.rsi, GPR.rdx, GPR.rcx, GPR.r8, GPR.r9].map { cpu[register: $0] }
-      : [GPR.rax, GPR.rcx, GPR.rdx, GPR.rsi, GPR.rdi, GPR.rbp].map { cpu[register: $0] & 0xFFFF_FFFF }
+      ? [GPR.rdi, GPR.rsi, GPR.rdx, GPR.rcx, GPR.r8, GPR.r9].map { registers[$0] }
+      : [GPR.rax, GPR.rcx, GPR.rdx, GPR.rsi, GPR.rdi, GPR.rbp].map { registers[$0] & 0xFFFF_FFFF }
   }
 }

@@ -57,6 +57,12 @@ extension TranslatedCPU {
     unsafe chost_set_attention(page.pointer)
   }
 
+  public var generalRegisters: GeneralRegisters {
+    var registers = GeneralRegisters()
+    for number in UInt8(0)..<16 { registers[number] = page[register: number] }
+    return registers
+  }
+
   public subscript(register number: UInt8) -> UInt64 {
     get { page[register: number] }
     set { page[register: number] = newValue }

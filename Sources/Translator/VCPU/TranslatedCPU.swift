@@ -37,12 +37,8 @@ import X86
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
   let activity = Activity()
 
-  public var isSingleStepping = false
-  public var breakpoints: Set<UInt64> = []
-  /// Single stepping: an instruction has begun, and nobody has heard of its end.
-  private var hasBegunStep = false
-  /// The breakpoint at RIP has been told of: the instruction may run.
-  private var passesBreakpoint = false
+  /// What a debugger asks for; nil costs one comparison an exit.
+  var debugger: DebuggerRequest?
 
   /// When `sample` last looked, in TSC ticks.
   var lastSample: UInt64 = 0
@@ -107,16 +103,15 @@ import X86
   func askToLeave() { unsafe chost_set_attention(page.pointer) }
 
   private func runBusy() -> VCPUExit {
+    // Once: it does not change while the guest runs.
+    let debugger = debugger
     while true {
       if let exit = deliveryExit {
         deliveryExit = nil
         return exit
       }
       if let exit = pendingDeviceWrite() { return exit }
-      if hasBegunStep && isAtBoundary {
-        hasBegunStep = false
-        return .stepped
-      }
+      if let debugger, isAtBoundary, debugger.endStep() { return .stepped }
       if isRestarting {
         isRestarting = false
         if let event = undelivered {
@@ -132,14 +127,14 @@ import X86
         continue
       }
       if let exit = boundary() { return exit }
+      if let debugger, !processor.state.isRepeating, debugger.stops(at: linearIP) { return .breakpoint }
       if let trace = translation.options.trace { trace(traceLine) }
       let shadow = processor.state.interruptShadow
       let repeated = processor.state.isRepeating ? (page[\.rip], page[register: GPR.rcx]) : nil
       processor.state.isRepeating = false
-      let step = shadow != .none || translation.options.trace != nil || isSingleStepping || !breakpoints.isEmpty
-      hasBegunStep = isSingleStepping
+      debugger?.beginStep()
+      let step = shadow != .none || translation.options.trace != nil || debugger != nil
       guard let entry = findEntry(step: step) else { continue }
-      passesBreakpoint = false
       enter(entry)
       // The shadow covers the one instruction that has just run; STI and MOV SS, executed by Swift, start a new one.
       processor.state.interruptShadow = .none
@@ -194,10 +189,6 @@ import X86
       // Lower in priority than everything above, and a fault: RIP is the instruction's.
       let hits = processor.instructionBreakpoint(at: linearIP)
       if hits != 0, let exit = deliverDebug(hits) { return exit }
-    }
-    if !breakpoints.isEmpty && !passesBreakpoint && !state.isRepeating && breakpoints.contains(linearIP) {
-      passesBreakpoint = true
-      return .breakpoint
     }
     return nil
   }
@@ -271,7 +262,7 @@ import X86
     case Int(CHOST_EXIT_STEP): stepped()
     case Int(CHOST_EXIT_ATTENTION):
       // Before its first instruction.
-      hasBegunStep = false
+      debugger?.forgetStep()
       sample()
     case Int(CHOST_EXIT_REPEAT):
       processor.state.isRepeating = true
