@@ -244,8 +244,9 @@ import X86
       return true
     }
     guard let target = c.target else { return false }
-    guard generator.isWritable(target, 8) else { return !generator.isReadable(target, 8) }
     let before = c.row.byte == 0x8E ? 0 : UInt64(i.operandSize) * 8
+    // What cannot be written here holds any selector, and must not be read.
+    guard generator.isWritable(target, 8) else { return !generator.isReadable(target, Int(before / 8) + 2) }
     let offset = before == 0 ? 0 : generator.random.next() & (1 << before - 1)
     generator.store(selector << before | offset, at: target)
     return true
