@@ -112,7 +112,7 @@ let package = Package(
     .target(name: "GuestCode", path: "Tests/GuestCode"),
     tests("TranslatorTests", ["Translator", "Saving", "Engine", "X86", "GuestMemory", "Host", "CHost", "GuestCode"]),
     tests("X86ModelTests", ["X86"]),
-    tests("ParavirtTests", ["Paravirt", "Saving", "X86", "ScriptedEngine"]),
+    tests("ParavirtTests", ["Paravirt", "Saving", "Engine", "X86", "ScriptedEngine"]),
     tests("CHostTests", ["CHost"]),
     tests("X86Tests", ["X86"]),
     tests("DevicesTests", ["Devices", "Saving"]),

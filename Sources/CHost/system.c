@@ -171,7 +171,7 @@ static uint64_t deliver(chost_cpu *cpu, unsigned vector, uint32_t error, uint64_
   uint32_t cleared = FLAG_NT | FLAG_RF | (type == 0x8e ? FLAG_IF : 0);
   cpu->system_flags &= ~cleared;
   set_segment(&cpu->segments[CHOST_CS], selector, code);
-  if (privilege) cpu->segments[CHOST_SS] = (chost_segment){.attributes = 1 << 16};
+  if (privilege) cpu->segments[CHOST_SS] = (chost_segment){.attributes = ATTRIBUTE_UNUSABLE};
   chost_update_mode(cpu);
   return go_to(cpu, target);
 }

@@ -9,7 +9,6 @@ enum {
   CODE_MASK = 0x60fd, CODE0 = 0x4099, CODE3 = 0x40f9,
   // P, level 0 or 3, S, writable data that grows up, accessed, B.
   STACK_MASK = 0x40ff, STACK0 = 0x4093, STACK3 = 0x40f3,
-  UNUSABLE = 1 << 16,
 };
 
 // Flat 32-bit protected mode, without single-stepping and breakpoints.
@@ -178,7 +177,7 @@ uint64_t chost_light_segment(chost_cpu *cpu, uint32_t info) {
   unsigned number = cpu->scratch[0] >> 16 & 7, privilege = cpu->mode & CHOST_MODE_CPL, rpl = selector & 3;
   if (!plain(cpu)) return CHOST_LIGHT_DECLINED;
   if (!(selector & 0xfffc)) {
-    cpu->segments[number] = (chost_segment){.attributes = UNUSABLE, .selector = selector};
+    cpu->segments[number] = (chost_segment){.attributes = ATTRIBUTE_UNUSABLE, .selector = selector};
   } else {
     uint64_t found = descriptor(cpu, selector);
     uint32_t attributes = attributes_of(found), level = attributes >> 5 & 3;

@@ -6,8 +6,8 @@
 public import Saving
 public import X86
 
-/// Executes one vCPU. Everything is called by one thread at a time and never during `run()`, but for `kick()` and
-/// `setA20(isOpen:)`, which any thread may call at any time.
+/// Executes one vCPU. Everything is called by one thread at a time and never during `run()`, but for `kick()`,
+/// `setA20(isOpen:)` and `timestampCounter`, which any thread may use at any time.
 ///
 /// `transfer` saves or restores the whole vCPU; only at a boundary.
 public protocol CPUEngine: AnyObject, Sendable, SavedState {
@@ -28,7 +28,8 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   func completeRead(_ value: UInt64)
   /// Accepts an `msrWrite`.
   func completeWrite()
-  /// Raises an exception at RIP, at once; what the last exit owed is forgotten.
+  /// Raises an exception at RIP, at once. What the last exit owed is forgotten, and with it an instruction that is half
+  /// done.
   func raise(_ exception: Exception)
   /// Moves RIP past an instruction of `byteCount` bytes (1...15), whose effect is complete.
   func skip(byteCount: Int)
@@ -93,10 +94,12 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
 
   /// The bytes of RAM from a linear address on, `count` (0...4096) or as many as can be read.
   func read(linear address: UInt64, count: Int, as access: LinearAccess) -> [UInt8]
+  /// What a store of `count` bytes (0...4096) to RAM from a linear address on would raise; nil if it may be made.
+  func storeFault(linear address: UInt64, count: Int, as access: LinearAccess) -> Exception?
   /// Stores at most 4096 bytes to RAM from a linear address on, all or none of them, the first first. Code made from them
   /// is forgotten.
   ///
-  /// - Returns: What the store would have raised; nil if it was made.
+  /// - Returns: `storeFault`; nil if the store was made.
   func write(linear address: UInt64, _ bytes: [UInt8], as access: LinearAccess) -> Exception?
   /// Forgets how the address of the instruction at RIP was translated: it is fetched anew.
   func refetchCode()

@@ -29,6 +29,7 @@ public struct BlockCount: Sendable {
   /// Instructions executed in it, give or take what faults cut short.
   public var weight: UInt64 { instructions &* executions }
 
+  /// A block's numbers, as they stand above.
   public init(physical: UInt64, mode: UInt32, instructions: UInt64, executions: UInt64) {
     self.physical = physical
     self.mode = mode
@@ -58,5 +59,6 @@ public struct EngineCounters: Sendable {
   /// Full exits by reason: name and count.
   public var exits: [(name: String, count: UInt64)] = []
 
+  /// All 0.
   public init() {}
 }

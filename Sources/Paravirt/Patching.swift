@@ -46,9 +46,14 @@ public struct HypercallPatching: Sendable {
       // KVM's emulator: VMMCALL needs protected mode, VMCALL is privileged.
       if opcode == .vmmcall && !cpu.isProtected { return refuse(cpu, .invalidOpcode) }
       if opcode == .vmcall && cpu.currentPrivilegeLevel > 0 { return refuse(cpu, .generalProtection()) }
-      // In the guest's name: where it may not write the fault is its own. Only the last byte differs, so that no other
-      // vCPU ever sees half an instruction.
-      if let fault = cpu.write(linear: place, native.bytes, as: .data) { return refuse(cpu, fault) }
+      // In the guest's name: where it may not write the fault is its own. Only the last byte differs, and only that is
+      // stored: no other vCPU sees half an instruction, or loses a breakpoint that it puts there.
+      let last = UInt64(HypercallOpcode.byteCount - 1)
+      if let fault = cpu.storeFault(linear: place, count: HypercallOpcode.byteCount, as: .data)
+        ?? cpu.write(linear: place &+ last, [native.rawValue], as: .data)
+      {
+        return refuse(cpu, fault)
+      }
       cpu.refetchCode()
       return .patched
     case .native, .fault: return refuse(cpu, .invalidOpcode)

@@ -201,7 +201,7 @@ public struct CPUIDTable: Sendable, Equatable {
     var answer = stored(leaf, subleaf: subleaf)
     switch leaf {
     case 1:
-      if cr4 >> 18 & 1 != 0 { answer.ecx |= 1 << 27 }
+      if cr4 & CR4.osxsave != 0 { answer.ecx |= 1 << 27 }
       if !apicEnabled { answer.edx &= ~(1 << 9) }
     case 0xB where subleaf > 1:
       // Levels that do not exist still echo the level and the APIC id.

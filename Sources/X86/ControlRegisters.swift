@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bits of the control registers and of EFER (SDM volume 3, 2.2.1 and 2.5). Everywhere else they have these names. They are
-// computed so that other modules see their values, not a variable.
+// Bits of the control registers and of EFER (SDM volume 3, 2.2.1 and 2.5). They are computed so that other modules see
+// their values, not a variable.
 
 /// CR0.
 public enum CR0 {

@@ -50,6 +50,7 @@ public struct Exception: Sendable, Hashable {
   /// What CR2 holds, for a page fault.
   public var address: UInt64
 
+  /// An exception; `address` means something for a page fault alone.
   public init(vector: UInt8, errorCode: UInt32? = nil, address: UInt64 = 0) {
     self.vector = vector
     self.errorCode = errorCode

@@ -23,8 +23,6 @@ public enum GPR {
   @inlinable public static var r8: UInt8 { 8 }
   /// R9.
   @inlinable public static var r9: UInt8 { 9 }
-  /// R10.
-  @inlinable public static var r10: UInt8 { 10 }
   /// R11.
   @inlinable public static var r11: UInt8 { 11 }
 }

@@ -3,6 +3,7 @@
 
 import Devices
 import Engine
+import Paravirt
 import ScriptedEngine
 import Testing
 import X86
@@ -130,11 +131,13 @@ private let apic: UInt64 = 0xFEE0_0000
     #expect(emulated.cpu.events == [.skipped(3)] && emulated.cpu.registers[0] == UInt64(bitPattern: -1000))
     #expect(emulated.loop.statistics.hypercallsEmulated == 1)
     let patched = try scripted(.patch)
-    #expect(patched.cpu.events == [.refetched] && patched.cpu.code == HypercallOpcode.vmcall.bytes)
+    #expect(patched.cpu.events == [.stored(0x1002, [0xC1], .data), .refetched])
+    #expect(patched.cpu.code == HypercallOpcode.vmcall.bytes)
     #expect(patched.cpu.registers[0] == 4711 && patched.loop.statistics.hypercallsPatched == 1)
     // Another vCPU's change is fetched, and counts nowhere.
     #expect(patched.loop.handle(.foreignHypercall) == nil)
-    #expect(patched.cpu.events == [.refetched, .refetched] && patched.loop.statistics.hypercallsPatched == 1)
+    #expect(patched.cpu.events.suffix(2) == [.refetched, .refetched])
+    #expect(patched.loop.statistics.hypercallsPatched == 1)
     patched.cpu.code = [0x0F, 0x0B, 0x90]
     #expect(patched.loop.handle(.foreignHypercall) == nil)
     #expect(patched.cpu.events.last == .raised(.invalidOpcode) && patched.loop.statistics.hypercallsRefused == 1)
@@ -147,20 +150,44 @@ private let apic: UInt64 = 0xFEE0_0000
     for exit in [VCPUExit.interruptWindow, .kicked, .stepped, .breakpoint] {
       #expect(scripted.loop.handle(exit) == nil)
     }
-    // A page that is there: nobody waits, and nothing is told.
-    #expect(scripted.loop.handle(.pageAbsent(address: 0x1000)) == nil)
     #expect(scripted.cpu.events.isEmpty && !scripted.loop.isHalted)
     #expect(scripted.loop.handle(.halt) == nil)
     #expect(scripted.loop.isHalted && scripted.loop.statistics[.debug] == 2)
   }
 
   @Test("a vCPU that spins makes room if another waits for a thread") func spinning() throws {
-    let alone = try ScriptedMachine()
-    // It waits itself until a thread takes it.
-    alone.machine.scheduler.end(.stopped)
-    let crowded = try ScriptedMachine(cpus: 2)
-    #expect(crowded.loop.handle(.spinning) == nil)
-    #expect(crowded.machine.doorbells[0].isPreempted)
+    for count in [1, 2] {
+      let scripted = try ScriptedMachine(cpus: count)
+      // On a thread that has taken it.
+      scripted.machine.scheduler.work(thread: 0) { cpu in
+        #expect(cpu == 0 && scripted.loop.handle(.spinning) == nil)
+        #expect(scripted.machine.doorbells[0].isPreempted == (count == 2))
+        return .ended(.stopped)
+      }
+    }
+  }
+
+  @Test("an absent page is told to a guest that takes part, and is waited for by any other") func absentPage() throws {
+    let scripted = try ScriptedMachine { $0.slowMemory = .milliseconds(1) }
+    let area: UInt64 = 0x2000
+    #expect(scripted.loop.handle(.pageAbsent(address: 0x5000)) == nil && scripted.cpu.events.isEmpty)
+    // Enabled, with an interrupt for pages that have come.
+    for (index, value) in [(UInt32(6), UInt64(0xF3)), (2, area | 0b1001)] {
+      #expect(scripted.loop.handle(.msrWrite(index: 0x4B56_4D00 + index, value: value)) == nil)
+    }
+    scripted.cpu.currentPrivilegeLevel = 3
+    scripted.cpu.canAcceptInterrupt = true
+    scripted.cpu.events = []
+    #expect(scripted.loop.handle(.pageAbsent(address: 0x5000)) == nil)
+    guard case .raised(let exception)? = scripted.cpu.events.first else {
+      Issue.record("\(scripted.cpu.events)")
+      return
+    }
+    #expect(exception == .pageFault(exception.address, code: 0) && exception.address != 0)
+    #expect(scripted.loop.statistics.pagesNotPresent == 1)
+    // Not in the kernel.
+    scripted.cpu.currentPrivilegeLevel = 0
+    #expect(scripted.loop.handle(.pageAbsent(address: 0x5000)) == nil && scripted.cpu.events.count == 1)
   }
 }
 
@@ -245,17 +272,18 @@ private let apic: UInt64 = 0xFEE0_0000
     #expect(scripted.loop.run(on: nil) == .ended(.stopped) && scripted.cpu.script.count == 1)
   }
 
-  @Test("the beginning of user space is noticed") func userSpace() throws {
+  @Test("the beginning of user space is told once") func userSpace() throws {
     let scripted = try ScriptedMachine()
     scripted.cpu.hasMetUserCode = true
     scripted.cpu.script = [.kicked, .kicked, .shutdown]
     #expect(scripted.loop.run(on: nil) == .ended(.tripleFault) && scripted.loop.isInUserSpace)
+    #expect(scripted.userSpaceCount == 1)
   }
 
   @Test("a guest that moves its time-stamp counter moves its clock") func timestamp() throws {
     let scripted = try ScriptedMachine()
     scripted.cpu.timestampOffset = 1000
     scripted.cpu.script = [.kicked, .shutdown]
-    #expect(scripted.loop.run(on: nil) == .ended(.tripleFault) && scripted.loop.timestampOffset == 1000)
+    #expect(scripted.loop.run(on: nil) == .ended(.tripleFault) && scripted.loop.registers.timestampOffset == 1000)
   }
 }

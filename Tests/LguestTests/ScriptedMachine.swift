@@ -19,7 +19,13 @@ final class ScriptedMachine {
   let loops: [RunLoop]
   private let printed = Output()
 
-  private final class Output: Sendable { let bytes = Mutex<[UInt8]>([]) }
+  private final class Output: Sendable {
+    let bytes = Mutex<[UInt8]>([])
+    let userSpaces = Atomic<Int>(0)
+  }
+
+  /// How often the beginning of user space was told.
+  var userSpaceCount: Int { printed.userSpaces.load(ordering: .relaxed) }
 
   /// What the guest wrote to its serial port.
   var console: String { printed.bytes.withLock { String(decoding: $0, as: UTF8.self) } }
@@ -36,12 +42,17 @@ final class ScriptedMachine {
     let cpus = (0..<count).map { _ in ScriptedCPU() }
     let counter = try #require(TimestampCounter(kilohertz: 1_000_000))
     let time = ParavirtTime(timestampOffset: 0)
+    let delay = configuration.slowMemory
+    let memory = try GuestMemory(byteCount: 2 << 20, fetchDelay: delay.map(SlowMemory.nanoseconds))
     let parts = MachineParts(
-      model: CPUModel(.v2, vendor: .intel, extras: []), memory: try GuestMemory(byteCount: 2 << 20), counter: counter,
-      clock: KVMClock(counter: counter, isTimestampConstant: true, source: time), engine: ScriptedEngine(), cpus: cpus)
+      model: CPUModel(.v2, vendor: .intel, extras: []), memory: memory, counter: counter,
+      clock: KVMClock(counter: counter, isTimestampConstant: true, source: time), engine: ScriptedEngine(), cpus: cpus,
+      slowMemory: delay.map { SlowMemory(memory, delay: $0, cpuCount: count) })
     machine = try Machine(parts, configuration, input: ConsoleInput())
     self.cpus = cpus
-    loops = cpus.indices.map { [machine] in RunLoop(machine, $0, configuration) {} }
+    loops = cpus.indices.map { [machine, printed] in
+      RunLoop(machine, $0, configuration) { printed.userSpaces.add(1, ordering: .relaxed) }
+    }
   }
 
   deinit { machine.stop() }

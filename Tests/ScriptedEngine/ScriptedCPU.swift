@@ -18,6 +18,7 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
     case injected(UInt8)
     case injectedNMI
     case wantsWindow(Bool)
+    case stored(UInt64, [UInt8], LinearAccess)
     case refetched
     case flushed
     case a20(isOpen: Bool)
@@ -89,15 +90,22 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
     return hasWrittenTaskPriority
   }
 
+  /// Code alone can be read, and as code.
   public func read(linear address: UInt64, count: Int, as access: LinearAccess) -> [UInt8] {
-    address == linearInstructionPointer ? Array(code.prefix(count)) : []
+    address == linearInstructionPointer && access == .code ? Array(code.prefix(count)) : []
+  }
+
+  public func storeFault(linear address: UInt64, count: Int, as access: LinearAccess) -> Exception? {
+    let offset = Int(clamping: address &- linearInstructionPointer)
+    // A debugger may do what the guest may not.
+    return (isCodeWritable || access == .debugger) && offset <= code.count - count ? nil : ScriptedCPU.storeFault
   }
 
   public func write(linear address: UInt64, _ bytes: [UInt8], as access: LinearAccess) -> Exception? {
-    guard isCodeWritable, address == linearInstructionPointer, bytes.count <= code.count else {
-      return ScriptedCPU.storeFault
-    }
-    code.replaceSubrange(0..<bytes.count, with: bytes)
+    if let fault = storeFault(linear: address, count: bytes.count, as: access) { return fault }
+    events.append(.stored(address, bytes, access))
+    let offset = Int(clamping: address &- linearInstructionPointer)
+    code.replaceSubrange(offset..<offset + bytes.count, with: bytes)
     return nil
   }
 

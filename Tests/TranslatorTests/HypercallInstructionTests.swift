@@ -13,7 +13,11 @@ import X86
 
   /// What the machine does to replace the instruction: in the guest's name; the fault is the guest's if it may not.
   private func replace(_ cpu: TranslatedCPU) -> Bool {
-    guard let fault = cpu.write(linear: cpu.linearInstructionPointer, Self.vmcall, as: .data) else { return true }
+    let place = cpu.linearInstructionPointer
+    guard
+      let fault = cpu.storeFault(linear: place, count: 3, as: .data)
+        ?? cpu.write(linear: place + 2, [HypercallOpcode.vmcall.rawValue], as: .data)
+    else { return true }
     cpu.raise(fault)
     return false
   }

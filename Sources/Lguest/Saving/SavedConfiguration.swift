@@ -6,7 +6,6 @@ import Host
 import Paravirt
 import Saving
 public import SystemPackage
-import Translator
 import X86
 
 /// The section that says what machine it was.

@@ -3,7 +3,6 @@
 // executes what translated code may not.
 
 import CHost
-import Engine
 import Synchronization
 import X86
 

@@ -4,7 +4,6 @@
 // VGATHERDPS, VMASKMOV, MASKMOVDQU).
 
 import CHost
-import Engine
 import X86
 
 /// The vector registers of a vCPU in its saved XSAVE image.

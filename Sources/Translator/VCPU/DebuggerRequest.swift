@@ -8,46 +8,64 @@ final class DebuggerRequest {
   var breakpoints: Set<UInt64> = []
   /// An instruction has begun, and nobody has heard of its end.
   private var hasBegun = false
-  /// The breakpoint at RIP has been told of: the instruction may run.
-  private var hasTold = false
+  /// The breakpoint that was told of last, until its instruction begins.
+  private var told: UInt64?
+  /// What that was when the instruction began.
+  private var toldBefore: UInt64?
+
+  var isEmpty: Bool { !isSingleStepping && breakpoints.isEmpty }
 
   /// An instruction is about to begin.
   func beginStep() {
     hasBegun = isSingleStepping
-    hasTold = false
+    toldBefore = told
+    told = nil
   }
 
-  /// It has not begun.
-  func forgetStep() { hasBegun = false }
+  /// It has had no effect, and begins again.
+  func forgetStep() {
+    hasBegun = false
+    told = toldBefore
+  }
 
-  /// No instruction is half done: whether one has ended since the last time.
+  /// No instruction is half done: whether one has ended since the last time, and the debugger wants to know.
   func endStep() -> Bool {
     defer { hasBegun = false }
-    return hasBegun
+    return hasBegun && isSingleStepping
   }
 
   /// Whether the instruction at an address must wait until the debugger has been told.
   func stops(at address: UInt64) -> Bool {
-    guard !hasTold, breakpoints.contains(address) else { return false }
-    hasTold = true
+    guard told != address, breakpoints.contains(address) else { return false }
+    told = address
     return true
+  }
+
+  /// The state has been replaced.
+  func reset() {
+    hasBegun = false
+    told = nil
+    toldBefore = nil
   }
 }
 
 extension TranslatedCPU {
+  /// The requests, if there are any.
+  var debugger: DebuggerRequest? { isDebugged ? debuggerRequest : nil }
+
   public var isSingleStepping: Bool {
-    get { debugger?.isSingleStepping ?? false }
-    set { change { $0.isSingleStepping = newValue } }
+    get { debuggerRequest.isSingleStepping }
+    set {
+      debuggerRequest.isSingleStepping = newValue
+      isDebugged = !debuggerRequest.isEmpty
+    }
   }
 
   public var breakpoints: Set<UInt64> {
-    get { debugger?.breakpoints ?? [] }
-    set { change { $0.breakpoints = newValue } }
-  }
-
-  private func change(_ body: (DebuggerRequest) -> Void) {
-    let request = debugger ?? DebuggerRequest()
-    body(request)
-    debugger = request.isSingleStepping || !request.breakpoints.isEmpty ? request : nil
+    get { debuggerRequest.breakpoints }
+    set {
+      debuggerRequest.breakpoints = newValue
+      isDebugged = !debuggerRequest.isEmpty
+    }
   }
 }

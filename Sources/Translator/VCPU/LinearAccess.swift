@@ -15,7 +15,7 @@ extension TranslatedCPU {
       var bytes: [UInt8] = []
       var physical: UInt64 = 0
       while bytes.count < min(count, TranslatedCPU.longestAccess) {
-        let linear = offset(address, by: bytes.count)
+        let linear = offset(address, by: bytes.count, as: access)
         if bytes.isEmpty || linear & 0xFFF == 0 {
           do throws(Fault) { physical = try place(linear, write: false, as: access) } catch { break }
         }
@@ -26,34 +26,54 @@ extension TranslatedCPU {
     }
   }
 
+  public func storeFault(linear address: UInt64, count: Int, as access: LinearAccess) -> Exception? {
+    busy {
+      do throws(Fault) {
+        _ = try places(address, count, as: access)
+        return nil
+      } catch { return Exception(error) }
+    }
+  }
+
   public func write(linear address: UInt64, _ bytes: [UInt8], as access: LinearAccess) -> Exception? {
     busy {
-      let bytes = bytes.prefix(TranslatedCPU.longestAccess)
-      let inFirst = 4096 &- Int(address & 0xFFF)
       do throws(Fault) {
-        // Both pages before any byte.
-        let first = try place(offset(address, by: 0), write: true, as: access)
-        let second = bytes.count > inFirst ? try place(offset(address, by: inFirst), write: true, as: access) : 0
+        let places = try places(address, bytes.count, as: access)
         for (index, byte) in bytes.enumerated() {
-          let physical = index < inFirst ? first &+ UInt64(index) : second &+ UInt64(index &- inFirst)
-          processor.physicalStore(byte, physical)
+          let isFirst = index < places.firstCount
+          let offset = UInt64(isFirst ? index : index &- places.firstCount)
+          processor.physicalStore(byte, (isFirst ? places.first : places.second) &+ offset)
         }
         return nil
-      } catch { return Exception(vector: error.vector, errorCode: error.errorCode, address: error.address) }
+      } catch { return Exception(error) }
     }
   }
 
   public func refetchCode() {
+    debugger?.forgetStep()
     busy {
-      let first = linearIP
-      unsafe chost_flush_page(page.pointer, first)
-      unsafe chost_flush_page(page.pointer, first &+ UInt64(Instruction.maximumLength - 1))
+      for count in [0, Instruction.maximumLength - 1] {
+        unsafe chost_flush_page(page.pointer, offset(linearIP, by: count, as: .code))
+      }
     }
   }
 
-  private func offset(_ address: UInt64, by count: Int) -> UInt64 {
+  /// A linear address `count` bytes on: 32 bits of it, but for 64-bit code, and for a debugger in long mode.
+  private func offset(_ address: UInt64, by count: Int, as access: LinearAccess) -> UInt64 {
     let linear = address &+ UInt64(count)
-    return page.isLMA ? linear : linear & 0xFFFF_FFFF
+    return access == .debugger && page.isLMA || page.isLongMode ? linear : linear & 0xFFFF_FFFF
+  }
+
+  /// Where `count` bytes are to be stored: both pages before any byte.
+  private func places(
+    _ address: UInt64, _ count: Int, as access: LinearAccess
+  ) throws(Fault) -> (first: UInt64, firstCount: Int, second: UInt64) {
+    guard count <= TranslatedCPU.longestAccess else { throw .generalProtection() }
+    let firstCount = 4096 &- Int(address & 0xFFF)
+    if count <= 0 { return (0, firstCount, 0) }
+    let first = try place(offset(address, by: 0, as: access), write: true, as: access)
+    guard count > firstCount else { return (first, firstCount, 0) }
+    return (first, firstCount, try place(offset(address, by: firstCount, as: access), write: true, as: access))
   }
 
   /// The place in RAM of a linear address.
@@ -67,7 +87,7 @@ extension TranslatedCPU {
     defer { processor.state.waitsForPages = false }
     let physical =
       switch access {
-      case .debugger: try mapped(linear)
+      case .debugger: try mapped(linear, write: write)
       case .code where !write: try processor.translate(linear, rights | UInt32(CHOST_ACCESS_FETCH))
       case .code, .data: try processor.translate(linear, rights | (write ? UInt32(CHOST_ACCESS_WRITE) : 0))
       }
@@ -76,18 +96,19 @@ extension TranslatedCPU {
   }
 
   /// Where a linear address leads to, whoever may go there; accessed bits stay as they are.
-  private func mapped(_ linear: UInt64) throws(Fault) -> UInt64 {
-    var code: UInt32 = 0
+  private func mapped(_ linear: UInt64, write: Bool) throws(Fault) -> UInt64 {
+    var refused: UInt32?
     // Pages of the kernel, and with SMAP those of user code too.
     for rights in [0, UInt32(CHOST_ACCESS_USER)] {
       var physical: UInt64 = 0
-      code = unsafe chost_probe(page.pointer, linear, rights, &physical)
+      var code = unsafe chost_probe(page.pointer, linear, rights, &physical)
       while code == UInt32(CHOST_TABLE_ABSENT) {
         processor.waitUntilPresent(physical)
         code = unsafe chost_probe(page.pointer, linear, rights, &physical)
       }
       if code == 0 { return physical }
+      refused = refused ?? code
     }
-    throw .pageFault(linear, code: code & 0x7FFF_FFFF)
+    throw .pageFault(linear, code: (refused ?? 0) & 0x7FFF_FFFF | (write ? UInt32(CHOST_ACCESS_WRITE) : 0))
   }
 }

@@ -67,6 +67,7 @@ extension TranslatedCPU {
       pendingNMI = s.pendingNMI
       slow = nil
       dropDeviceAccess()
+      debuggerRequest.reset()
       processor.state.pendingDebug = 0
       processor.state.completion = .none
       page.updateMode()

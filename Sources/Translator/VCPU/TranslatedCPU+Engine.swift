@@ -32,6 +32,8 @@ extension TranslatedCPU {
   public func raise(_ exception: Exception) {
     busy {
       processor.state.completion = .none
+      slow = nil
+      dropDeviceAccess()
       fault(Fault(exception))
     }
   }
@@ -128,6 +130,10 @@ extension TranslatedCPU {
   public var nativeHypercall: HypercallOpcode { processor.state.nativeHypercall }
 
   public var constantHypercalls: [(number: UInt64, count: UInt64)] { page.constantHypercalls }
+}
+
+extension Exception {
+  init(_ fault: Fault) { self.init(vector: fault.vector, errorCode: fault.errorCode, address: fault.address) }
 }
 
 extension Fault {

@@ -37,8 +37,9 @@ import X86
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
   let activity = Activity()
 
-  /// What a debugger asks for; nil costs one comparison an exit.
-  var debugger: DebuggerRequest?
+  /// What a debugger asks for, and whether it asks for anything.
+  let debuggerRequest = DebuggerRequest()
+  var isDebugged = false
 
   /// When `sample` last looked, in TSC ticks.
   var lastSample: UInt64 = 0
@@ -225,6 +226,7 @@ import X86
   /// Delivers a fault of the instruction at RIP.
   func fault(_ fault: Fault) {
     if fault.vector == Fault.absence {
+      debugger?.forgetStep()
       deliveryExit = .pageAbsent(address: fault.address)
       return
     }
