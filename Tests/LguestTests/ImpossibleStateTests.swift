@@ -17,7 +17,9 @@ import Testing
     var flips: UInt64
     /// What is refused, if that is not the field itself.
     var named: String?
-    var description: String { "\(field)[\(element)] ^ 0x\(String(flips, radix: 16))" }
+    /// `flips` is the new value: what the old one is depends on the moment.
+    var replaces = false
+    var description: String { "\(field)[\(element)] \(replaces ? "=" : "^") 0x\(String(flips, radix: 16))" }
   }
 
   private static func vCPU(_ field: String, _ flips: UInt64, element: Int = 0, named: String? = nil) -> Change {
@@ -98,7 +100,7 @@ import Testing
     Change(section: "local APICs", field: "APIC 0 error vector", flips: 1 << 8),
     Change(section: "local APICs", field: "APIC 0 timer divide configuration", flips: 4),
     Change(section: "local APICs", field: "APIC 0 timer deadline", flips: 1),
-    Change(section: "local APICs", field: "APIC 0 timer expiry", flips: 1 << 60),
+    Change(section: "local APICs", field: "APIC 0 timer expiry", flips: 1 << 60, replaces: true),
     Change(section: "local APICs", field: "APIC 0 wait for start-up", flips: 1),
     Change(section: "IOAPIC", field: "id", flips: 1), Change(section: "IOAPIC", field: "pins", flips: 1 << 24),
     Change(section: "IOAPIC", field: "redirection 5", flips: 1 << 12),
@@ -162,8 +164,9 @@ import Testing
       let field = try #require(found, "\(change)")
       var bytes = machine.sections[section].bytes
       for index in 0..<field.elementSize {
-        bytes[field.offset + change.element * field.elementSize + index] ^= UInt8(
-          truncatingIfNeeded: change.flips >> UInt64(index * 8))
+        let place = field.offset + change.element * field.elementSize + index
+        let byte = UInt8(truncatingIfNeeded: change.flips >> UInt64(index * 8))
+        bytes[place] = change.replaces ? byte : bytes[place] ^ byte
       }
       let line = standing.refusal(change.section, bytes) ?? "accepted"
       #expect(

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// XRSTOR's header, in place and across two pages, where Swift looks at it first.
+
+import Engine
+import Testing
+import X86
+
+@testable import Translator
+
+@Suite("State images", .serialized) struct StateImageTests {
+  /// Bytes of the header behind XSTATE_BV, and whether they may hold anything (SDM volume 1, 13.8.1).
+  @Test(
+    "bytes 23:8 of the header are reserved, those behind are not looked at",
+    arguments: [(8, false), (15, false), (16, false), (23, false), (24, true), (63, true)])
+  func header(byte: UInt64, isAllowed: Bool) throws {
+    for offset in [UInt64(0), 0xFC0] {
+      let guest = try KernelGuest()
+      let image = KernelGuest.data + offset
+      // mov $7, %eax; xor %edx, %edx; xrstor (image); hlt
+      guest.load(
+        [0xB8, 7, 0, 0, 0, 0x31, 0xD2, 0x0F, 0xAE, 0x2C, 0x25]
+          + (0..<4).map { UInt8(truncatingIfNeeded: image >> (8 * UInt64($0))) } + [0xF4])
+      guest.poke(UInt32(0x1F80), at: image + 24)
+      guest.poke(UInt64(7), at: image + 512)
+      guest.poke(UInt8(1), at: image + 512 + byte)
+      guest.start {
+        $0.cr4 |= CR4.osxsave
+        $0.xcr0 = 7
+      }
+      if isAllowed {
+        #expect(guest.cpu.run() == .halt && guest.cpu.linearInstructionPointer == KernelGuest.code + 16)
+      } else {
+        let frame = guest.exception()
+        #expect(frame?.vector == 13 && frame?.rip == KernelGuest.code + 7)
+      }
+    }
+  }
+}
