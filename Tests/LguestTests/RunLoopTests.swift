@@ -10,14 +10,6 @@ import X86
 
 @testable import Lguest
 
-extension RunLoop.Outcome: Equatable {
-  public static func == (a: RunLoop.Outcome, b: RunLoop.Outcome) -> Bool { "\(a)" == "\(b)" }
-}
-
-extension Scheduler.Pause: Equatable {
-  public static func == (a: Scheduler.Pause, b: Scheduler.Pause) -> Bool { "\(a)" == "\(b)" }
-}
-
 private let apic: UInt64 = 0xFEE0_0000
 
 @Suite("Run loop, exit by exit") struct ExitTests {

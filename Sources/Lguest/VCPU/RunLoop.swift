@@ -14,7 +14,7 @@ import X86
 /// Runs one vCPU, on one thread at a time: the one that took it from the scheduler.
 final class RunLoop: @unchecked Sendable {
   /// Why the loop ended.
-  enum Outcome {
+  enum Outcome: Equatable {
     /// Somebody asked for it.
     case stopped
     case power(PowerEvent)

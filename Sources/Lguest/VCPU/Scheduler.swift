@@ -11,7 +11,7 @@ import Synchronization
 /// Maps the vCPUs of a machine to host threads.
 final class Scheduler: DeadlineSource {
   /// Why a thread has given a vCPU back.
-  enum Pause {
+  enum Pause: Equatable {
     /// It sleeps, and may by now be running elsewhere.
     case halted
     /// Others may go first.

@@ -51,21 +51,15 @@ final class DebuggerRequest {
 
 extension TranslatedCPU {
   /// The requests, if there are any.
-  var debugger: DebuggerRequest? { isDebugged ? debuggerRequest : nil }
+  var debugger: DebuggerRequest? { debuggerRequest.isEmpty ? nil : debuggerRequest }
 
   public var isSingleStepping: Bool {
     get { debuggerRequest.isSingleStepping }
-    set {
-      debuggerRequest.isSingleStepping = newValue
-      isDebugged = !debuggerRequest.isEmpty
-    }
+    set { debuggerRequest.isSingleStepping = newValue }
   }
 
   public var breakpoints: Set<UInt64> {
     get { debuggerRequest.breakpoints }
-    set {
-      debuggerRequest.breakpoints = newValue
-      isDebugged = !debuggerRequest.isEmpty
-    }
+    set { debuggerRequest.breakpoints = newValue }
   }
 }

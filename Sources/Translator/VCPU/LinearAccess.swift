@@ -29,7 +29,7 @@ extension TranslatedCPU {
   public func storeFault(linear address: UInt64, count: Int, as access: LinearAccess) -> Exception? {
     busy {
       do throws(Fault) {
-        _ = try places(address, count, as: access)
+        _ = try storeSpan(address, count, as: access)
         return nil
       } catch { return Exception(error) }
     }
@@ -38,12 +38,8 @@ extension TranslatedCPU {
   public func write(linear address: UInt64, _ bytes: [UInt8], as access: LinearAccess) -> Exception? {
     busy {
       do throws(Fault) {
-        let places = try places(address, bytes.count, as: access)
-        for (index, byte) in bytes.enumerated() {
-          let isFirst = index < places.firstCount
-          let offset = UInt64(isFirst ? index : index &- places.firstCount)
-          processor.physicalStore(byte, (isFirst ? places.first : places.second) &+ offset)
-        }
+        let span = try storeSpan(address, bytes.count, as: access)
+        for (index, byte) in bytes.enumerated() { processor.store(byte, span, at: index) }
         return nil
       } catch { return Exception(error) }
     }
@@ -65,15 +61,14 @@ extension TranslatedCPU {
   }
 
   /// Where `count` bytes are to be stored: both pages before any byte.
-  private func places(
-    _ address: UInt64, _ count: Int, as access: LinearAccess
-  ) throws(Fault) -> (first: UInt64, firstCount: Int, second: UInt64) {
+  private func storeSpan(_ address: UInt64, _ count: Int, as access: LinearAccess) throws(Fault) -> LinearSpan {
     guard count <= TranslatedCPU.longestAccess else { throw .generalProtection() }
     let firstCount = 4096 &- Int(address & 0xFFF)
-    if count <= 0 { return (0, firstCount, 0) }
+    if count <= 0 { return LinearSpan(count: 0, first: 0, firstCount: 0, second: 0) }
     let first = try place(offset(address, by: 0, as: access), write: true, as: access)
-    guard count > firstCount else { return (first, firstCount, 0) }
-    return (first, firstCount, try place(offset(address, by: firstCount, as: access), write: true, as: access))
+    let second =
+      count > firstCount ? try place(offset(address, by: firstCount, as: access), write: true, as: access) : 0
+    return LinearSpan(count: count, first: first, firstCount: min(count, firstCount), second: second)
   }
 
   /// The place in RAM of a linear address.

@@ -37,9 +37,8 @@ import X86
   /// Whether the vCPU uses its tables, for those who may change them only while it does not.
   let activity = Activity()
 
-  /// What a debugger asks for, and whether it asks for anything.
+  /// What a debugger asks for.
   let debuggerRequest = DebuggerRequest()
-  var isDebugged = false
 
   /// When `sample` last looked, in TSC ticks.
   var lastSample: UInt64 = 0
