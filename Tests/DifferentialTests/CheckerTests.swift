@@ -2,6 +2,7 @@
 // The checker itself: what it must refuse. That it accepts what the translator emits, the other tests show.
 
 import CHost
+import TestSupport
 import Testing
 import X86
 
@@ -36,28 +37,10 @@ import X86
   }
 
   @Test("registers and the vCPU page are allowed") func allowed() {
-    #expect(check([0x48, 0x01, 0xD8]) == nil)
-    #expect(check([0x49, 0x8B, 0x43, 0x10]) == nil)  // MOV RAX,[R11+16]
+    for piece in GuestProgram.list("allowed") { #expect(check(piece) == nil, "\(piece)") }
   }
 
-  @Test(
-    "what reaches memory or the kernel is refused",
-    arguments: [
-      [0x48, 0x8B, 0x03],  // MOV RAX,[RBX]
-      [0x4A, 0x8B, 0x04, 0x33],  // MOV RAX,[RBX+R14]
-      [0x48, 0x8B, 0x05, 0, 0, 0, 0],  // MOV RAX,[RIP]
-      [0x64, 0x48, 0x8B, 0x04, 0x25, 0, 0, 0, 0],  // MOV RAX,FS:[0]
-      [0x49, 0x8B, 0x83, 0, 0, 0, 0x7F],  // MOV RAX,[R11+0x7F000000]
-      [0x4B, 0x8B, 0x04, 0x33],  // MOV RAX,[R11+R14]
-      [0x0F, 0x05], [0xCD, 0x80], [0x0F, 0x34], [0xCC], [0xF4], [0xFA], [0x0F, 0x01, 0xC1],
-      [0xA4], [0xF3, 0xAA], [0xD7], [0xC9], [0x8F, 0x00], [0xFF, 0x33], [0xFF, 0xE0], [0xFF, 0xD0],
-      [0xEB, 0x70], [0xE9, 0, 0, 1, 0], [0x74, 0x70], [0xE8, 0, 0, 1, 0],
-      [0x4C, 0x89, 0xDB, 0x4D, 0x31, 0xDB],  // XOR R11,R11
-      [0x48, 0x89, 0xDC],  // MOV RSP,RBX
-      [0xF3, 0x48, 0x0F, 0xAE, 0xD0],  // WRFSBASE RAX
-      [0x9D],
-      [0x66, 0xEB, 0], [0x66, 0x75, 0], [0x66, 0xE2, 0], [0x66, 0x0F, 0x85, 0, 0, 0, 0],  // to the next instruction
-    ] as [[UInt8]])
+  @Test("what reaches memory or the kernel is refused", arguments: GuestProgram.list("refused"))
   func refused(_ bytes: [UInt8]) {
     #expect(check(bytes) != nil)
   }
@@ -168,23 +151,11 @@ import X86
     #expect(check(start + environment(4) + fxsave) == .instruction)
   }
 
-  @Test(
-    "no address of the host's reaches the guest's registers",
-    arguments: [
-      [0x4C, 0x89, 0xF0],  // MOV RAX,R14
-      [0x4D, 0x89, 0x73, 0xC8],  // MOV [R11-56],R14
-      [0x4C, 0x01, 0xF0],  // ADD RAX,R14
-      [0x4C, 0x87, 0xF0],  // XCHG RAX,R14
-      [0x49, 0x8D, 0x46, 0x10],  // LEA RAX,[R14+16]
-      [0x45, 0x0F, 0xB7, 0xF6, 0x4C, 0x89, 0xF0],  // MOVZX R14D,R14W; MOV RAX,R14
-      [0x41, 0x80, 0xC6, 1, 0x4C, 0x89, 0xF0],  // ADD R14B,1; MOV RAX,R14
-      [0x49, 0x8B, 0x83, 0x70, 3, 0, 0],  // MOV RAX,[R11+880], of a group
-      [0x41, 0x8B, 0x43, 0x28],  // MOV EAX,[R11+40], of scratch
-    ] as [[UInt8]])
+  @Test("no address of the host's reaches the guest's registers", arguments: GuestProgram.list("secret"))
   func secrets(_ bytes: [UInt8]) {
     #expect(check(bytes) == .secret)
-    #expect(check([0x41, 0xBE, 1, 0, 0, 0, 0x4C, 0x89, 0xF0]) == nil)  // MOV R14D,1; MOV RAX,R14
-    #expect(check(proof + [0x4C, 0x89, 0xF0]) == .secret)
+    for piece in GuestProgram.list("no_secret") { #expect(check(piece) == nil, "\(piece)") }
+    #expect(check(proof + GuestProgram.list("secret")[0]) == .secret)
   }
 
   @Test("blocks do not write slots") func tables() {
@@ -245,32 +216,9 @@ import X86
     #expect(check(hot: hot, cold: cold, edge: (0x80 + 13, 14)) == [entry == 0 ? nil : .middle])
   }
 
-  /// R14 tells where something of the host's lies, on the way in.
   @Test(
     "what is read without being named, written in part, or told by flags is no way out for a secret",
-    arguments: [
-      [0x4C, 0x89, 0xF0, 0x48, 0x93, 0xB8, 0, 0, 0, 0],  // MOV RAX,R14; XCHG RAX,RBX; MOV EAX,0
-      [0x4C, 0x89, 0xF0, 0x48, 0xF7, 0xE3, 0xB8, 0, 0, 0, 0],  // MUL RBX
-      [0x4C, 0x89, 0xF0, 0xBA, 0, 0, 0, 0, 0x48, 0xF7, 0xF3, 0xB8, 0, 0, 0, 0],  // DIV RBX
-      [0x4C, 0x89, 0xF2, 0xC4, 0xE2, 0xFB, 0xF6, 0xD9, 0xBA, 0, 0, 0, 0],  // MOV RDX,R14; MULX
-      [0x4C, 0x89, 0xF1, 0xE2, 0],  // MOV RCX,R14; LOOP
-      [0x4C, 0x89, 0xF1, 0x48, 0xD3, 0xE3, 0xB9, 0, 0, 0, 0],  // SHL RBX,CL
-      [0x4C, 0x89, 0xF0, 0x48, 0x99, 0xB8, 0, 0, 0, 0],  // CQO
-      [0x4C, 0x89, 0xF0, 0x9E, 0xB8, 0, 0, 0, 0],  // SAHF
-      [0x4C, 0x89, 0xF0, 0x48, 0x0F, 0xB1, 0xCB, 0xB8, 0, 0, 0, 0],  // CMPXCHG RBX,RCX
-      [0x4C, 0x89, 0xF3, 0xBB, 0, 0, 0, 0],  // MOV RBX,R14, which CMPXCHG16B would store
-      [0x66, 0x4C, 0x8D, 0x33, 0x4C, 0x89, 0xF6],  // LEA R14W,[RBX]; MOV RSI,R14
-      [0x66, 0x41, 0xBE, 1, 0, 0x4C, 0x89, 0xF6],  // MOV R14W,1
-      [0x66, 0x41, 0xC7, 0xC6, 1, 0, 0x4C, 0x89, 0xF6],
-      [0x41, 0x81, 0xFE, 0, 0, 1, 0, 0x0F, 0x92, 0xC0],  // CMP R14D,imm; SETB AL
-      [0x41, 0x81, 0xE6, 0, 0, 1, 0, 0x0F, 0x94, 0xC0],  // AND R14D,imm; SETZ AL
-      [0x41, 0xC1, 0xEE, 20, 0x0F, 0x92, 0xC0],  // SHR R14D,20; SETC AL
-      [0x49, 0x81, 0xC6, 0, 0, 1, 0, 0x0F, 0x98, 0xC0],  // ADD R14,imm; SETS AL
-      [0x49, 0xFF, 0xC6, 0x0F, 0x98, 0xC0],  // INC R14; SETS AL
-      [0x4D, 0x89, 0xF7, 0x4C, 0x3B, 0x7C, 0x24, 0x08, 0x0F, 0x92, 0xC0],  // MOV R15,R14; CMP R15,[RSP+8]; SETB AL
-      // MOV [scratch],R14; AND [scratch],imm; SETZ AL
-      [0x4D, 0x89, 0x73, 0x28, 0x41, 0x81, 0x63, 0x28, 0, 0, 1, 0, 0x0F, 0x94, 0xC0],
-    ] as [[UInt8]])
+    arguments: GuestProgram.list("hidden_secret"))
   func hiddenSecrets(_ bytes: [UInt8]) {
     #expect(check(bytes) != nil)
   }
@@ -280,7 +228,7 @@ import X86
     code + opcode + relative(target, from: CheckerTests.start + code.count + opcode.count + 4)
   }
 
-  @Test("XCHG of RAX and R8 is no NOP", arguments: [[0x49, 0x90], [0x41, 0x90], [0x66, 0x49, 0x90]] as [[UInt8]])
+  @Test("XCHG of RAX and R8 is no NOP", arguments: GuestProgram.list("exchange"))
   func exchange(_ bytes: [UInt8]) {
     // LEA R15,[RAX+16] and what follows it in `proof`.
     let proof = CheckerTests.emit { $0.lea(RegisterMap.t0, HostMemory(0, 16)) } + proof.dropFirst(4)

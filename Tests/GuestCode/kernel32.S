@@ -96,3 +96,25 @@
         mov     esi, [0x2006c]
         hlt
         END     kernel32
+
+        // Something at ESP first, of several kinds; then accesses that share a check, and a segment load.
+.macro UPPER name, first, second
+        GUEST   upper_\name
+        \first
+        \second
+        mov     ecx, [esp + 4]
+        push    ecx
+        pop     edx
+        mov     es, [esp]
+        hlt
+        END     upper_\name
+.endm
+        .code32
+        UPPER   es, "mov es, [esp]"
+        UPPER   movzx, "movzx ebx, byte ptr [esp]"
+        UPPER   push_pop, "push dword ptr [esp]", "pop ebx"
+        UPPER   fstp, "fstp dword ptr [esp]"
+        UPPER   high_byte, "mov [esp + 8], ah"
+        UPPER   pop_gs, ".byte 0x0f, 0xa9", "push eax"  // pop gs of 32 bits
+        UPPER   add, "add dword ptr [esp], 0"
+        UPPER   push_esi, "push eax", "pop esi"

@@ -184,6 +184,13 @@
         ret
         END     smc_two
 
+        // Calls what is at 0x40000.
+        GUEST   smc_call
+        xor     eax, eax
+        call    guest_smc_call + (0x40000 - ORG)
+        hlt
+        END     smc_call
+
 // The page entry at RDI is replaced by RSI between two calls, with INVLPG.
         GUEST   smc_invlpg
         xor     eax, eax

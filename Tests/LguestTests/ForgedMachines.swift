@@ -3,9 +3,9 @@
 // values for each, and the same file with some of them and with the sums repaired.
 
 import Foundation
-import GuestCode
 import Host
 import SystemPackage
+import TestSupport
 
 @testable import Lguest
 @testable import Saving
@@ -58,14 +58,12 @@ final class ForgeableMachine {
 
   // MARK: Saving
 
-  private static func guest(_ kind: Kind) throws -> TinyGuest {
-    guard let begin = unsafe guest_code_find("saved"), let end = unsafe guest_code_find("saved.end"),
-      let parameters = unsafe guest_code_find("saved_parameters")
-    else { throw MoveError("Tests/GuestCode has no such guest") }
-    let (byteCount, place) = unsafe (end - begin, parameters - begin)
-    var code = unsafe [UInt8](UnsafeBufferPointer(start: begin, count: byteCount))
-    (code[place], code[place + 4]) = (UInt8(kind.cpus), UInt8(kind.rawValue))
-    return TinyGuest(code: code)
+  private static func guest(_ kind: Kind) -> TinyGuest {
+    var program = GuestProgram("saved")
+    for (index, value) in [UInt32(kind.cpus), UInt32(kind.rawValue)].enumerated() {
+      program.store(value, at: "saved_parameters", index: index)
+    }
+    return TinyGuest(code: program.bytes)
   }
 
   private static func save(_ kind: Kind, to path: FilePath) throws {

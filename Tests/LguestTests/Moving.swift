@@ -2,25 +2,19 @@
 // Guests that work and can be saved at it, for the tests of moves and of files of saved machines.
 
 import Foundation
-import GuestCode
 import Synchronization
 import SystemPackage
+import TestSupport
 
 @testable import Lguest
 
 /// Guests that move.
 enum Moving {
   /// Tests/GuestCode/moving.S for so many vCPUs and rounds.
-  static func guest(cpus: UInt32, rounds: UInt32) throws -> TinyGuest {
-    guard let begin = unsafe guest_code_find("moving"), let end = unsafe guest_code_find("moving.end"),
-      let parameters = unsafe guest_code_find("moving_parameters")
-    else { throw MoveError("Tests/GuestCode has no such guest") }
-    let (byteCount, place) = unsafe (end - begin, parameters - begin)
-    var code = unsafe [UInt8](UnsafeBufferPointer(start: begin, count: byteCount))
-    for (index, value) in [cpus, rounds].enumerated() {
-      for byte in 0..<4 { code[place + index * 4 + byte] = UInt8(truncatingIfNeeded: value >> UInt32(8 * byte)) }
-    }
-    return TinyGuest(code: code)
+  static func guest(cpus: UInt32, rounds: UInt32) -> TinyGuest {
+    var program = GuestProgram("moving")
+    for (index, value) in [cpus, rounds].enumerated() { program.store(value, at: "moving_parameters", index: index) }
+    return TinyGuest(code: program.bytes)
   }
 
   /// What it writes at its end, but for the flags.

@@ -22,9 +22,11 @@ import X86
 
   /// Lets user code write `value` to the start of a page, then takes away what that used.
   private func evict(_ guest: KernelGuest, _ page: UInt64) {
-    // mov %rax, (page)
-    guest.load([0x48, 0xA3] + (0..<8).map { UInt8(truncatingIfNeeded: page >> (8 * $0)) } + [0x0F, 0x0B])
-    guest.start(user: true) { $0.registers[0] = AbsentPageTests.value }
+    guest.load("absent_store")
+    guest.start(user: true) {
+      $0[register: GPR.rax] = page
+      $0[register: GPR.rbx] = AbsentPageTests.value
+    }
     #expect(guest.exception()?.vector == 6)
     #expect(guest.translation.evictUsedPages() > 0)
     #expect(guest.memory.isAbsent(GuestPhysical(page)) && ram(guest, page) == 0)
@@ -48,17 +50,14 @@ import X86
   @Test(
     "user code leaves before any effect, and goes on once the page is there",
     arguments: [
-      ([0x48, 0xFF, 0x00], value + 1),  // inc (%rax)
-      ([0x48, 0x8B, 0x18], value),  // mov (%rax), %rbx
-      ([0x0F, 0x11, 0x40, 0xF8], 0),  // movups %xmm0, -8(%rax): both pages
-      ([0xF3, 0xA4], value),  // rep movsb
-      ([0xFF, 0x30], value),  // push (%rax)
-    ] as [([UInt8], UInt64)])
-  func userLeaves(code: [UInt8], after: UInt64) throws {
+      ("absent_inc", value + 1), ("absent_load", value), ("absent_both_pages", 0), ("absent_rep_movsb", value),
+      ("absent_push", value),
+    ])
+  func userLeaves(name: String, after: UInt64) throws {
     let guest = try guest()
     let page = KernelGuest.data
     evict(guest, page)
-    guest.load(code + [0x0F, 0x0B])
+    guest.load(name)
     guest.start(user: true) {
       $0.registers[0] = page
       $0.registers[1] = 16
@@ -78,14 +77,15 @@ import X86
       }
     }
     #expect(met.contains(page) && waited == 0)
-    #expect(exit == .halt && guest.frame()?.vector == 6 && guest.frame()?.rip == KernelGuest.code + UInt64(code.count))
+    #expect(exit == .halt && guest.frame()?.vector == 6)
+    #expect(guest.frame()?.rip == KernelGuest.mark(name + ".behind", in: name))
     #expect(ram(guest, page) == after)
   }
 
   @Test("the machine's own page fault finds the instruction untouched") func injected() throws {
     let guest = try guest()
     evict(guest, KernelGuest.data)
-    guest.load([0x48, 0xFF, 0x00])
+    guest.load("absent_inc")
     guest.start(user: true) { $0.registers[0] = KernelGuest.data }
     #expect(guest.cpu.run() == .pageAbsent(address: KernelGuest.data))
     guest.cpu.raise(.pageFault(0x1003, code: 0))
@@ -97,9 +97,8 @@ import X86
   @Test("code that is late is fetched late, translated before or not, and then read right", arguments: [true, false])
   func code(user: Bool) throws {
     let guest = try guest()
-    // mov $1, %ebx; ud2, across two pages
     let place = KernelGuest.data + 0x2FFE
-    guest.load([0xBB, 1, 0, 0, 0, 0x0F, 0x0B], at: place)
+    guest.load("absent_code", at: place)
     for _ in 1...3 {
       evict(guest, pages: [place, place + 4096])
       guest.start(user: user) { $0.rip = place }
@@ -127,7 +126,7 @@ import X86
     let guest = try guest()
     let page = KernelGuest.data
     evict(guest, page)
-    guest.load([0x48, 0xFF, 0x00, 0x0F, 0x0B])
+    guest.load("absent_inc")
     guest.start {
       $0.registers[0] = page
       $0.registers[4] = page + 0x800
@@ -144,7 +143,7 @@ import X86
     let page = KernelGuest.data
     evict(guest, page)
     guest.cpu.everyLevelLeavesForPages = true
-    guest.load([0x48, 0xFF, 0x00, 0x0F, 0x0B])
+    guest.load("absent_inc")
     guest.start { $0.registers[0] = page }
     for _ in 0..<2 {
       var exit = VCPUExit.kicked
@@ -172,8 +171,7 @@ import X86
   func tables(user: Bool) throws {
     let guest = try guest()
     guest.poke(AbsentPageTests.value, at: KernelGuest.data)
-    // inc (%rax); ud2
-    guest.load([0x48, 0xFF, 0x00, 0x0F, 0x0B])
+    guest.load("absent_inc")
     guest.start(user: user) { $0.registers[0] = KernelGuest.data }
     let tables = [KernelGuest.pml4, KernelGuest.pdpt, KernelGuest.directory, KernelGuest.table]
     evict(guest, pages: tables + [KernelGuest.gdt, KernelGuest.idt, KernelGuest.tss])

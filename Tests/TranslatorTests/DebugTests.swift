@@ -14,7 +14,7 @@ import X86
     -> [UInt64]
   {
     guest.load(name)
-    guest.load([0xF4, 0x48, 0xCF], at: KernelGuest.handlers + 16)
+    guest.load("handler_hlt_iretq", at: KernelGuest.handlers + 16)
     guest.start {
       $0.rflags = 0x102
       edit(&$0)
@@ -45,9 +45,9 @@ import X86
 
   @Test("SYSCALL and SYSRET trap by the TF they load") func systemCalls() throws {
     let guest = try KernelGuest()
-    guest.load([0xF4, 0x48, 0xCF], at: KernelGuest.handlers + 16)
-    guest.load([0x0F, 0x05, 0x90])
-    guest.load([0xF4], at: 0x50000)
+    guest.load("handler_hlt_iretq", at: KernelGuest.handlers + 16)
+    guest.load("trap_syscall")
+    guest.load("halt", at: 0x50000)
     guest.start(user: true) {
       $0.rflags = 0x102
       $0.sfmask = 0x100
@@ -57,8 +57,8 @@ import X86
     #expect(guest.cpu.state.rip == 0x50001)
     #expect(guest.cpu.state.registers[11] == 0x102)
     // SYSRET with TF in R11 traps right after itself.
-    guest.load([0x48, 0x0F, 0x07])
-    guest.load([0x90, 0x90], at: 0x50000)
+    guest.load("trap_sysret")
+    guest.load("nops", at: 0x50000)
     guest.start {
       $0.registers[1] = 0x50000
       $0.registers[11] = 0x102
@@ -70,17 +70,18 @@ import X86
 
   @Test("Instruction breakpoints are faults, RF lets the instruction through") func execution() throws {
     let guest = try KernelGuest()
-    guest.load([0x90, 0x90, 0xFF, 0xC0, 0x90, 0xF4])
+    guest.load("execution")
+    let at = KernelGuest.mark("execution.at", in: "execution")
     guest.start {
-      $0.dr0 = KernelGuest.code + 2
+      $0.dr0 = at
       $0.dr7 = 0x402
     }
     let frame = guest.exception()
-    #expect(frame == Delivered(vector: 1, rip: KernelGuest.code + 2))
+    #expect(frame == Delivered(vector: 1, rip: at))
     #expect(guest.cpu.state.dr6 & 0xF == 1)
     #expect(guest.cpu[register: 0] == 0)
     // The handler sets RF in the image and returns: once through, and not again at the same place.
-    guest.load([0x48, 0xCF], at: KernelGuest.handlers + 17)
+    guest.load("handler_hlt_iretq", at: KernelGuest.handlers + 16)
     guest.poke(UInt64(0x10002), at: guest.cpu[register: 4] + 16)
     #expect(guest.cpu.run() == .halt)
     #expect(guest.cpu[register: 0] == 1 && guest.cpu.state.rip == KernelGuest.code + 6)

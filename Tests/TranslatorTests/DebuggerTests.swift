@@ -10,20 +10,11 @@ import X86
 @testable import Translator
 
 @Suite("For a debugger", .serialized) struct DebuggerTests {
-  /// mov $3, %ecx; 1: dec %ecx; jnz 1b; push %rcx; mov %rax, (0x20ffc); pop %rdx; lock incl (0x20000); rep stosb; out
-  /// %al, $0x80; cpuid; hlt
-  private static let program: [UInt8] =
-    [0xB9, 3, 0, 0, 0, 0xFF, 0xC9, 0x75, 0xFC, 0x51, 0x48, 0x89, 0x04, 0x25, 0xFC, 0x0F, 0x02, 0x00, 0x5A]
-    + [
-      0xF0, 0xFF, 0x04, 0x25, 0x00, 0x00, 0x02, 0x00, 0xB9, 2, 0, 0, 0, 0xF3, 0xAA, 0xE6, 0x80, 0x31, 0xC0, 0x31, 0xC9,
-    ]
-    + [0x0F, 0xA2, 0xF4]
-
-  private func guest(_ program: [UInt8] = program, _ edit: (inout TranslationOptions) -> Void = { _ in }) throws
+  private func guest(_ name: String = "debugged", _ edit: (inout TranslationOptions) -> Void = { _ in }) throws
     -> KernelGuest
   {
     let guest = try KernelGuest(edit: edit)
-    guest.load(program)
+    guest.load(name)
     guest.start { $0.registers[7] = KernelGuest.data }
     return guest
   }
@@ -82,14 +73,14 @@ import X86
   }
 
   @Test("a faulting instruction is a step too, to the first of the handler's") func fault() throws {
-    let guest = try guest([0x0F, 0x0B])
+    let guest = try guest("undefined")
     guest.cpu.isSingleStepping = true
     #expect(guest.cpu.run() == .stepped)
     #expect(guest.cpu.linearInstructionPointer == KernelGuest.handlers + 6 * 16)
   }
 
   @Test("the guest's own single steps are not disturbed") func both() throws {
-    let guest = try guest([0x90, 0x90])
+    let guest = try guest("nops")
     guest.start { $0.rflags |= RFLAGS.tf }
     guest.cpu.isSingleStepping = true
     #expect(guest.cpu.run() == .stepped && guest.cpu.linearInstructionPointer == KernelGuest.code + 1)
@@ -103,7 +94,8 @@ import X86
     // Translated before there is one.
     _ = finish(guest.cpu)
     guest.start { $0.registers[7] = KernelGuest.data }
-    let (loop, string) = (KernelGuest.code + 5, KernelGuest.code + 32)
+    let loop = KernelGuest.mark("debugged.loop", in: "debugged")
+    let string = KernelGuest.mark("debugged.string", in: "debugged")
     guest.cpu.breakpoints = [loop, string]
     var hits: [UInt64] = []
     for _ in 0..<100 {
@@ -124,9 +116,9 @@ import X86
   @Test("an interrupt that comes at a breakpoint leads to the handler's, and back to the first") func interrupted()
     throws
   {
-    let guest = try guest([0x90, 0x90, 0xF4])
+    let guest = try guest("nops")
     let handler = KernelGuest.handlers + 0x40 * 16
-    guest.load([0x48, 0xCF], at: handler)
+    guest.load("iretq", at: handler)
     guest.start { $0.rflags |= RFLAGS.if }
     guest.cpu.breakpoints = [KernelGuest.code + 1, handler]
     #expect(guest.cpu.run() == .breakpoint && guest.cpu.linearInstructionPointer == KernelGuest.code + 1)
@@ -145,7 +137,7 @@ import X86
     for isKicked in [false, true] {
       let guest = try KernelGuest { $0.hypercallPolicy = .patch }
       // A call that is replaced runs again; a kick comes before the instruction.
-      guest.load(isKicked ? [0x90, 0xF4] : HypercallOpcode.vmmcall.bytes + [0xF4])
+      guest.load(isKicked ? "nops" : "call_foreign")
       guest.start()
       guest.cpu.breakpoints = [KernelGuest.code]
       guest.cpu.isSingleStepping = true
@@ -166,13 +158,13 @@ import X86
 
   @Test("a page that is away is no step") func absentPage() throws {
     let guest = try KernelGuest(fetchDelay: 1_000_000)
-    // mov (0x20000), %al; hlt
-    guest.load([0x8A, 0x04, 0x25, 0, 0, 2, 0, 0xF4])
+    guest.load("debugged_load")
     guest.start(user: true)
     // Once, so that its pages count as used.
     #expect(guest.exception()?.vector == 13)
     guest.start(user: true)
     let place = GuestPhysical(KernelGuest.data)
+    let behind = KernelGuest.mark("debugged_load.behind", in: "debugged_load")
     #expect(guest.translation.evictUsedPages() > 0 && guest.memory.isAbsent(place))
     guest.cpu.breakpoints = [KernelGuest.code]
     guest.cpu.isSingleStepping = true
@@ -183,12 +175,12 @@ import X86
       if case .pageAbsent(let address)? = exits.last { guest.memory.wait(for: GuestPhysical(address)) }
     }
     #expect(exits.filter { $0 == .breakpoint }.count == 1 && exits.contains(.pageAbsent(address: KernelGuest.data)))
-    #expect(exits.last == .stepped && guest.cpu.linearInstructionPointer == KernelGuest.code + 7)
+    #expect(exits.last == .stepped && guest.cpu.linearInstructionPointer == behind)
   }
 
   @Test("an exception that is raised in the middle of an instruction ends it") func raised() throws {
     // rdmsr of a register that nobody has; then an addition to a device.
-    let guest = try guest([0x0F, 0x32, 0xF4])
+    let guest = try guest("debugged_rdmsr")
     guest.start { $0.registers[1] = 0x4B56_4D01 }
     #expect(guest.cpu.run() == .msrRead(index: 0x4B56_4D01) && !guest.cpu.isAtBoundary)
     guest.cpu.raise(.generalProtection())
@@ -196,7 +188,7 @@ import X86
     var frame = guest.exception()
     #expect(frame?.vector == 13 && frame?.rip == KernelGuest.code)
 
-    guest.load([0x01, 0x03, 0xF4])
+    guest.load("debugged_add")
     guest.start { $0.registers[3] = KernelGuest.device }
     #expect(guest.cpu.run() == .mmioRead(address: KernelGuest.device, size: 4) && !guest.cpu.isAtBoundary)
     guest.cpu.raise(.pageFault(KernelGuest.device, code: 0))
@@ -244,7 +236,7 @@ import X86
   }
 
   @Test("a debugger's store to code runs") func code() throws {
-    let guest = try guest([0xB0, 1, 0xF4])
+    let guest = try guest("debugged_move")
     #expect(guest.cpu.run() == .halt && guest.cpu[register: 0] == 1)
     #expect(guest.cpu.write(linear: KernelGuest.code + 1, [2], as: .debugger) == nil)
     guest.start()

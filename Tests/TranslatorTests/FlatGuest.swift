@@ -3,6 +3,7 @@
 
 import CHost
 import GuestMemory
+import TestSupport
 import Testing
 import X86
 
@@ -63,6 +64,8 @@ final class FlatGuest {
     cpu.state = state
   }
 
-  /// Places code at 0x10000.
+  /// Places code at 0x10000, that of Tests/GuestCode by its name.
+  func load(_ name: String) throws { try load(GuestProgram(name).bytes) }
+
   func load(_ code: [UInt8]) throws { try memory.copy(from: code, to: GuestPhysical(0x10000)) }
 }

@@ -144,17 +144,12 @@ private final class Flat32Guest {
   /// What 64-bit mode has left above ESP hits the empty entry of the stack's, whose access then faults in the host.
   @Test("something in the upper half of RSP", arguments: [0, 1 << 63, 0xFFFF_FFFF << 32] as [UInt64])
   func upperHalf(upper: UInt64) throws {
-    // What comes first, of several kinds; then MOV ECX,[ESP]; PUSH ECX; POP EDX; MOV ES,[ESP]
-    let firsts: [[UInt8]] = [
-      [0x8E, 0x04, 0x24], [0x0F, 0xB6, 0x1C, 0x24], [0xFF, 0x34, 0x24, 0x5B], [0xD9, 0x1C, 0x24],
-      [0x88, 0x64, 0x24, 0x08], [0x0F, 0xA9, 0x50], [0x83, 0x04, 0x24, 0x00], [0x50, 0x5E],
-    ]
-    for first in firsts {
+    for first in ["es", "movzx", "push_pop", "fstp", "high_byte", "pop_gs", "add", "push_esi"] {
       for isSingle in [false, true] {
         let guest = try Flat32Guest(singleInstruction: isSingle)
         try guest.memory.store(UInt32(0), at: GuestPhysical(0x30010))
         try guest.memory.store(UInt32(0x1234_0000), at: GuestPhysical(0x30014))
-        let code: [UInt8] = first + [0x8B, 0x4C, 0x24, 0x04, 0x51, 0x5A, 0x8E, 0x04, 0x24, 0xF4]
+        let code = GuestProgram("upper_" + first).bytes
         try guest.run(code, [0, 0, 0, 0, 0x30010, 0, 0, 0], stackUpper: upper)
         #expect(guest.bus.isEmpty && guest.translation.counters.softFaults == 0)
         #expect(guest.cpu[register: 2] == guest.cpu[register: 1], "\(first)")

@@ -41,10 +41,7 @@ import X86
 
   @Test("a call with one answer is answered in place and counted, and only at level 0") func constant() throws {
     let guest = try KernelGuest { $0.constantHypercalls = [1: 0, 2: -1000] }
-    // mov $1, %eax; vmcall; mov %rax, %rbx; mov $2, %eax; vmcall; mov $3, %ecx; vmcall; mov $5, %eax; vmcall
-    guest.load(
-      [0xB8, 1, 0, 0, 0] + Self.vmcall + [0x48, 0x89, 0xC3, 0xB8, 2, 0, 0, 0] + Self.vmcall + [0xB9, 3, 0, 0, 0]
-        + Self.vmmcall + [0xB8, 5, 0, 0, 0] + Self.vmcall)
+    guest.load("call_constants")
     guest.start { $0.registers[3] = 77 }
     // The second one leaves RAX = -1000, which has no answer of its own.
     #expect(guest.cpu.run() == .hypercall)
@@ -59,7 +56,7 @@ import X86
 
   @Test("the other one") func foreign() throws {
     var guest = try guest(.native)
-    guest.load(Self.vmmcall + [0xF4])
+    guest.load("call_foreign")
     #expect(guest.cpu.run() == .hypercall && guest.cpu.state.rip == KernelGuest.code + 3)
 
     guest = try self.guest(.fault)
@@ -67,7 +64,7 @@ import X86
     #expect(guest.exception()?.vector == 6)
 
     guest = try self.guest(.emulate)
-    guest.load(Self.vmmcall + Self.vmmcall + [0xF4])
+    guest.load("call_foreign_twice")
     for call in UInt64(0)..<2 {
       #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == KernelGuest.code + call * 3)
       #expect(guest.cpu.read(linear: guest.cpu.linearInstructionPointer, count: 3, as: .code) == Self.vmmcall)
@@ -102,11 +99,7 @@ import X86
   func patched(offset: UInt64) throws {
     let guest = try guest(.patch)
     let place = KernelGuest.code + offset
-    // The call twice, then what the guest itself reads of it: jmp back is left out, RIP is put back.
-    guest.load(
-      Self.vmmcall + [0x0F, 0xB6, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: (place + 2) >> (8 * $0)) } + [
-        0xF4
-      ], at: place)
+    guest.load("call_read", at: place)
     guest.start { $0.rip = place }
     #expect(guest.cpu.run() == .foreignHypercall && guest.cpu.state.rip == place)
     #expect(replace(guest.cpu))
@@ -152,7 +145,7 @@ import X86
 
   @Test("a stepped call traps behind it, however it was made") func stepped() throws {
     let guest = try guest(.emulate)
-    guest.load(Self.vmmcall + [0x90])
+    guest.load("call_foreign")
     guest.start { $0.rflags |= 1 << 8 }
     #expect(guest.cpu.run() == .foreignHypercall)
     guest.cpu.skip(byteCount: 3)

@@ -48,7 +48,7 @@ import X86
     throws
   {
     let guest = try KernelGuest { $0.hypercallPolicy = policy }
-    guest.load([0x0F, 0x0B])
+    guest.load("undefined")
     let frame = guest.exception()
     #expect(frame?.vector == 6 && frame?.rip == KernelGuest.code)
   }
@@ -75,7 +75,7 @@ import X86
 
   @Test("13: the shadow of STI ends behind the call") func shadow() throws {
     let guest = try KernelGuest()
-    guest.load([0xFB] + Self.vmcall + [0x90, 0x0F, 0x0B])
+    guest.load("call_shadow")
     guest.start()
     guest.cpu.requestInterruptWindow(true)
     #expect(guest.cpu.run() == .hypercall && guest.cpu.state.rip == KernelGuest.code + 4)

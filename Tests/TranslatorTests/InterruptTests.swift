@@ -65,7 +65,7 @@ import X86
     guest.load(loop)
     if name == "faults" {
       // The handler returns to the faulting instruction.
-      guest.load([0x48, 0xCF], at: KernelGuest.handlers + 6 * 16)
+      guest.load("iretq", at: KernelGuest.handlers + 6 * 16)
     }
     let median = Self.medianLatency(guest, name) { if name == "adc" { $0.rflags = 3 } }
     #expect(median < Self.limit, "\(name)")
@@ -178,7 +178,7 @@ import X86
 
   @Test("SYSRET unmasks") func sysret() throws {
     let guest = try KernelGuest()
-    guest.load([0x90, 0xEB, 0xFE], at: 0x30000)
+    guest.load("spin", at: 0x30000)
     guest.load("sysret_opens")
     guest.start()
     guest.cpu.inject(interrupt: 0x20)
@@ -189,7 +189,7 @@ import X86
 
   @Test("NMIs wait for IRET") func nmi() throws {
     let guest = try KernelGuest()
-    guest.load([0x90, 0x90, 0xF4])
+    guest.load("nops")
     guest.start()
     guest.cpu.injectNMI()
     #expect(guest.cpu.run() == .halt)

@@ -4,8 +4,8 @@
 
 import CHost
 import Engine
-import GuestCode
 import GuestMemory
+import TestSupport
 import Testing
 import X86
 
@@ -88,23 +88,11 @@ struct Delivered: Equatable {
   }
 
   /// Loads a guest from Tests/GuestCode.
-  func load(_ name: String, at address: UInt64 = KernelGuest.code) { load(KernelGuest.bytes(of: name), at: address) }
-
-  static func bytes(of name: String) -> [UInt8] {
-    guard let begin = unsafe guest_code_find(name), let end = unsafe guest_code_find(name + ".end") else {
-      Issue.record("no guest \(name)")
-      return []
-    }
-    return unsafe Array(UnsafeBufferPointer(start: begin, count: end - begin))
-  }
+  func load(_ name: String, at address: UInt64 = KernelGuest.code) { load(GuestProgram(name).bytes, at: address) }
 
   /// Where a mark of a loaded guest is.
   static func mark(_ mark: String, in name: String, at address: UInt64 = KernelGuest.code) -> UInt64 {
-    guard let begin = unsafe guest_code_find(name), let place = unsafe guest_code_find(mark) else {
-      Issue.record("no mark \(mark) in \(name)")
-      return 0
-    }
-    return unsafe address &+ UInt64(place - begin)
+    address &+ UInt64(GuestProgram(name).offset(of: mark))
   }
 
   // MARK: Tables

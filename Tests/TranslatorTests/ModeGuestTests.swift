@@ -4,6 +4,7 @@
 
 import Engine
 import GuestMemory
+import TestSupport
 import Testing
 import X86
 
@@ -84,7 +85,7 @@ import X86
     let guest = try KernelGuest()
     let state = run(guest, "flat32") { Self.protected(guest, &$0, paging: paging) }
     #expect(guest.frame() == nil)
-    #expect(state.rip == KernelGuest.code + UInt64(KernelGuest.bytes(of: "flat32").count) - 3)
+    #expect(state.rip == KernelGuest.code + UInt64(GuestProgram("flat32").bytes.count) - 3)
     #expect(state.registers[2] == 500500 && state.registers[4] == KernelGuest.stack)
     #expect(state.registers[6] == 0x20100 && state.registers[7] == 0x21100 && state.registers[1] == 0)
     #expect(guest.peek(UInt32.self, at: 0x21000) == 0x77)

@@ -131,7 +131,7 @@ import X86
     ] as [(UInt64, Bool, UInt64, Bool)] {
       for guest in guests {
         guest.setPage(Self.page, entry)
-        guest.load([0x90, 0xF4], at: Self.page)
+        guest.load("nops", at: Self.page)
         guest.start(user: user) {
           $0.rip = Self.page
           if smep { $0.cr4 |= 1 << 20 }
@@ -146,7 +146,7 @@ import X86
     for guest in guests {
       guest.setPage(Self.page, Self.page | 7)
       guest.setPage(Self.page + 0x1000, 0)
-      guest.load([0x90, 0xB8, 1], at: Self.page + 0xFFD)
+      guest.load("nop_move", at: Self.page + 0xFFD)
       guest.start(user: true) { $0.rip = Self.page + 0xFFD }
       let frame = guest.exception()
       #expect(frame?.vector == 14 && frame?.error == 0x14 && frame?.rip == Self.page + 0xFFE)

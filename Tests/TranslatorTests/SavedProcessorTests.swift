@@ -48,7 +48,7 @@ import X86
 
   @Test func anInstructionThatWaitsForADeviceIsNoBoundary() throws {
     let guest = try FlatGuest()
-    try guest.load([0x8B, 0x04, 0x25, 0x00, 0x00, 0x00, 0x20, 0xF4])  // mov eax, [0x20000000]; hlt
+    try guest.load("first_device")
     #expect(guest.cpu.run() == .mmioRead(address: 0x2000_0000, size: 4))
     #expect(!guest.cpu.isAtBoundary)
     guest.cpu.completeRead(0x1234_5678)

@@ -4,6 +4,7 @@
 
 import Engine
 import GuestMemory
+import TestSupport
 import Testing
 import X86
 
@@ -74,7 +75,7 @@ import X86
     let guest = try KernelGuest()
     let at: UInt64 = 0x41000 - 3
     guest.load("smc_crossing", at: at)
-    guest.load(Array(KernelGuest.bytes(of: "smc_crossing").dropFirst(3)), at: 0x51000)
+    guest.load(Array(GuestProgram("smc_crossing").bytes.dropFirst(3)), at: 0x51000)
     guest.poke(UInt8(0x22), at: 0x51000)
     guest.load("smc_invlpg")
     guest.start {
@@ -133,7 +134,7 @@ import X86
     guest.setPage(0x50000, 0x40007)
     for round in 0..<10 {
       guest.load(round % 2 == 0 ? "smc_one" : "smc_two", at: 0x40000)
-      guest.load([0x31, 0xC0, 0xE8, 0xF9, 0xFF, 0x02, 0x00, 0xF4])
+      guest.load("smc_call")
       guest.start()
       #expect(guest.cpu.run() == .halt)
       #expect(guest.cpu[register: 0] == (round % 2 == 0 ? 1 : 2))

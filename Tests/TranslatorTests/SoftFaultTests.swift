@@ -13,6 +13,7 @@ import X86
 @testable import Translator
 
 @Suite("Unexpected host faults", .serialized) struct SoftFaultTests {
+  /// In the guests' own code.
   static let displacement: Int32 = 0x0012_3456
   static let wrong: Int32 = 0x4012_3456
 
@@ -46,9 +47,9 @@ import X86
   /// Where the accesses of `body` go, at RBX plus the displacement.
   static let target: UInt64 = 0x20_0000
 
-  private func guest(_ body: [UInt8], limit: Int = SoftFaults.limit) throws -> FlatGuest {
+  private func guest(_ name: String, limit: Int = SoftFaults.limit) throws -> FlatGuest {
     let guest = try FlatGuest(softFaultLimit: limit)
-    try guest.load(body + [0xF4])
+    try guest.load(name)
     return guest
   }
 
@@ -61,11 +62,7 @@ import X86
 
   @Test("cost a block its optimizations, and the guest nothing")
   func survived() throws {
-    // PUSH RAX; MOV RAX,[RBX+d]; PUSH RAX; CMP EAX,ECX; MOV [RBX+d+8],RAX; POP RDX; PUSHFQ; POP RSI
-    let body: [UInt8] =
-      [0x50, 0x48, 0x8B, 0x83] + SoftFaultTests.long(SoftFaultTests.displacement) + [0x50, 0x39, 0xC8]
-      + [0x48, 0x89, 0x83] + SoftFaultTests.long(SoftFaultTests.displacement + 8) + [0x5A, 0x9C, 0x5E]
-    let guest = try guest(body)
+    let guest = try guest("soft_group")
     try guest.memory.store(UInt64(0x1122_3344_5566_7788), at: .init(SoftFaultTests.target))
     #expect(run(guest) == .halt)
     #expect(SoftFaultTests.sabotage(guest) == 1)
@@ -88,7 +85,7 @@ import X86
   @Test("restore what the access had lent: a byte of AH beside RDI")
   func lentRegister() throws {
     // MOV [RBX+d],AH with RDI of its own; the address is in RDI on the host.
-    let guest = try guest([0x88, 0xA3] + SoftFaultTests.long(SoftFaultTests.displacement))
+    let guest = try guest("soft_high_byte")
     guest.cpu.state.registers[0] = 0xAB00
     guest.cpu.state.registers[7] = 0x7777
     #expect(run(guest) == .halt)
@@ -114,13 +111,12 @@ import X86
 
   @Test("end the run when they are too many, or come back to a place")
   func limits() throws {
-    let body: [UInt8] = [0x48, 0x8B, 0x83] + SoftFaultTests.long(SoftFaultTests.displacement)
-    let once = try guest(body, limit: 1)
+    let once = try guest("soft_load", limit: 1)
     #expect(run(once) == .halt)
     #expect(SoftFaultTests.sabotage(once) == 1)
     if case .failed = run(once) {} else { Issue.record("the first fault was to end it") }
 
-    let twice = try guest(body)
+    let twice = try guest("soft_load")
     #expect(run(twice) == .halt)
     #expect(SoftFaultTests.sabotage(twice) == 1)
     #expect(run(twice) == .halt)

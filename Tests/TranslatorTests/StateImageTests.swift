@@ -16,22 +16,20 @@ import X86
     for offset in [UInt64(0), 0xFC0] {
       let guest = try KernelGuest()
       let image = KernelGuest.data + offset
-      // mov $7, %eax; xor %edx, %edx; xrstor (image); hlt
-      guest.load(
-        [0xB8, 7, 0, 0, 0, 0x31, 0xD2, 0x0F, 0xAE, 0x2C, 0x25]
-          + (0..<4).map { UInt8(truncatingIfNeeded: image >> (8 * UInt64($0))) } + [0xF4])
+      guest.load("first_xrstor")
       guest.poke(UInt32(0x1F80), at: image + 24)
       guest.poke(UInt64(7), at: image + 512)
       guest.poke(UInt8(1), at: image + 512 + byte)
       guest.start {
+        $0[register: GPR.rbx] = image
         $0.cr4 |= CR4.osxsave
         $0.xcr0 = 7
       }
       if isAllowed {
-        #expect(guest.cpu.run() == .halt && guest.cpu.linearInstructionPointer == KernelGuest.code + 16)
+        #expect(guest.cpu.run() == .halt && guest.frame() == nil)
       } else {
         let frame = guest.exception()
-        #expect(frame?.vector == 13 && frame?.rip == KernelGuest.code + 7)
+        #expect(frame?.vector == 13 && frame?.rip == KernelGuest.mark("first_xrstor.at", in: "first_xrstor"))
       }
     }
   }

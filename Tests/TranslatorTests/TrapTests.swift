@@ -3,27 +3,26 @@
 
 import Engine
 import GuestMemory
+import TestSupport
 import Testing
 import X86
 
 @testable import Translator
 
 @Suite(.serialized) struct TrapTests {
-  /// A flat guest whose handlers of #DB, #BP and #UD are `inc dword [0x30000 + vector * 4]; iretq`; that of #UD, which
-  /// is a fault, halts instead.
+  /// A flat guest whose handlers of #DB, #BP, #UD and INT 80 count at 0x30000 + vector * 4 and go back; that of #UD,
+  /// which is a fault, halts instead.
   private func guest(_ code: [UInt8], flags: UInt64 = 2) throws -> FlatGuest {
     let guest = try FlatGuest()
     try guest.load(code)
     for (index, descriptor) in [UInt64(0), 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF].enumerated() {
       try guest.memory.store(descriptor, at: GuestPhysical(0x7000 + UInt64(index) * 8))
     }
-    for vector in [UInt64(1), 3, 6, 0x80] {
+    for (vector, name) in [(1, "db"), (3, "bp"), (6, "ud"), (0x80, "int80")] as [(UInt64, String)] {
       let handler = 0x9000 + vector * 32
       try guest.memory.store(handler & 0xFFFF | 0x08 << 16 | 0x8E00 << 32, at: GuestPhysical(0x8000 + vector * 16))
       try guest.memory.store(UInt64(0), at: GuestPhysical(0x8008 + vector * 16))
-      var bytes: [UInt8] = [0xFF, 0x04, 0x25, UInt8(vector * 4 & 0xFF), UInt8(vector >> 6), 3, 0]
-      bytes += vector == 6 ? [0xF4] : [0x48, 0xCF]
-      try guest.memory.copy(from: bytes, to: GuestPhysical(handler))
+      try guest.memory.copy(from: GuestProgram("count_" + name).bytes, to: GuestPhysical(handler))
     }
     var state = guest.cpu.state
     state.gdtr = .init(base: 0x7000, limit: 0x17)
@@ -33,6 +32,10 @@ import X86
     state.rflags = flags
     guest.cpu.state = state
     return guest
+  }
+
+  private func guest(_ name: String, flags: UInt64 = 2) throws -> FlatGuest {
+    try guest(GuestProgram(name).bytes, flags: flags)
   }
 
   private func count(_ guest: FlatGuest, _ vector: UInt64) throws -> UInt32 {
@@ -48,17 +51,14 @@ import X86
   }
 
   @Test("a stepped REP MOVSB traps after every element") func steppedString() throws {
-    // mov ecx,5; mov esi,0x10000; mov edi,0x40000; rep movsb; ud2 (a stepped HLT does not wait)
-    let guest = try guest(
-      [0xB9, 5, 0, 0, 0, 0xBE, 0, 0, 1, 0, 0xBF, 0, 0, 4, 0, 0xF3, 0xA4, 0x0F, 0x0B], flags: 0x102)
+    let guest = try guest("trap_string", flags: RFLAGS.tf | 2)
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 1) == 8)
     #expect(guest.cpu[register: 7] == 0x40005)
   }
 
   @Test("INT clears TF: no trap in its handler") func steppedInterrupt() throws {
-    // nop; int3; int 0x80; nop; ud2
-    let guest = try guest([0x90, 0xCC, 0xCD, 0x80, 0x90, 0x0F, 0x0B], flags: 0x102)
+    let guest = try guest("trap_interrupts", flags: RFLAGS.tf | 2)
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 3) == 1)
     #expect(try count(guest, 0x80) == 1)
@@ -67,14 +67,13 @@ import X86
   }
 
   @Test("SYSCALL that masks TF is not trapped") func steppedSystemCall() throws {
-    // syscall; at 0x20000: hlt
-    let guest = try guest([0x0F, 0x05, 0xF4], flags: 0x102)
-    try guest.memory.store(UInt8(0xF4), at: GuestPhysical(0x20000))
+    let guest = try guest("trap_syscall", flags: RFLAGS.tf | 2)
+    try guest.memory.copy(from: GuestProgram("halt").bytes, to: GuestPhysical(0x20000))
     var state = guest.cpu.state
-    state.efer |= 1
+    state.efer |= EFER.sce
     state.star = 8 << 32
     state.lstar = 0x20000
-    state.sfmask = 0x100
+    state.sfmask = RFLAGS.tf
     guest.cpu.state = state
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 1) == 0)
@@ -82,31 +81,26 @@ import X86
   }
 
   @Test("a stepped instruction on the slow path traps") func steppedSlowAccess() throws {
-    // mov eax,[0x4ffe]; mov [0x10100],eax (a store into a page of code); ud2
-    let guest = try guest(
-      [0x8B, 0x04, 0x25, 0xFE, 0x4F, 0, 0, 0x89, 0x04, 0x25, 0, 1, 1, 0, 0x0F, 0x0B], flags: 0x102)
+    let guest = try guest("trap_slow", flags: RFLAGS.tf | 2)
     #expect(guest.cpu.run() == .halt)
     #expect(try count(guest, 1) == 2)
   }
 
   @Test("data breakpoints are traps, instruction breakpoints faults") func breakpoints() throws {
-    // mov [0x40000],eax; push rax; mov ecx,[0x40002]; nop; nop; hlt
-    let code: [UInt8] = [0x89, 0x04, 0x25, 0, 0, 4, 0, 0x50, 0x8B, 0x0C, 0x25, 2, 0, 4, 0, 0x90, 0x90, 0xF4]
     // DR0: writes of four bytes at 0x40000; DR1: reads and writes of a byte at 0x40003; both hit by the store, DR1 by
     // the load.
     func hits(_ dr7: UInt64) throws -> UInt32 {
-      let guest = try guest(code)
+      let guest = try guest("trap_data")
       var state = guest.cpu.state
       state.dr0 = 0x40000
       state.dr1 = 0x40003
       state.dr2 = 0x80000 - 8
-      state.dr3 = 0x1000F
+      state.dr3 = 0x10000 + UInt64(GuestProgram("trap_data").offset(of: "trap_data.nop"))
       state.dr7 = dr7
       guest.cpu.state = state
       if dr7 & 0xC0 != 0 {
         // The handler of a fault returns to the instruction: RF in the image it returns to.
-        try guest.memory.copy(
-          from: [0xFF, 0x04, 0x25, 4, 0, 3, 0, 0x80, 0x4C, 0x24, 0x12, 1, 0x48, 0xCF], to: GuestPhysical(0x9020))
+        try guest.memory.copy(from: GuestProgram("count_db_fault").bytes, to: GuestPhysical(0x9020))
       }
       #expect(guest.cpu.run() == .halt)
       return try count(guest, 1)

@@ -118,7 +118,7 @@ import X86
     // The last two bytes of what is mapped: a third would be #PF.
     try guest.memory.store(UInt64(0), at: GuestPhysical(0x3000 + 8))
     try guest.memory.store(UInt16(0x8765), at: GuestPhysical(0x1F_FFFE))
-    try guest.load([0x66, 0x63, 0x03, 0x66, 0x63, 0xCB, 0xF4])  // MOVSXD AX, [RBX]; MOVSXD CX, BX
+    try guest.load("first_movsxd")
     var state = guest.cpu.state
     state.registers[0] = .max
     state.registers[1] = .max

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 // The address of a guest's first byte, of a mark in one, or (name "X.end") of the byte after guest X; null if
-// there is none of that name.
-const uint8_t *guest_code_find(const char *name);
+// there is none of that name; `index` counts those of the same name.
+const uint8_t *guest_code_find(const char *name, unsigned index);
 
 #endif
