@@ -84,7 +84,7 @@ import X86
 
   @Test("The state survives a round trip in every field") func roundTrip() throws {
     let guest = try KernelGuest()
-    var state = KernelGuest.startState(user: true)
+    var state = KernelGuest.longState(user: true)
     for number in 0..<16 { state.registers[number] = UInt64(number) &* 0x0123_4567_89AB_CDEF }
     for index in 160..<416 { state.xsave[index] = UInt8(truncatingIfNeeded: index) }
     for index in 576..<832 { state.xsave[index] = UInt8(truncatingIfNeeded: index &* 3) }

@@ -28,16 +28,7 @@ final class FlatGuest {
     megabytes: UInt64 = 16, singleInstruction: Bool = false, isAMD: Bool = false, softFaultLimit: Int = 1
   ) throws {
     memory = try GuestMemory(byteCount: megabytes << 20)
-    let cpuid = CPUIDTable([
-      isAMD
-        ? .init(0, subleaf: nil, eax: 7, ebx: 0x6874_7541, ecx: 0x444D_4163, edx: 0x6974_6E65)
-        : .init(0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
-      .init(1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
-      .init(7, subleaf: 0, eax: 0, ebx: 0x29, ecx: 0, edx: 0),
-      .init(0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
-      .init(0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
-    ])
-    var options = TranslationOptions(cpuid: [cpuid], supports: { _ in true })
+    var options = TranslationOptions(cpuid: [.testProcessor(isAMD: isAMD)], supports: { _ in true })
     options.singleInstruction = singleInstruction
     options.softFaultLimit = softFaultLimit
     translation = try Translation(memory: memory, options: options)

@@ -28,7 +28,7 @@ import X86
     /// Runs both to their HLT, on a thread each; the exits.
     func run(_ first: (inout CPUState) -> Void, _ other: (inout CPUState) -> Void) throws -> (VCPUExit, VCPUExit) {
       guest.start(first)
-      var state = KernelGuest.startState()
+      var state = KernelGuest.longState()
       state.registers[4] = KernelGuest.stack - 0x8000
       other(&state)
       second.state = state

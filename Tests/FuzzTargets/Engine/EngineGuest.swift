@@ -13,14 +13,10 @@ import X86
 @testable import Translator
 
 /// A machine without devices.
-final class EngineGuest {
-  static let pml4: UInt64 = 0x1000, pdpt: UInt64 = 0x2000, directory: UInt64 = 0x3000, table: UInt64 = 0x4000
-  static let gdt: UInt64 = 0x5000, idt: UInt64 = 0x6000, tss: UInt64 = 0x7000
+final class EngineGuest: TestKernel {
   /// Tables of two levels, and the list of four directories of PAE.
   static let directory32: UInt64 = 0x8000, table32: UInt64 = 0xC000, list: UInt64 = 0xA000
   static let ldt: UInt64 = 0x9000, idt32: UInt64 = 0xD000, tss32: UInt64 = 0xE000
-  static let code: UInt64 = 0x10000, data: UInt64 = 0x20000, stack: UInt64 = 0x80000, stack0: UInt64 = 0x90000
-  static let interruptStack: UInt64 = 0xA0000, handlers: UInt64 = 0xB0000
   /// What programs of level 3 may use, twice.
   static let userPages: Range<UInt64> = 0x10..<0x90
   static let userRegion: Range<UInt64> = 0x20_0000..<0x40_0000
@@ -37,13 +33,15 @@ final class EngineGuest {
   private static let tables: [Range<UInt64>] = [0x1000..<0xF000, handlers..<handlers + 0x2000]
   var cpu: TranslatedCPU { cpus[0] }
 
-  private static let cpuid = CPUIDTable([
-    .init(0, subleaf: nil, eax: 7, ebx: 0x756E_6547, ecx: 0x6C65_746E, edx: 0x4965_6E69),
-    .init(1, subleaf: nil, eax: 0x106CA, ebx: 0, ecx: 0xFFFF_FFFF & ~(1 << 3), edx: 0x178B_FBFF),
-    .init(7, subleaf: 0, eax: 0, ebx: 0x0010_04A9, ecx: 4, edx: 0),
-    .init(0x8000_0000, subleaf: nil, eax: 0x8000_0001, ebx: 0, ecx: 0, edx: 0),
-    .init(0x8000_0001, subleaf: nil, eax: 0, ebx: 0, ecx: 0x21, edx: 0x2C10_0800),
-  ])
+  static let moreDescriptors: [UInt64] = [
+    0x0000_FB01_0000_FFFF, 0x0000_F302_0000_FFFF,  // 80 88: 16-bit, level 3, at 10000 and 20000
+    0x0040_F700_0000_0FFF, 0x0040_F302_0000_00FF,  // 90: expand-down, 98: 256 bytes at 20000, of level 3
+    0x0000_8200_9000_00FF, 0,  // A0: LDT
+    0x0000_EC00_0010_0000 | (handlers & 0xFFFF), 0,  // B0: call gate
+    0x0000_8900_E000_0067, 0x0000_E500_00C0_0000,  // C0: a TSS for 32 bits that is free, C8: task gate
+    0x00CF_FF00_0000_FFFF, 0x00C0_F340_0000_0FFF,  // D0: conforming, D8: a part of the first 16 MiB
+    0, 0,
+  ]
 
   /// - Parameter edit: What the engine does otherwise than by default.
   init(cpus count: Int = 1, _ edit: (inout TranslationOptions) -> Void = { _ in }) throws {
@@ -74,6 +72,7 @@ final class EngineGuest {
   }
 
   static func isUser(page: UInt64) -> Bool { userPages.contains(page) }
+  static func isUser(region: UInt64) -> Bool { userRegion.contains(region) }
 
   private func bytes(_ range: Range<UInt64>) throws -> [UInt8] {
     try memory.bytes(at: GuestPhysical(range.lowerBound), count: range.count)
@@ -88,18 +87,7 @@ final class EngineGuest {
 
   private func makeTables() throws {
     typealias Guest = EngineGuest
-    try poke(Guest.pdpt | 7, at: Guest.pml4)
-    try poke(Guest.directory | 7, at: Guest.pdpt)
-    // The last of four gigabytes is not RAM.
-    try poke(0xC000_0000 | UInt64(0x87), at: Guest.pdpt + 24)
-    try poke(Guest.table | 7, at: Guest.directory)
-    for index in UInt64(1)..<512 {
-      let isUser = Guest.userRegion.contains(index << 21)
-      try poke(index << 21 | (isUser ? 0x87 : 0x83), at: Guest.directory + index * 8)
-    }
-    for page in UInt64(0)..<512 {
-      try poke(page << 12 | (Guest.isUser(page: page) ? 7 : 3), at: Guest.table + page * 8)
-    }
+    try makeKernelTables()
     try poke(Guest.directory | 1, at: Guest.list)
     for index in UInt64(1)..<4 { try poke(UInt64(0), at: Guest.list + index * 8) }
     try poke(UInt32(Guest.table32 | 7), at: Guest.directory32)
@@ -108,42 +96,16 @@ final class EngineGuest {
       let isUser = Guest.isUser(page: page) || Guest.userRegion.contains(page << 12)
       try poke(UInt32(page << 12 | (isUser ? 7 : 3)), at: Guest.table32 + page * 4)
     }
-    let descriptors: [UInt64] = [
-      0, 0x00CF_9B00_0000_FFFF, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF,  // 8 10 18: kernel
-      0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_1300_0000_FFFF,  // 20 28 30: user
-      Guest.tss << 16 | 0x0000_8B00_0000_0067, 0,  // 40: TSS
-      0x0000_9B00_0000_FFFF, 0x0000_9300_0000_FFFF,  // 50 58: 16-bit code and data
-      0x0040_9700_0000_0FFF, 0x0040_9302_0000_00FF,  // 60: expand-down, 68: 256 bytes at 20000
-      0x00CF_9100_0000_FFFF, 0x00CF_F900_0000_FFFF,  // 70: read-only, 78: execute-only of level 3
-      0x0000_FB01_0000_FFFF, 0x0000_F302_0000_FFFF,  // 80 88: 16-bit, level 3, at 10000 and 20000
-      0x0040_F700_0000_0FFF, 0x0040_F302_0000_00FF,  // 90: expand-down, 98: 256 bytes at 20000, of level 3
-      0x0000_8200_9000_00FF, 0,  // A0: LDT
-      0x0000_EC00_0010_0000 | (Guest.handlers & 0xFFFF), 0,  // B0: call gate
-      0x0000_8900_E000_0067, 0x0000_E500_00C0_0000,  // C0: a TSS for 32 bits that is free, C8: task gate
-      0x00CF_FF00_0000_FFFF, 0x00C0_F340_0000_0FFF,  // D0: conforming, D8: a part of the first 16 MiB
-    ]
-    for (index, value) in descriptors.enumerated() {
-      try poke(value, at: Guest.gdt + UInt64(index) * 8)
-      try poke(value, at: Guest.ldt + UInt64(index % 32) * 8)
-    }
-    try poke(Guest.stack0, at: Guest.tss + 4)
-    try poke(Guest.interruptStack, at: Guest.tss + 36)
-    try poke(UInt16(0x68), at: Guest.tss + 102)
+    for (index, value) in Guest.descriptors.enumerated() { try poke(value, at: Guest.ldt + UInt64(index % 32) * 8) }
     try poke(UInt32(Guest.stack0), at: Guest.tss32 + 4)
     try poke(UInt32(0x18), at: Guest.tss32 + 8)
     try poke(UInt16(0x68), at: Guest.tss32 + 102)
-    for vector in UInt64(0)..<256 {
-      let target = Guest.handlers + vector * 16
-      let access: UInt64 = [3, 4, 0x80].contains(vector) ? 0xEE : 0x8E
-      let low = target & 0xFFFF | access << 40 | (target >> 16) << 48
-      try poke(low | 0x10 << 16, at: Guest.idt + vector * 16)
-      try poke(UInt64(0), at: Guest.idt + vector * 16 + 8)
-      try poke(low | 0x08 << 16, at: Guest.idt32 + vector * 8)
-      // HLT, and HLT again.
-      try poke(UInt32(0x90FD_EBF4), at: target)
+    for vector in UInt8(0)...255 {
+      let gate = Guest.gate(vector, to: Guest.kernelCode32, privilege: Guest.privilege(ofGate: vector))
+      try poke(gate, at: Guest.idt32 + UInt64(vector) * 8)
     }
     // SYSCALL and SYSENTER.
-    try poke(UInt32(0x90FD_EBF4), at: Guest.handlers + 0x1000)
+    try poke(UInt32(0x90FD_EBF4), at: Guest.systemCallHandler)
     for base in Guest.secrets {
       for offset in stride(from: UInt64(0), to: UInt64(Guest.secretBytes), by: 8) {
         try poke(Guest.secret(base + offset), at: base + offset)
@@ -156,63 +118,41 @@ final class EngineGuest {
 
   // MARK: States
 
-  static func segment(_ selector: UInt16, _ attributes: UInt32, base: UInt64 = 0, limit: UInt32 = .max) -> Segment {
-    Segment(selector: selector, base: base, limit: limit, attributes: attributes)
-  }
-
-  /// 64-bit mode.
+  /// 64-bit mode, with SYSENTER.
   static func long(user: Bool) -> CPUState {
-    var state = CPUState()
-    state.cs = user ? segment(0x33, 0xA0FB) : segment(0x10, 0xA09B)
-    setData(&state, user ? segment(0x2B, 0xC0F3) : segment(0x18, 0xC093))
-    state.tr = segment(0x40, 0x8B, base: tss, limit: 0x67)
-    state.ldtr = .unusable
-    state.gdtr = DescriptorTable(base: gdt, limit: 0xEF)
-    state.idtr = DescriptorTable(base: idt, limit: 0xFFF)
-    state.cr0 = 0x8001_0033
-    state.cr3 = pml4
-    state.cr4 = 0x4_06B0
-    state.efer = 0xD01
-    state.xcr0 = 7
-    state.star = 0x0020_0010_0000_0000
-    (state.lstar, state.cstar, state.sysenterEIP) = (handlers + 0x1000, handlers + 0x1000, handlers + 0x1000)
-    (state.sysenterCS, state.sysenterESP) = (0x10, stack0)
-    state.rip = code
-    state.registers[4] = stack
+    var state = longState(user: user)
+    (state.cstar, state.sysenterEIP) = (systemCallHandler, systemCallHandler)
+    (state.sysenterCS, state.sysenterESP) = (UInt64(kernelCode), stack0)
     return state
-  }
-
-  static func setData(_ state: inout CPUState, _ segment: Segment) {
-    for path in [\CPUState.ss, \.ds, \.es, \.fs, \.gs] { state[keyPath: path] = segment }
   }
 
   /// Protected mode without long mode: PAE, two levels or no paging at all.
   static func protected(user: Bool, paging: Int) -> CPUState {
     var state = long(user: user)
-    state.efer = 0x800
+    state.efer = EFER.nxe
     state.cs = user ? segment(0x23, 0xC0FB) : segment(0x08, 0xC09B)
     state.tr = segment(0x40, 0x8B, base: tss32, limit: 0x67)
     state.idtr = DescriptorTable(base: idt32, limit: 0x7FF)
     switch paging {
     case 0:
       state.cr3 = list
-      state.cr4 = 0x6B0
+      state.cr4 &= ~CR4.osxsave
     case 1:
       state.efer = 0
       state.cr3 = directory32
-      state.cr4 = 0x690
+      state.cr4 &= ~(CR4.osxsave | CR4.pae)
     default:
       state.efer = 0
-      state.cr0 = 0x33
+      state.cr0 &= ~(CR0.pg | CR0.wp)
       state.cr3 = 0
-      state.cr4 = 0x600
+      state.cr4 = CR4.osxmmexcpt | CR4.osfxsr
     }
     return state
   }
 
   static func real(_ input: inout FuzzInput) -> CPUState {
     var state = CPUState()
-    state.cr0 = 0x10
+    state.cr0 = CR0.et
     for path in [\CPUState.ss, \.ds, \.es, \.fs, \.gs] {
       let selector = input.word(UInt16.self) & 0x1FFF
       state[keyPath: path] = Segment(selector: selector, base: UInt64(selector) << 4, limit: 0xFFFF, attributes: 0x93)
@@ -245,7 +185,7 @@ final class EngineGuest {
     if input.chance(8) {
       state.fs.base = input.value()
       state.gs.base = input.value()
-      if state.efer & 0x400 == 0 || state.cs.attributes & 0x2000 == 0 {
+      if state.efer & EFER.lma == 0 || state.cs.attributes & 0x2000 == 0 {
         state.fs.base &= 0xFFFF_FFFF
         state.gs.base &= 0xFFFF_FFFF
       } else {

@@ -109,7 +109,7 @@ enum Ring3 {
       state.rip = 0
     default: break
     }
-    if state.efer & 0x400 == 0 { for number in 0..<16 { state.registers[number] &= 0xFFFF_FFFF } }
+    if state.efer & EFER.lma == 0 { for number in 0..<16 { state.registers[number] &= 0xFFFF_FFFF } }
     return state
   }
 }

@@ -1,0 +1,1 @@
+../../TranslatorTests/TestKernel.swift
