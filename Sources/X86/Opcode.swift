@@ -206,7 +206,7 @@ public enum Rule: UInt8, Sendable, CaseIterable {
   case gather, maskMove
   case xlat
   case cmpxchgWide  // CMPXCHG8B/16B
-  case saveState, restoreState  // FXSAVE, XSAVE*, FNSAVE, FNSTENV; FXRSTOR, XRSTOR, FRSTOR, FLDENV, LDMXCSR
+  case saveState, restoreState  // FXSAVE, XSAVE*, FNSAVE, FNSTENV; FXRSTOR, XRSTOR, FRSTOR, FLDENV
   case movSegment  // MOV Ew,Sw (reads a selector)
   case decimal  // DAA DAS AAA AAS AAM AAD SALC: no 64-bit encoding; executed by Swift
   case bound, arpl

@@ -173,7 +173,7 @@ extension OpcodeTable {
     .init(.x0F, .any, 0xAD, .modRM, "shrd", .Ev, .Gv, .CL, access: .readWrite, flags: .doubleShift),
     .init(.x0F, .none, 0xAE, .mem0, "fxsave", .Mfx, access: .write, rule: .saveState, feature: .sse),
     .init(.x0F, .none, 0xAE, .mem1, "fxrstor", .Mfx, access: .read, rule: .restoreState, feature: .sse),
-    .init(.x0F, .none, 0xAE, .mem2, "ldmxcsr", .Md, access: .read, rule: .restoreState, feature: .sse),
+    .init(.x0F, .none, 0xAE, .mem2, "ldmxcsr", .Md, access: .read, rule: .sse, feature: .sse),
     .init(.x0F, .none, 0xAE, .mem3, "stmxcsr", .Md, access: .write, rule: .sse, feature: .sse),
     .init(.x0F, .none, 0xAE, .mem4, "xsave", .Mxsave, access: .readWrite, rule: .saveState, feature: .xsave),
     .init(.x0F, .none, 0xAE, .mem5, "xrstor", .Mxsave, access: .read, rule: .restoreState, feature: .xsave),

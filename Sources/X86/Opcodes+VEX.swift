@@ -150,7 +150,7 @@ extension OpcodeTable {
     .init(.vex0F, .p66, 0x7F, .modRM, "vmovdqa", .Wx, .Vx, access: .write, rule: .avx, feature: .avx, attribute: .aligned),
     .init(.vex0F, .pF3, 0x7F, .modRM, "vmovdqu", .Wx, .Vx, access: .write, rule: .avx, feature: .avx),
     // VEX 0F AE-FE
-    .init(.vex0F, .none, 0xAE, .mem2, "vldmxcsr", .Md, access: .read, rule: .restoreState, feature: .avx, attribute: .vexL0),
+    .init(.vex0F, .none, 0xAE, .mem2, "vldmxcsr", .Md, access: .read, rule: .avx, feature: .avx, attribute: .vexL0),
     .init(.vex0F, .none, 0xAE, .mem3, "vstmxcsr", .Md, access: .write, rule: .avx, feature: .avx, attribute: .vexL0),
     .init(.vex0F, .none, 0xC2, .modRM, "vcmpps", .Vx, .Hx, .Wx, .Ib, access: .write, rule: .avx, feature: .avx),
     .init(.vex0F, .p66, 0xC2, .modRM, "vcmppd", .Vx, .Hx, .Wx, .Ib, access: .write, rule: .avx, feature: .avx),

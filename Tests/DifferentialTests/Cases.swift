@@ -186,6 +186,7 @@ extension Generator {
     case .movs, .stos, .lods, .scas, .cmps: tuneString(&c)
     case .xlat, .moffs, .maskMove: return tuneImplicit(&encoding, &c)
     case .saveState, .restoreState: return tuneState(&c)
+    case .sse where c.row.loadsMXCSR, .avx where c.row.loadsMXCSR: return tuneState(&c)
     case .gather: return tuneGather(encoding, &c)
     case .cli, .sti: c.privilege = 3
     case .wrfsbase: if random.chance(50) { bench[Int(i.rm)] = random.next() >> 17 }
@@ -332,7 +333,7 @@ extension Generator {
       // XSAVEC and XSAVEOPT depend on what the processor tracks; standard XSAVE does not.
       if c.row.feature == .xsavec || c.row.feature == .xsaveopt || c.row.feature == .xsaves { return false }
     }
-    guard c.row.rule == .restoreState else { return true }
+    guard c.row.rule == .restoreState || c.row.loadsMXCSR else { return true }
     if random.chance(10) {
       // As it is, but for components and a compacted form that the host knows and the guest does not.
       if RowTraits(c.row).memorySize == .xsave, isWritable(target, c.size) {
@@ -373,4 +374,9 @@ extension Generator {
     try? bench.arena.store(Array(image.prefix(c.size)), at: target)
     return true
   }
+}
+
+extension Opcode {
+  /// LDMXCSR and VLDMXCSR, which mind what they load.
+  var loadsMXCSR: Bool { byte == 0xAE && form == .mem2 && (rule == .sse || rule == .avx) }
 }

@@ -46,15 +46,19 @@ import X86
   }
 
   /// LEA R15,[RBX+16] and a check of 8 bytes for reading (without a cold half: JA to the exit).
-  private var proof: [UInt8] {
-    let code = CheckerTests.emit { code in
-      code.lea(RegisterMap.t0, HostMemory(3, 16))
-      code.mov32(RegisterMap.t1, RegisterMap.t0)
-      code.shiftRight32(RegisterMap.t1, 8)
-      code.alu(.and, RegisterMap.t1, immediate: (Int32(CHOST_TLB_ENTRIES) &- 1) &<< 4, w: false)
-      code.alu(.sub, RegisterMap.t0, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ)))
-      code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
-    }
+  private var proof: [UInt8] { proof(behind: []) }
+
+  private func proof(behind prefix: [UInt8]) -> [UInt8] {
+    let code =
+      prefix
+      + CheckerTests.emit { code in
+        code.lea(RegisterMap.t0, HostMemory(3, 16))
+        code.mov32(RegisterMap.t1, RegisterMap.t0)
+        code.shiftRight32(RegisterMap.t1, 8)
+        code.alu(.and, RegisterMap.t1, immediate: (Int32(CHOST_TLB_ENTRIES) &- 1) &<< 4, w: false)
+        code.alu(.sub, RegisterMap.t0, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ)))
+        code.alu(.cmp, RegisterMap.t0, immediate: 4096 - 8)
+      }
     return branch([0x0F, 0x87], 0x1020, behind: code)
       + CheckerTests.emit {
         $0.load(RegisterMap.t1, HostMemory(RegisterMap.env, index: RegisterMap.t1, Int32(CHOST_TLB_READ) + 8))
@@ -84,6 +88,13 @@ import X86
     #expect(check(proof + [0x48, 0xFF, 0xC3] + load(HostMemory(3, index: t1, 16))) != nil)
     // Without the jump the comparison proves nothing.
     #expect(check(Array(proof.dropLast(8 + 6)) + load(HostMemory(3, index: t1, 16))) != nil)
+  }
+
+  @Test("a constant that leaves 64 bits with a displacement is an address like others") func farConstant() {
+    for constant in GuestProgram.list("far_constant") {
+      #expect(check(proof(behind: constant) + load(HostMemory(3, index: RegisterMap.t1, 16))) == nil)
+      #expect(check(proof(behind: constant) + load(HostMemory(3, index: RegisterMap.t1, 24))) != nil)
+    }
   }
 
   /// A check of [RBX + 16] through the slot at a displacement from ENV; JA or JAE to the exit.

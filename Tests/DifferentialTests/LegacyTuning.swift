@@ -160,6 +160,7 @@ extension LegacyGenerator {
     case .movs, .stos, .lods, .scas, .cmps: return tuneString(&c)
     case .xlat, .moffs: return tuneImplicit(&encoding, &c)
     case .saveState, .restoreState: return generator.tuneState(&c)
+    case .sse where c.row.loadsMXCSR, .avx where c.row.loadsMXCSR: return generator.tuneState(&c)
     case .maskMove: return i.isMemory || tuneMaskedStore(&c)
     case .system, .popSegment: return tuneSegmentLoad(&c)
     case .bound:

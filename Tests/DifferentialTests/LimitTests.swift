@@ -101,7 +101,7 @@ extension DifferentialTests {
     }
     let text = LimitProgram.Feature.allCases.map { "\($0.rawValue) \(counts[$0] ?? 0)" }.joined(separator: ", ")
     print("limits, \(is32 ? 32 : 64) bits: \(count) programs, \(complete) to their end, \(hot) hot; \(text)")
-    let notIn32: Set<LimitProgram.Feature> = [.stackFar, .segmentBase, .emptyMask, .notCanonical]
+    let notIn32: Set<LimitProgram.Feature> = [.stackFar, .segmentBase, .emptyMask, .notCanonical, .farConstant]
     for feature in LimitProgram.Feature.allCases where !is32 || !notIn32.contains(feature) {
       #expect(counts[feature] ?? 0 >= count / 50, "too few: \(feature.rawValue)")
     }

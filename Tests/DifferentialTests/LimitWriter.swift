@@ -12,7 +12,7 @@ struct LimitProgram {
   /// What there is of each kind, in all programs of a run.
   enum Feature: String, CaseIterable {
     case nearInt32, nearInt16, nearInt8, moved, stackMoved, stackFar, indexed, segmentBase, emptyMask, prefetch,
-      emptyRepeat
+      emptyRepeat, farConstant
     case x87Store, highByte, notCanonical
   }
 
@@ -277,6 +277,19 @@ struct LimitWriter {
     }
   }
 
+  /// A constant at the end of 64 bits, which a displacement leaves; the access is a fault.
+  private mutating func farConstant() {
+    let register = random.pick(pointers)
+    let value = 1 << 63 &+ UInt64(random.below(64)) &- 32
+    program.features.insert(.farConstant)
+    program.bytes += [0x48 | (register >= 8 ? 1 : 0), 0xB8 | UInt8(register & 7)]
+    program.bytes += (0..<8).map { UInt8(truncatingIfNeeded: value >> UInt64($0 * 8)) }
+    current[register] = value
+    program.bytes += access(
+      base: register, index: nil, scale: 0, random.chance(70) ? Int32(random.below(256) - 128) : displacement(),
+      isRAM: false)
+  }
+
   mutating func write() -> LimitProgram {
     program.bases = (random.pick(LimitWriter.bases), random.pick(LimitWriter.bases))
     current[LimitWriter.index] = UInt64(random.below(9))
@@ -314,6 +327,7 @@ struct LimitWriter {
       default: nothing(random.chance(30) ? 4 : pointer)
       }
     }
+    if !is32 && random.chance(10) { farConstant() }
     program.bytes.append(0xF4)
     return program
   }

@@ -91,6 +91,12 @@ piece_end_\@:
         PIECE   hidden_secret, "mov r15, r14", "cmp r15, [rsp + 8]", "setb al"
         PIECE   hidden_secret, "mov [r11 + 40], r14", "and dword ptr [r11 + 40], 0x10000", "setz al"
 
+        // RBX, to which 16 is added.
+        PIECE   far_constant, "movabs rbx, 0x7fffffffffffffff"
+        PIECE   far_constant, "movabs rbx, 0x7ffffffffffffff0"
+        PIECE   far_constant, "movabs rbx, 0x4000000000000000"
+        PIECE   far_constant, "movabs rbx, 0x8000000000000000"
+
         // Not a NOP, although its opcode is 90.
         PIECE   exchange, ".byte 0x49, 0x90"
         PIECE   exchange, ".byte 0x41, 0x90"

@@ -61,3 +61,20 @@
         .byte   0x66, 0x63, 0xcb                // movsxd cx, bx
         hlt
         END     first_movsxd
+
+        // Loads and stores of floating-point state at RBX; MXCSR's are at RBX + 24.
+.macro STATE name, instruction:vararg
+        GUEST   state_\name
+        \instruction
+        hlt
+        END     state_\name
+.endm
+        STATE   fxsave, fxsave [rbx]
+        STATE   fxrstor, fxrstor [rbx]
+        STATE   xsave, xsave [rbx]
+        STATE   xrstor, xrstor [rbx]
+        STATE   ldmxcsr, ldmxcsr [rbx + 24]
+        STATE   stmxcsr, stmxcsr [rbx + 24]
+        STATE   vldmxcsr, vldmxcsr [rbx + 24]
+        STATE   vstmxcsr, vstmxcsr [rbx + 24]
+        STATE   fldenv, fldenv [rbx]

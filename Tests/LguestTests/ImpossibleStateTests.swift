@@ -50,7 +50,8 @@ import Testing
     vCPU("vector state", 0x80, element: 519, named: "XSTATE_BV"),
     vCPU("vector state", 1, element: 520, named: "XCOMP_BV"),
     vCPU("vector state", 0x80, element: 527, named: "XCOMP_BV"),
-    vCPU("vector state", 1, element: 528, named: "XCOMP_BV"), vCPU("vector state", 1, element: 575, named: "XCOMP_BV"),
+    vCPU("vector state", 1, element: 528, named: "reserved byte of the XSAVE header"),
+    vCPU("vector state", 1, element: 575, named: "reserved byte of the XSAVE header"),
     vCPU("DR6", 1 << 4), vCPU("DR6", 1 << 12), vCPU("DR6", 1 << 32), vCPU("DR7", 1 << 10), vCPU("DR7", 1 << 12),
     vCPU("DR7", 1 << 32),
     vCPU("LSTAR", notCanonical), vCPU("CSTAR", notCanonical), vCPU("KERNEL_GS_BASE", notCanonical),
@@ -145,7 +146,8 @@ import Testing
 
   private static let ofRealMode: [Change] = [
     vCPU("RFLAGS", 1 << 17), vCPU("RIP", 1 << 40), vCPU("CR0", cr0PG), vCPU("CS base", 1 << 32),
-    vCPU("SS attributes", 1 << 1), vCPU("CS attributes", 1 << 16), vCPU("EFER", 1 << 10),
+    vCPU("SS attributes", 1 << 1), vCPU("SS attributes", 3 << 5, named: "CS attributes"),
+    vCPU("CS attributes", 1 << 16), vCPU("EFER", 1 << 10),
   ]
 
   @Test("is refused by name", arguments: ForgeableMachine.Kind.allCases)

@@ -33,4 +33,30 @@ import X86
       }
     }
   }
+
+  /// What a guest's CR0 and CR4 make of the instructions that load and store this state: the vector, or none.
+  @Test(
+    "EM, TS and OSFXSR",
+    arguments: [
+      // With EM, with TS, without OSFXSR (and so without AVX): SDM volume 2, each instruction's exceptions.
+      ("state_fxsave", 7, 7, nil), ("state_fxrstor", 7, 7, nil), ("state_xsave", nil, 7, nil),
+      ("state_xrstor", nil, 7, nil), ("state_ldmxcsr", 6, 7, 6), ("state_stmxcsr", 6, 7, 6),
+      ("state_vldmxcsr", nil, 7, nil), ("state_vstmxcsr", nil, 7, nil), ("state_fldenv", 7, 7, nil),
+    ] as [(String, UInt8?, UInt8?, UInt8?)])
+  func control(name: String, em: UInt8?, ts: UInt8?, noFXSR: UInt8?) throws {
+    for (cr0, cr4, vector) in [(0, 0, nil), (CR0.em, 0, em), (CR0.ts, 0, ts), (0, CR4.osfxsr, noFXSR)] {
+      let guest = try KernelGuest()
+      guest.load(name)
+      guest.poke(UInt32(0x1F80), at: KernelGuest.data + 24)
+      guest.start {
+        $0.cr0 |= cr0
+        $0.cr4 &= ~cr4
+        $0.xcr0 = 7
+        $0[register: GPR.rax] = 0
+        $0[register: GPR.rdx] = 0
+        $0[register: GPR.rbx] = KernelGuest.data
+      }
+      #expect(guest.exception()?.vector == vector, "CR0 \(cr0), without CR4 \(cr4)")
+    }
+  }
 }

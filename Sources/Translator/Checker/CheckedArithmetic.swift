@@ -132,9 +132,8 @@ extension CheckPass {
     if Role.isReserved(host.rm) { return refuse(.reserved) }
     let value = state[host.rm]
     if value.isSecret { return refuse(.secret) }
-    let (sum, overflow) = value.offset.addingReportingOverflow(constant)
-    if value.isSum && !overflow {
-      state[host.rm] = CheckedValue(.sum, value.id, sum)
+    if value.isSum {
+      state[host.rm] = CheckedValue(.sum, value.id, value.offset &+ constant)
     } else {
       lose(host.rm, from: value)
     }

@@ -123,8 +123,7 @@ extension CheckPass {
     }
     if host.index < 0 {
       if base.isSum {
-        let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
-        if overflow { lose(host.reg, from: base) } else { state[host.reg] = CheckedValue(.sum, base.id, sum) }
+        state[host.reg] = CheckedValue(.sum, base.id, base.offset &+ host.displacement)
       } else if base.isKind(.host) {
         // A few thousand displacements do not overflow.
         state[host.reg] = CheckedValue(head: base.head, offset: base.offset &- host.displacement)
@@ -137,10 +136,9 @@ extension CheckPass {
     guard host.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else {
       return lose(host.reg, from: base.isSecret ? base : addend)
     }
-    let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
-    let (low, overflowToo) = addend.offset.subtractingReportingOverflow(sum)
+    let low = addend.offset &- (base.offset &+ host.displacement)
     // What is far from what was checked is of no use.
-    guard !overflow, !overflowToo, low > -(1 << 32), low < 1 << 32 else { return lose(host.reg, from: addend) }
+    guard low > -(1 << 32), low < 1 << 32 else { return lose(host.reg, from: addend) }
     state[host.reg] = CheckedValue(
       .host, 0, low, more: addend.isWritable ? CheckedValue.writable : 0, extra: addend.extra)
   }

@@ -233,8 +233,7 @@ extension CheckPass {
     }
     guard linear.isSum else { return nil }
     guard let displacement = addedToT0(&at) else { return linear }
-    let (sum, overflow) = linear.offset.addingReportingOverflow(displacement)
-    return overflow ? nil : CheckedValue(.sum, linear.id, sum)
+    return CheckedValue(.sum, linear.id, linear.offset &+ displacement)
   }
 
   /// The displacement of LEA T0, [T0 + displacement] at `at`, which is set to its end.

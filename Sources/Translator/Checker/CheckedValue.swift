@@ -2,7 +2,7 @@
 // What the checker knows of a register: sixteen bytes, compared and copied as they are. Everything it knows at a place in
 // the code is an array of these.
 
-/// What is known of a value. A sum is an unknown plus a constant, exactly: what leaves 64 bits is a new unknown.
+/// What is known of a value. A sum is an unknown plus a constant, modulo 2^64 as registers and addresses are.
 struct CheckedValue: Equatable, BitwiseCopyable {
   /// The kind in bits 7:0, more of it in bits 15:8, the unknown's number in bits 31:16, and a size or a displacement from
   /// ENV in bits 63:32.

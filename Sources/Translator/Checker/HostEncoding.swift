@@ -242,8 +242,8 @@ extension HostEncoding {
     case .saveState, .restoreState:
       switch (row.map, row.byte, row.form) {
       case (.x0F, 0xAE, .mem0): return .fxsave
-      // FXRSTOR, LDMXCSR.
-      case (.x0F, 0xAE, .mem1), (.x0F, 0xAE, .mem2), (.vex0F, 0xAE, .mem2): return .general
+      // FXRSTOR.
+      case (.x0F, 0xAE, .mem1): return .general
       case (.x0F, 0xAE, .mem4), (.x0F, 0xAE, .mem5): return .xsave
       default: return .state
       }

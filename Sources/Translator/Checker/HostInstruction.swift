@@ -309,9 +309,8 @@ extension CheckPass {
     }
     let addend = state[host.index]
     guard host.scale == 0, base.isSum, addend.isKind(.addend), base.id == addend.id else { return refuse(.unchecked) }
-    let (sum, overflow) = base.offset.addingReportingOverflow(host.displacement)
-    let (from, overflowToo) = sum.subtractingReportingOverflow(addend.offset)
-    guard !overflow, !overflowToo, from >= 0, from <= addend.extra, from &+ size <= addend.extra else {
+    let from = base.offset &+ host.displacement &- addend.offset
+    guard from >= 0, from <= addend.extra, from &+ size <= addend.extra else {
       return refuse(.outside)
     }
     if write && !addend.isWritable { return refuse(.readOnly) }

@@ -109,8 +109,11 @@ extension TranslatedCPU {
   private func checkFPU(_ rule: Rule, _ size: MemorySize, waits: Bool) throws(Fault) {
     func has(_ bit: Int) -> Bool { page[\.mode] & UInt32(bit) != 0 }
     switch rule {
+    case .saveState where size == .xsave, .restoreState where size == .xsave:
+      // EM has no say (SDM volume 2, XSAVE and XRSTOR).
+      if !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
+      if has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
     case .x87, .saveState, .restoreState:
-      if size == .xsave && !has(Int(CHOST_MODE_OSXSAVE)) { throw .invalidOpcode }
       if has(Int(CHOST_MODE_EM)) || has(Int(CHOST_MODE_TS)) { throw .deviceNotAvailable }
       if waits && hasPendingX87Exception { throw .floatingPoint }
     case .mmx:

@@ -7,14 +7,13 @@ import CHost
 import X86
 
 extension BlockBuilder {
-  /// FXSAVE, FXRSTOR, XSAVE, XRSTOR and LDMXCSR in 64-bit mode; the other forms are left to Swift.
+  /// FXSAVE, FXRSTOR, XSAVE and XRSTOR in 64-bit mode; the other forms are left to Swift.
   mutating func stateImage() -> Bool {
     let i = instruction
     guard isLong, i.isMemory, isInline, !has(Int(CHOST_MODE_TS)), !has(Int(CHOST_MODE_EM)) else {
       return false
     }
     switch traits.memorySize {
-    case .fixed: return copy()
     case .fxsave: return stateImage(size: 512, alignment: 16)
     case .xsave:
       guard has(Int(CHOST_MODE_OSXSAVE)), row.map == .x0F, i.opcode == 0xAE, i.modRM >> 3 & 7 < 6 else { return false }

@@ -146,8 +146,9 @@ extension Processor {
     let isLMA = state.efer & EFER.lma != 0, level = attributes >> 5 & 3
     let both = Attribute.long | Attribute.big
     guard attributes & Attribute.code != 0, !(isLMA && attributes & both == both) else { return false }
-    guard state.cr0 & CR0.pe != 0 else { return true }
     let privilege = state.ss.attributes >> 5 & 3
+    // Whoever leaves protected mode is at level 0.
+    guard state.cr0 & CR0.pe != 0 else { return privilege == 0 }
     return attributes & Attribute.conforming != 0 ? level <= privilege : level == privilege
   }
 
@@ -173,11 +174,13 @@ extension Processor {
   private func imageRules(_ s: CPUState) -> [Rule] {
     let mxcsr = XSAVEImage.word(s.xsave, at: XSAVEImage.mxcsr, count: 4)
     let components = XSAVEImage.word(s.xsave, at: XSAVEImage.components, count: 8)
-    let header = s.xsave[XSAVEImage.header..<XSAVEImage.headerEnd]
+    let layout = XSAVEImage.word(s.xsave, at: XSAVEImage.header, count: 8)
+    let reserved = s.xsave[XSAVEImage.header + 8..<XSAVEImage.headerEnd].first { $0 != 0 } ?? 0
     return [
       (mxcsr & ~XSAVEImage.mxcsrBits == 0, "MXCSR", mxcsr),
       (components & ~XSAVEImage.allComponents == 0, "XSTATE_BV", components),
-      (header.allSatisfy { $0 == 0 }, "XCOMP_BV", XSAVEImage.word(s.xsave, at: XSAVEImage.header, count: 8)),
+      (layout == 0, "XCOMP_BV", layout),
+      (reserved == 0, "reserved byte of the XSAVE header", UInt64(reserved)),
     ]
   }
 }

@@ -108,7 +108,10 @@ struct ProgramWriter {
   private mutating func move(_ input: inout FuzzInput) {
     let register = input.byte() & 7
     let wide: [UInt8] = taste.is64 && !input.chance(4) ? [0x48] : []
-    switch input.byte() % 6 {
+    switch input.byte() % 7 {
+    case 6:
+      bytes += wide + [0xB8 | register]
+      wide.isEmpty ? put(UInt32(truncatingIfNeeded: input.value())) : put(input.value())
     case 0:
       bytes += wide + [0x81, 0xC0 | register]
       put(input.displacement())
