@@ -46,6 +46,8 @@ public enum Ending: Sendable, Hashable {
     case terminate
     /// SIGHUP, or the console's reader went away.
     case hangUp
+    /// Another signal that ends a process.
+    case signal(EndingSignal)
   }
 
   public var cause: Cause {
@@ -84,6 +86,7 @@ public enum Ending: Sendable, Hashable {
     case .interrupted(.interrupt): 130
     case .interrupted(.terminate): 143
     case .interrupted(.hangUp): 129
+    case .interrupted(.signal(let signal)): 128 + signal.number
     case .debugExit(let code): (Int32(code) << 1 | 1) & 0xFF
     }
   }
@@ -105,6 +108,7 @@ public enum Ending: Sendable, Hashable {
     case .interrupted(.interrupt): "interrupted"
     case .interrupted(.terminate): "terminated"
     case .interrupted(.hangUp): "hung up"
+    case .interrupted(.signal(let signal)): "ended by \(signal.name)"
     }
   }
 }

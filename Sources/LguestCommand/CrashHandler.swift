@@ -60,8 +60,6 @@ enum CrashHandler {
     unsafe action.__sigaction_handler.sa_handler = { _ in unsafe CrashHandler.end(nil, nil) }
     action.sa_flags = Int32(bitPattern: UInt32(SA_ONSTACK)) | Int32(bitPattern: UInt32(SA_RESETHAND))
     for signal in [SIGILL, SIGTRAP, SIGABRT, SIGSEGV, SIGBUS, SIGFPE] { _ = unsafe sigaction(signal, &action, nil) }
-    // The runtime's handler starts a program.
-    _ = signal(SIGQUIT, SIG_DFL)
   }
 
   private static func refuse(_ number: Int32, _ kind: UInt32, _ isForeign: Bool) {

@@ -22,7 +22,7 @@ struct LguestCommand: ParsableCommand {
         lguest bench hypercall
 
       Exit status of run: 0 power-off, reset or saved, 69 could not start, 70 internal error, 124 time limit,
-      125 wrong command line, 129/130/143 ended from outside, 255 guest panic.
+      125 wrong command line, 128 + s ended from outside by signal s, 255 guest panic.
 
       Environment: LGUEST_CACHE_DIR is where the scripts keep downloaded kernels (else XDG_CACHE_HOME/lguest,
       else ~/.cache/lguest). Control sockets are in XDG_RUNTIME_DIR/lguest (else /tmp/lguest-UID). NO_COLOR is respected.

@@ -3,7 +3,7 @@
 //
 //   main      owns stdin, stdout and the terminal: one poll loop
 //   machine   runs the VirtualMachine, whose vCPU writes the console into a buffer
-//   signals   waits for SIGINT, SIGTERM, SIGHUP and job control and passes them on
+//   signals   waits for the signals that end a run and for job control, and passes them on
 //   control   answers at the control socket (ControlServer)
 //   watchdog  asks the machine to stop when a limit passes, and ends the process if it does not
 //   names     a process that gives the JSON file its name and removes the control socket (RunFiles)
@@ -45,7 +45,8 @@ final class RunSession: Sendable {
   /// What `VirtualMachine.run` came to.
   private let outcome = Mutex<RunResult?>(nil)
 
-  static let signals = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT]
+  /// The signals that a run takes care of. Those that were ignored when it was started stay so.
+  static let signals = (EndingSignal.all.map(\.number) + [SIGTSTP, SIGCONT]).filter { !System.isIgnored($0) }
 
   init(_ configuration: VirtualMachine.Configuration, _ options: Options) {
     var configuration = configuration
@@ -156,17 +157,17 @@ final class RunSession: Sendable {
   private func passSignalsOn() {
     sandbox?.confine(.signals)
     while true {
-      switch System.nextSignal(RunSession.signals) {
-      case SIGINT: machine.requestStop(.interrupted(.interrupt))
-      case SIGTERM: machine.requestStop(.interrupted(.terminate))
-      case SIGHUP: machine.requestStop(.interrupted(.hangUp))
+      let number = System.nextSignal(RunSession.signals)
+      switch number {
       case SIGTSTP:
         let wasRaw = Terminal.isRaw
         Terminal.restore()
         System.stopForJobControl()
         if wasRaw { _ = Terminal.makeRaw() }
       case SIGCONT: if Terminal.isRaw { _ = Terminal.makeRaw() }
-      default: break
+      default:
+        guard let signal = EndingSignal.all.first(where: { $0.number == number }) else { continue }
+        machine.requestStop(.interrupted(signal.interruption))
       }
     }
   }
@@ -272,7 +273,10 @@ final class RunSession: Sendable {
     switch System.writeSome(pending.prefix(4096), to: .standardOutput) {
     case .wrote(let count): pending = pending.dropFirst(count)
     case .wouldBlock: break
-    case .failed: return false
+    case .failed(let error):
+      // Blocked, the signal that says so reaches nobody.
+      if error == .fileTooLarge { machine.requestStop(.interrupted(EndingSignal.fileSize.interruption)) }
+      return false
     }
     return true
   }

@@ -182,6 +182,15 @@ enum System {
     _ = unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
   }
 
+  /// Whether a signal is ignored, as nohup(1) and shells without job control have it.
+  static func isIgnored(_ number: Int32) -> Bool {
+    var action = sigaction()
+    // SAFETY: sigaction(2) fills the value; functions are compared by their addresses.
+    guard unsafe sigaction(number, nil, &action) == 0 else { return false }
+    let (handler, ignoring) = unsafe (action.__sigaction_handler.sa_handler, SIG_IGN)
+    return unsafe unsafeBitCast(handler, to: Int.self) == unsafeBitCast(ignoring, to: Int.self)
+  }
+
   /// Waits for one of these blocked signals.
   static func nextSignal(_ signals: [Int32]) -> Int32 {
     var set = signalSet(signals)

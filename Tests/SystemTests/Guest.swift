@@ -73,8 +73,21 @@ enum Guest {
     /// Where the run writes its counters.
     private var json: String?
 
+    /// Signals that this process ignores, as under nohup(1), are not ignored by what it starts.
+    private static let handlesSignals: Void = {
+      for number in [SIGHUP, SIGINT, SIGQUIT] {
+        let before = signal(number, SIG_IGN)
+        if unsafe unsafeBitCast(before, to: Int.self) == unsafeBitCast(SIG_IGN, to: Int.self) {
+          _ = signal(number) { _ in }
+        } else {
+          _ = signal(number, before)
+        }
+      }
+    }()
+
     /// - Parameter limit: Seconds, on an idle host, after which the process is killed and the test fails.
     init(_ arguments: [String], input: String? = nil, limit: Double = 30, name: String) throws {
+      _ = Running.handlesSignals
       self.name = name
       directory = FileManager.default.temporaryDirectory.appending(path: "lguest-test-\(UUID().uuidString)")
       try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true)
