@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A file that appears whole or not at all: written beside its name and renamed.
 
+import Host
 import Lguest
 import SystemPackage
 
@@ -16,7 +17,7 @@ enum OutputFile {
     do {
       // A pipe or device the user named is written to; renaming over it would replace it.
       if System.kind(path) == .other {
-        let file = try FileDescriptor.open(path, .writeOnly, options: [.closeOnExec])
+        let file = try FileDescriptor.openWithoutWaiting(path)
         try file.closeAfter { _ = try file.writeAll(bytes) }
         return true
       }
@@ -33,6 +34,9 @@ enum OutputFile {
         throw error
       }
       return true
+    } catch let error as HostError {
+      Messages.say("\(error)")
+      return false
     } catch {
       Messages.say("cannot write '\(path)': \(error); the directory must exist and be writable")
       return false

@@ -37,9 +37,7 @@ final class RunFiles: Sendable {
     switch json.map({ ReplacementFile.isOpenFile($0) ? .other : System.kind($0) }) {
     case nil: target = .nothing
     case .other?:
-      do {
-        target = .stream(try FileDescriptor.open(json ?? "", .writeOnly, options: [.append, .closeOnExec]))
-      } catch { throw HostError("open", "'\(json ?? "")'", errno: error as? Errno ?? .ioError) }
+      target = .stream(try FileDescriptor.openWithoutWaiting(json ?? "", options: .append))
     case .absent?, .regular?, .directory?:
       let file = try ReplacementFile(json ?? "", permissions: FilePermissions(rawValue: 0o644))
       target = .file(file)

@@ -2,6 +2,7 @@
 // Ways to look into the engine, for those who work on it or profile a guest. None is on by default; each costs what its
 // comment says.
 
+import Host
 import Synchronization
 public import SystemPackage
 
@@ -43,12 +44,13 @@ final class TraceFile: Sendable {
   private let pending = Mutex<[UInt8]>([])
 
   init(_ path: FilePath) throws(ConfigurationError) {
-    do {
-      file = try FileDescriptor.open(
-        path, .writeOnly, options: [.create, .truncate, .closeOnExec], permissions: [.ownerReadWrite, .groupRead])
+    do throws(HostError) {
+      file = try FileDescriptor.openWithoutWaiting(
+        path, options: [.create, .truncate], permissions: [.ownerReadWrite, .groupRead])
     } catch {
       throw ConfigurationError(
-        "cannot write '\(path)': \(error)", remedy: "name a file in a directory you may write to")
+        "cannot write '\(path)': \(error.reason)",
+        remedy: error.remedy.isEmpty ? "name a file in a directory you may write to" : error.remedy)
     }
   }
 
