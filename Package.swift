@@ -107,7 +107,7 @@ let package = Package(
         "ScriptedEngine", logging, system,
       ]),
     .target(name: "CTracer", path: "Tests/CTracer"),
-    tests("SystemTests", ["CTracer"]),
+    tests("SystemTests", ["CTracer", "Host", system]),
     tests("HostTests", ["Host", system]),
     tests("GuestMemoryTests", ["GuestMemory", "Host", system]),
     .target(name: "GuestCode", path: "Tests/GuestCode"),

@@ -21,11 +21,28 @@ import SystemPackage
   }
 
   /// Connects to a socket in the file system.
-  public convenience init(to path: FilePath) throws(HostError) {
+  ///
+  /// - Parameter milliseconds: How long to try while as many wait at the other end as may; then the error is
+  ///   `resourceTemporarilyUnavailable`. Left to itself, connect(2) would wait for as long as that lasts.
+  public convenience init(to path: FilePath, milliseconds: Int32 = 0) throws(HostError) {
     let descriptor = try LocalSocket.make(path)
     self.init(descriptor)
-    let result = unsafe try LocalSocket.withAddress(path) { unsafe Glibc.connect(descriptor, $0, $1) }
-    guard result == 0 else { throw HostError("connect to", "socket \(path)", errno: Errno(rawValue: errno)) }
+    let deadline = HostClock.after(nanoseconds: UInt64(max(milliseconds, 0)) * 1_000_000)
+    while true {
+      let result = unsafe try LocalSocket.withAddress(path) { unsafe Glibc.connect(descriptor, $0, $1) }
+      guard result != 0 else { return }
+      let error = currentErrno
+      guard error == .resourceTemporarilyUnavailable, HostClock.monotonic < deadline else {
+        throw HostError("connect to", "socket \(path)", errno: error)
+      }
+      HostClock.sleep(until: min(deadline, HostClock.after(nanoseconds: 20_000_000)))
+    }
+  }
+
+  /// Whether the other end has gone altogether, and not only said that it has said all.
+  public var isAbandoned: Bool {
+    var request = pollfd(fd: descriptor, events: 0, revents: 0)
+    return unsafe poll(&request, 1, 0) > 0 && Int32(request.revents) & POLLHUP != 0
   }
 
   /// Ends the conversation: the other end finds nothing more to read.
@@ -134,7 +151,7 @@ import SystemPackage
     guard path.string.utf8.count <= longestPath else {
       throw HostError("use", "socket \(path)", reason: "its path is longer than \(longestPath) bytes")
     }
-    let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+    let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
     guard descriptor >= 0 else { throw HostError("make", "a socket", errno: Errno(rawValue: errno)) }
     return descriptor
   }

@@ -11,14 +11,17 @@ struct PsCommand: ParsableCommand {
   @Flag(help: "Print a JSON list.") var json = false
 
   func run() throws {
-    // A run that ends while it is asked is no run any more.
-    let runs = ControlSocket.processes().compactMap { try? ControlClient.ask($0, .status) }
+    let runs = ControlClient.askAll(.status)
     guard !json else {
-      let list = runs.map { JSON.object(($0.members ?? []).filter { $0.key != "ok" }) }
+      let list = runs.map { run in
+        run.answer.map { JSON.object(($0.members ?? []).filter { $0.key != "ok" }) }
+          ?? .object([("pid", .integer(Int64(run.process))), ("answers", false)])
+      }
       return System.write(JSON.array(list).text() + "\n", to: .standardOutput)
     }
     func number(_ run: JSON, _ key: String) -> String { run[key]?.unsignedValue.map { String($0) } ?? "?" }
-    let rows = runs.map { (run: JSON) -> [String] in
+    let rows = runs.map { (process: Int32, answer: JSON?) -> [String] in
+      guard let run = answer else { return ["\(process)", "-", "-", "-", "does not answer"] }
       let uptime = Table.duration(run["uptimeSeconds"]?.numberValue ?? 0)
       let memory = ByteSize.text(run["memoryBytes"]?.unsignedValue ?? 0)
       return [number(run, "pid"), uptime, number(run, "vcpus"), memory, run["kernel"]?.stringValue ?? "?"]

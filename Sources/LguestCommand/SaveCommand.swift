@@ -22,6 +22,9 @@ struct SaveCommand: ParsableCommand {
 
   @Flag(help: "Let the run go on.") var keep = false
 
+  /// How long a run with so much memory may take: ten minutes, and a second for each 10 MB.
+  static func limit(memoryBytes: UInt64) -> Int32 { Int32(clamping: 600_000 + memoryBytes / 10_000) }
+
   func validate() throws {
     if process < 1 { throw ValidationError("a process's number is above 0") }
     if file.isEmpty { throw ValidationError("the saved machine needs a file name") }
@@ -31,8 +34,11 @@ struct SaveCommand: ParsableCommand {
     do {
       // The file is ours: the run can neither open nor name one.
       var client = try ControlClient(process)
+      let memory = try client.ask(.status)["memoryBytes"]?.unsignedValue ?? 0
       let output = try ReplacementFile(FilePath(file))
-      _ = try client.ask(.save, [("keep", .bool(keep))], with: output.output.descriptor, milliseconds: -1)
+      _ = try client.ask(
+        .save, [("keep", .bool(keep))], with: output.output.descriptor,
+        milliseconds: SaveCommand.limit(memoryBytes: memory))
       // A run that is not told to finish goes on.
       try output.commit()
       if !keep { _ = try client.ask(.finish) }
@@ -63,9 +69,9 @@ struct ResumeCommand: ParsableCommand {
 }
 
 extension ControlClient {
-  /// Asks for something that has no answer but that it is done, however long that takes.
+  /// Asks for something that has no answer but that it is done, which a run may take ten seconds for.
   fileprivate static func obey(_ process: Int32, _ verb: ControlVerb) throws {
-    do { _ = try ask(process, verb, milliseconds: -1) } catch {
+    do { _ = try ask(process, verb, milliseconds: 13_000) } catch {
       Messages.say("\(error)")
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }

@@ -41,7 +41,7 @@ struct StatCommand: ParsableCommand {
       let answer: JSON
       do { answer = try ControlClient.ask(process, .stat) } catch {
         // The run that was watched has ended: that is how watching ends.
-        if before != nil { return }
+        if before != nil, !error.isSilence { return }
         throw refused("\(error)")
       }
       if json {

@@ -129,6 +129,20 @@ import Testing
     }
   }
 
+  @Test("what was asked by somebody who has given up is not done") func givenUp() throws {
+    try withRun { run, _, path in
+      let listener = try LocalListener(at: path.removingLastComponent().appending("t"))
+      defer { listener.close() }
+      do {
+        let client = try LocalConnection(to: listener.path)
+        #expect(client.send(Array("{\"verb\":\"pause\"}\n".utf8)))
+      }
+      let accepted = try #require(listener.accept(milliseconds: 5000))
+      ControlServer(run.machine, listener) {}.converse(over: accepted)
+      #expect(run.echoes("b"))
+    }
+  }
+
   @Test("finished, it has ended, and goes on elsewhere") func finished() throws {
     try withRun { run, client, path in
       let file = try ReplacementFile(path)

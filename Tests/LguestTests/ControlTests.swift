@@ -74,6 +74,21 @@ import Testing
     #expect(throws: HostError.self) { _ = try LocalConnection(to: listener.path) }
   }
 
+  @Test("where as many wait as may, nobody else does for long") func full() throws {
+    let directory = try directory()
+    defer { try? FileManager.default.removeItem(atPath: directory.string) }
+    let listener = try LocalListener(at: directory.appending("s"))
+    defer { listener.close() }
+    var waiting: [LocalConnection] = []
+    let begin = ContinuousClock.now
+    #expect(throws: HostError.self) {
+      for _ in 0..<1000 { waiting.append(try LocalConnection(to: listener.path, milliseconds: 100)) }
+    }
+    #expect((16..<1000).contains(waiting.count) && ContinuousClock.now - begin < .seconds(10))
+    #expect(listener.accept(milliseconds: 0) != nil)
+    waiting.append(try LocalConnection(to: listener.path))
+  }
+
   @Test("a line that comes byte by byte has no more time than another") func slowLine() throws {
     let directory = try directory()
     defer { try? FileManager.default.removeItem(atPath: directory.string) }

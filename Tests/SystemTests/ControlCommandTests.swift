@@ -2,6 +2,8 @@
 // `lguest ps` and `lguest stat` beside a run, and what a run leaves of its control socket.
 
 import Foundation
+import Host
+import SystemPackage
 import TestSupport
 import Testing
 
@@ -75,6 +77,61 @@ extension SystemTests {
       #expect(sockets() == [path])
       #expect(try status(of: pid) == nil)
       #expect(sockets().isEmpty)
+    }
+
+    /// Asks all there is to ask of a run that cannot answer, at once, beside one that can.
+    private func checkSilence(of pid: String, beside other: String) throws {
+      let file = Guest.temporaryPath()
+      let begin = Date()
+      let asking = try [["stat", pid], ["pause", pid], ["resume", pid], ["save", pid, file]].map {
+        try Guest.Running($0, limit: 20, name: "silence")
+      }
+      let list = try list()
+      let row = list.first { "\($0["pid"] ?? 0)" == pid }
+      #expect(row?["answers"] as? Bool == false && row?["vcpus"] == nil)
+      #expect(list.contains { "\($0["pid"] ?? 0)" == other && $0["vcpus"] as? Int != nil })
+      for asked in asking {
+        let result = asked.finish(expecting: 69)
+        #expect(result.status == 69 && result.errorLines.count == 1, "\(result.status) \(result.errors)")
+        #expect(result.errors.contains("process \(pid) does not answer"), "\(result.errors)")
+      }
+      #expect(Date().timeIntervalSince(begin) < TestLimit.scaled(8))
+      #expect(!FileManager.default.fileExists(atPath: file))
+    }
+
+    @Test("a run that is stopped is listed so, and keeps nobody waiting") func stopped() throws {
+      let (other, otherPID) = try start()
+      let (run, pid) = try start()
+      run.send(SIGSTOP)
+      try checkSilence(of: pid, beside: otherPID)
+      // Whoever gave up has not been heard.
+      run.send(SIGCONT)
+      #expect(TestLimit.wait(seconds: 20) { (try? self.status(of: pid))??["vcpus"] != nil })
+      for ending in [run, other] {
+        ending.send(SIGTERM)
+        #expect(ending.finish(expecting: 143).status == 143)
+      }
+    }
+
+    @Test("nor does one for which as many wait as may") func full() throws {
+      let (other, otherPID) = try start()
+      let (run, pid) = try start()
+      run.send(SIGSTOP)
+      let session = ProcessInfo.processInfo.environment["XDG_RUNTIME_DIR"].map { ["\($0)/lguest"] } ?? []
+      let path = (session + ["/tmp/lguest-\(getuid())"]).map { "\($0)/\(pid).socket" }
+        .first { FileManager.default.fileExists(atPath: $0) }
+      var waiting: [LocalConnection] = []
+      while let path, waiting.count < 1000, let connection = try? LocalConnection(to: FilePath(path)) {
+        waiting.append(connection)
+      }
+      #expect((16..<1000).contains(waiting.count))
+      try checkSilence(of: pid, beside: otherPID)
+      let text = try Guest.run(["ps"], expecting: 0).output
+      #expect(text.split(separator: "\n").contains { $0.contains("\(pid) ") && $0.hasSuffix("  does not answer") })
+      run.send(SIGKILL)
+      _ = run.finish(expecting: 1009)
+      other.send(SIGTERM)
+      #expect(other.finish(expecting: 143).status == 143)
     }
 
     @Test("nonsense is refused in one line") func nonsense() throws {

@@ -3,7 +3,7 @@
 // object with `ok` answers. docs/control.md describes the verbs.
 
 import Host
-public import SystemPackage
+import SystemPackage
 
 /// What may be asked of a run. A new verb is a case here, an arm of `ControlServer.answer` and a row of
 /// docs/control.md.
@@ -25,8 +25,13 @@ public enum ControlVerb: String, Sendable, CaseIterable {
 /// Why a verb was not obeyed, in a line.
 public struct ControlFailure: Error, Sendable, Equatable, CustomStringConvertible {
   public let description: String
+  /// Somebody is there and says nothing.
+  public let isSilence: Bool
 
-  public init(_ description: String) { self.description = description }
+  public init(_ description: String, isSilence: Bool = false) {
+    self.description = description
+    self.isSilence = isSilence
+  }
 }
 
 /// Lines over a connection.
@@ -36,6 +41,8 @@ struct ControlLine {
 
   private let connection: LocalConnection
   private var pending: [UInt8] = []
+  /// The other side has said all, or has gone.
+  private(set) var isEnded = false
 
   init(_ connection: LocalConnection) { self.connection = connection }
 
@@ -52,8 +59,10 @@ struct ControlLine {
       }
       searched = pending.count
       guard searched < ControlLine.longest, let left = ControlLine.milliseconds(until: deadline),
-        let more = connection.receive(milliseconds: left), !more.isEmpty
+        let more = connection.receive(milliseconds: left)
       else { return nil }
+      isEnded = more.isEmpty
+      if isEnded { return nil }
       pending += more
     }
   }
@@ -61,6 +70,9 @@ struct ControlLine {
   func send(_ value: JSON, with file: FileDescriptor? = nil) -> Bool {
     connection.send(Array((value.text(indented: false) + "\n").utf8), with: file)
   }
+
+  /// The process at the other end; nil if this one has no number for it.
+  var process: Int32? { connection.peer.flatMap { $0.process > 0 ? $0.process : nil } }
 
   /// The last descriptor that came, once; whoever takes it closes it.
   func takeDescriptor() -> FileDescriptor? { connection.takeDescriptor() }
@@ -70,48 +82,5 @@ struct ControlLine {
     guard let deadline else { return -1 }
     let now = HostClock.monotonic
     return deadline > now ? Int32(clamping: (deadline - now + 999_999) / 1_000_000) : nil
-  }
-}
-
-/// Asks a run, one thing after the other.
-public struct ControlClient {
-  private let process: Int32
-  private var line: ControlLine
-
-  /// - Throws: `ControlFailure`: nobody is there.
-  public init(_ process: Int32) throws(ControlFailure) {
-    self.process = process
-    do throws(HostError) { line = ControlLine(try ControlSocket.connect(to: process)) } catch {
-      throw ControlFailure(error.description)
-    }
-  }
-
-  /// Asks one thing, with nothing before or after it.
-  public static func ask(
-    _ process: Int32, _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = [], milliseconds: Int32 = 5000
-  ) throws(ControlFailure) -> JSON {
-    var client = try ControlClient(process)
-    return try client.ask(verb, arguments, milliseconds: milliseconds)
-  }
-
-  /// Asks and waits for the answer.
-  ///
-  /// - Parameters:
-  ///   - arguments: Members beside `verb`.
-  ///   - file: Goes with the request, and stays the caller's.
-  ///   - milliseconds: How long the answer may take; -1 is for ever.
-  /// - Returns: The members of the answer.
-  /// - Throws: `ControlFailure`: the run has gone, or it refused.
-  public mutating func ask(
-    _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = [], with file: FileDescriptor? = nil,
-    milliseconds: Int32 = 5000
-  ) throws(ControlFailure) -> JSON {
-    guard line.send(.object([("verb", .string(verb.rawValue))] + arguments), with: file),
-      let text = line.next(milliseconds: milliseconds), let answer = JSONParser.value(text)
-    else { throw ControlFailure("process \(process) does not answer; it may just have ended") }
-    guard case .bool(true)? = answer["ok"] else {
-      throw ControlFailure(answer["error"]?.stringValue ?? "process \(process) refused without a reason")
-    }
-    return answer
   }
 }

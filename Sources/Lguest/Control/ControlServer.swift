@@ -89,6 +89,8 @@ public final class ControlServer: Sendable {
     while let text = line.next(
       milliseconds: conversation.isSaved ? ControlServer.namingPatience : ControlServer.patience)
     {
+      // Asked while this process was stopped, perhaps, by somebody who has given up: it is not wanted any more.
+      guard !connection.isAbandoned else { break }
       conversation.file = line.takeDescriptor()
       let isSent = line.send(reply(to: text, &conversation))
       try? conversation.file?.close()

@@ -46,15 +46,22 @@ public enum ControlSocket {
           _ = try connect(process, in: directory)
           found.insert(process)
         } catch {
-          if error.errno == .connectionRefused { LocalSocket.remove(path(process, in: directory)) }
+          switch error.errno {
+          case .connectionRefused: LocalSocket.remove(path(process, in: directory))
+          // Somebody is there, for whom too many wait.
+          case .resourceTemporarilyUnavailable: found.insert(process)
+          default: break
+          }
         }
       }
     }
     return found.sorted()
   }
 
-  private static func connect(_ process: Int32, in directory: FilePath) throws(HostError) -> LocalConnection {
-    let connection = try LocalConnection(to: path(process, in: directory))
+  private static func connect(
+    _ process: Int32, in directory: FilePath, milliseconds: Int32 = 0
+  ) throws(HostError) -> LocalConnection {
+    let connection = try LocalConnection(to: path(process, in: directory), milliseconds: milliseconds)
     guard connection.peer?.user == LocalSocket.user else {
       throw HostError("talk to", "process \(process)", reason: "it is another user's")
     }
@@ -62,9 +69,11 @@ public enum ControlSocket {
   }
 
   /// Connects to a process's socket.
-  static func connect(to process: Int32) throws(HostError) -> LocalConnection {
+  ///
+  /// - Parameter milliseconds: How long to try while too many others wait for it.
+  static func connect(to process: Int32, milliseconds: Int32) throws(HostError) -> LocalConnection {
     for directory in directories {
-      do throws(HostError) { return try connect(process, in: directory) } catch {
+      do throws(HostError) { return try connect(process, in: directory, milliseconds: milliseconds) } catch {
         if error.errno == .noSuchFileOrDirectory { continue }
         if error.errno == .connectionRefused {
           LocalSocket.remove(path(process, in: directory))
