@@ -24,7 +24,8 @@ struct InspectCommand: ParsableCommand {
       Messages.say(error.description)
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }
-    System.write((json ? report.json.text() : report.lines.joined(separator: "\n")) + "\n", to: .standardOutput)
+    let text = json ? report.json.text() : report.lines.map { PlainText.of($0) }.joined(separator: "\n")
+    System.write(text + "\n", to: .standardOutput)
     throw CommandEnding(status: report.isBootable ? 0 : Ending.cannotStart.exitStatus)
   }
 }

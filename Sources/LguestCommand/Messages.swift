@@ -8,11 +8,7 @@ import SystemPackage
 enum Messages {
   /// Writes one line. Text that came from outside (paths, the guest) cannot break it or drive the terminal.
   static func say(_ line: String) {
-    var text = "lguest: "
-    for scalar in line.unicodeScalars {
-      let isControl = scalar.value < 0x20 || (0x7F...0x9F).contains(scalar.value)
-      text.unicodeScalars.append(isControl ? "\u{FFFD}" : scalar)
-    }
+    let text = "lguest: " + PlainText.of(line)
     // A terminal in raw mode needs the carriage return; a file does not want it.
     System.write(text + (System.isTerminal(.standardError) && Terminal.isRaw ? "\r\n" : "\n"), to: .standardError)
   }

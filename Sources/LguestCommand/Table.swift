@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tables of text for the listing commands: columns as wide as their widest entry, numbers to the right.
 
+import Lguest
+
 struct Table {
   let lines: [String]
 
-  /// - Parameter leftColumns: Columns whose entries begin at the left; the last of them is not padded.
+  /// - Parameters:
+  ///   - rows: May be what strangers say.
+  ///   - leftColumns: Columns whose entries begin at the left; the last of them is not padded.
   init(_ head: [String], _ rows: [[String]], leftColumns: Set<Int>) {
-    let all = [head] + rows
+    let all = [head] + rows.map { $0.map { PlainText.of($0) } }
     let widths = head.indices.map { column in all.map { $0[column].count }.max() ?? 0 }
     lines = all.map { row in
       row.indices.map { column in

@@ -111,23 +111,13 @@ public final class ControlServer: Sendable {
       }
       guard let verb = ControlVerb(rawValue: name) else {
         throw ControlFailure(
-          "unknown verb '\(ControlServer.shown(name))'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))"
+          "unknown verb '\(PlainText.of(String(name.unicodeScalars.prefix(40))))'; known: \(ControlVerb.allCases.map(\.rawValue).joined(separator: ", "))"
         )
       }
       return .object([("ok", true)] + (try answer(verb, request, &conversation)))
     } catch {
       return .object([("ok", false), ("error", .string(error.description))])
     }
-  }
-
-  /// The beginning of a word of a stranger's, fit for a line.
-  private static func shown(_ word: String) -> String {
-    var text = ""
-    for scalar in word.unicodeScalars.prefix(40) {
-      let isControl = scalar.value < 0x20 || (0x7F...0x9F).contains(scalar.value)
-      text.unicodeScalars.append(isControl ? "\u{FFFD}" : scalar)
-    }
-    return text
   }
 
   /// Does what a verb asks.

@@ -71,11 +71,13 @@ public indirect enum JSON: Sendable {
       case "\n": out += "\\n"
       case "\r": out += "\\r"
       case "\t": out += "\\t"
-      // Control characters must be escaped; DEL and the C1 set are, so that a guest's console text cannot
-      // drive the terminal of whoever prints the file.
-      case _ where scalar.value < 0x20 || (0x7F...0x9F).contains(scalar.value):
-        let digits = String(scalar.value, radix: 16)
-        out += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+      // Control characters must be escaped; DEL, the C1 set and what turns the direction of text are, so that a guest's
+      // console text cannot drive the terminal of whoever prints the file.
+      case _ where !PlainText.isPlain(scalar):
+        for unit in UTF16.encode(scalar) ?? .init() {
+          let digits = String(unit, radix: 16)
+          out += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+        }
       default: out.unicodeScalars.append(scalar)
       }
     }

@@ -88,12 +88,7 @@ public struct ConsoleTail: Sendable {
 
   private func line(_ index: Int, _ count: Int) -> String {
     let start = index * ConsoleTail.lineLength
-    var scalars = String.UnicodeScalarView()
-    for scalar in String(decoding: lines[start..<start + count], as: UTF8.self).unicodeScalars {
-      let isControl = (scalar.value < 0x20 && scalar != "\t") || (0x7F...0x9F).contains(scalar.value)
-      scalars.append(isControl ? "\u{FFFD}" : scalar)
-    }
-    return String(scalars)
+    return PlainText.of(String(decoding: lines[start..<start + count], as: UTF8.self), keepsTabs: true)
   }
 }
 

@@ -43,8 +43,7 @@ struct SavedConfiguration: SavedState, Equatable {
     try archive.transfer(&timestampKilohertz, "rate of the time-stamp counter", in: 1...UInt32.max)
     try archive.transfer(&kernel, "kernel's path", limit: 4096)
     // It is shown to people, and must not move their cursors.
-    let shown = kernel.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : Character($0) }
-    if archive.isRestoring { kernel = String(shown) }
+    if archive.isRestoring { kernel = PlainText.of(kernel) }
   }
 
   /// The model that the guest saw, of another vendor perhaps.
