@@ -48,6 +48,12 @@ public struct ELFImage: Sendable {
   /// From the lowest physical address it occupies to the highest.
   public let physicalRange: Range<UInt64>
 
+  /// Linux's own kernels have five program headers, those of other systems a dozen. Each may cost a copy as large as
+  /// guest memory.
+  static let programHeaderLimit = 128
+  /// Over all note segments; Linux's have some hundred bytes.
+  static let noteByteLimit = 1 << 20
+
   /// Machines by their number in e_machine (System V ABI), as far as Linux runs on them.
   private static let machines: [UInt16: String] = [
     2: "SPARC", 8: "MIPS", 15: "PA-RISC", 18: "SPARC", 20: "PowerPC", 21: "64-bit PowerPC", 22: "s390", 40: "Arm",
@@ -104,11 +110,16 @@ public struct ELFImage: Sendable {
     let tableOffset = try word(full, 32, 28)
     let entrySize = Int(try number(UInt16.self, full, is64Bit ? 54 : 42))
     let entryCount = Int(try number(UInt16.self, full, is64Bit ? 56 : 44))
-    guard entrySize >= (is64Bit ? 56 : 32), entryCount > 0 else { throw malformed("it has no program headers") }
+    guard entryCount > 0 else { throw malformed("it has no program headers") }
+    guard entryCount <= ELFImage.programHeaderLimit else {
+      throw malformed("it has \(entryCount) program headers, more than \(ELFImage.programHeaderLimit)")
+    }
+    guard entrySize == (is64Bit ? 56 : 32) else { throw malformed("its program headers have \(entrySize) bytes each") }
     let table = try bytes(tableOffset, entrySize * entryCount, "program header table")
 
     var segments: [LoadSegment] = []
     var pvhEntry: UInt64?
+    var noteRoom = UInt64(ELFImage.noteByteLimit)
     for index in 0..<entryCount {
       let row = [UInt8](table[index * entrySize..<(index + 1) * entrySize])
       let kind = try number(UInt32.self, row, 0)
@@ -119,7 +130,8 @@ public struct ELFImage: Sendable {
           .notAKernel, "\(file) is a dynamically linked program, not a kernel",
           remedy: "use a bzImage or an uncompressed vmlinux")
       }
-      if kind == 4, pvhEntry == nil, fileCount <= 1 << 20 {
+      if kind == 4, pvhEntry == nil, fileCount <= noteRoom {
+        noteRoom -= fileCount
         pvhEntry = ELFImage.pvhEntry(inNotes: try bytes(offset, Int(fileCount), "note segment"))
       }
       guard kind == 1 else { continue }

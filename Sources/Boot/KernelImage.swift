@@ -85,25 +85,35 @@ public struct KernelImage: Sendable {
     return entry
   }
 
-  /// Finds the banner "Linux version ..." among the loaded bytes of a vmlinux.
+  /// How much of a vmlinux is searched for its banner: it is one of the first constants, right behind the text, of
+  /// which no kernel has as much.
+  private static let searchedByteCount = 256 << 20
+
+  /// Finds the banner "Linux version ..." among the loaded bytes of a vmlinux. Segments may overlap in the file; no byte
+  /// is searched twice.
   private static func linuxVersion(in file: HostFile, _ image: ELFImage) throws(BootError) -> String? {
     let banner = [UInt8]("Linux version ".utf8)
     let chunk = 1 << 20
-    for segment in image.segments {
-      var offset = 0
-      while offset < segment.fileByteCount {
+    var room = searchedByteCount
+    var searchedEnd = 0
+    for segment in image.segments.sorted(by: { $0.offset < $1.offset }) {
+      let end = segment.offset + segment.fileByteCount
+      var offset = max(segment.offset, searchedEnd)
+      while offset < end, room > 0 {
         // Overlapping, so that a banner across two chunks is seen whole.
-        let count = min(chunk + 512, segment.fileByteCount - offset)
+        let count = min(chunk + 512, end - offset)
         let bytes: [UInt8]
-        do throws(HostError) { bytes = try file.bytes(at: segment.offset + offset, count: count) } catch {
+        do throws(HostError) { bytes = try file.bytes(at: offset, count: count) } catch {
           throw BootError(error)
         }
         if let start = find(banner, in: bytes, before: chunk) {
           let rest = bytes[(start + banner.count)..<min(bytes.count, start + 500)]
           return rest.prefix { $0 != 0x0A }.printable
         }
+        room -= min(chunk, end - offset)
         offset += chunk
       }
+      searchedEnd = max(searchedEnd, end)
     }
     return nil
   }

@@ -21,6 +21,13 @@ final class Scratch {
   }
 }
 
+/// The processor time of this thread so far.
+func threadTime() -> Duration {
+  var time = timespec()
+  _ = unsafe clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+  return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
+}
+
 func put<T: FixedWidthInteger>(_ value: T, _ offset: Int, _ bytes: inout [UInt8]) {
   for i in 0..<T.bitWidth / 8 { bytes[offset + i] = UInt8(truncatingIfNeeded: value >> T(8 * i)) }
 }
@@ -106,6 +113,22 @@ func syntheticELF(
     put(UInt32(0) &- 0x1BAD_B002 &- 3, 0x908, &image)
   }
   return image
+}
+
+/// An ELF executable with `count` program headers of `entrySize` bytes, of which 256 at most are there, for the same
+/// 4 KiB: the first is a segment at 1 MiB, the others are of type `kind`.
+func crowdedELF(_ count: Int, entrySize: Int = 56, kind: UInt32 = 1) -> [UInt8] {
+  let content = (64 + min(count, 256) * entrySize + 4095) & ~4095
+  var image = [UInt8](syntheticELF().prefix(64)) + [UInt8](repeating: 0, count: content - 64)
+  put(UInt16(entrySize), 54, &image)
+  put(UInt16(count), 56, &image)
+  for index in 0..<min(count, 256) {
+    let row = 64 + index * entrySize
+    put(index == 0 ? 1 : kind, row, &image)
+    let words = [content, 0x10_0000, 0x10_0000, 0x1000, 0x1000]
+    for (word, value) in words.enumerated() { put(UInt64(value), row + 8 + 8 * word, &image) }
+  }
+  return image + [UInt8](repeating: 0xB0, count: 4096)
 }
 
 /// A flat file with a multiboot header 16 bytes in, whose address fields put it at 1 MiB: 4 KiB of 0xC0, 8 KiB of bss.

@@ -59,6 +59,14 @@ private let refused: [Case] = [
   Case(
     testDescription: "entry outside", bytes: syntheticELF(entry: 0x20_0000), kind: .malformed, words: ["entry point"]),
   Case(
+    testDescription: "129 program headers", bytes: crowdedELF(129), kind: .malformed, words: ["129 program headers"]),
+  Case(
+    testDescription: "65535 program headers", bytes: crowdedELF(65535), kind: .malformed,
+    words: ["65535 program headers"]),
+  Case(
+    testDescription: "program headers of 57 bytes", bytes: crowdedELF(1, entrySize: 57), kind: .malformed,
+    words: ["57 bytes each"]),
+  Case(
     testDescription: "object file",
     bytes: {
       var image = syntheticELF()
@@ -117,6 +125,56 @@ struct KernelImageTests {
     // Fields a 2.04 header does not have are not read.
     #expect(old.entryPoints == [.linux32])
     #expect(KernelReport(old).commandLineMax == 255 && KernelReport(old).loadAddress == 0x10_0000)
+  }
+
+  @Test("Whatever the headers say, no byte is searched twice for the banner, and not without end")
+  func search() throws {
+    let scratch = try Scratch()
+    let rows = 128
+    let image = crowdedELF(rows)
+    let path = try scratch.write(image)
+    let file = try FileDescriptor.open(path, .readWrite)
+    defer { try? file.close() }
+    let content = image.count - 4096
+    /// Has all headers mean everything to the file's end.
+    func resize(to byteCount: Int) throws {
+      try file.resize(to: Int64(byteCount))
+      var counts = [UInt8](repeating: 0, count: 16)
+      put(UInt64(byteCount - content), 0, &counts)
+      put(UInt64(byteCount - content), 8, &counts)
+      for row in 0..<rows { try file.writeAll(toAbsoluteOffset: Int64(64 + row * 56 + 32), counts) }
+    }
+    // A hole, which is quickly read once; 4 GiB take longer.
+    try resize(to: 32 << 20)
+    let before = threadTime()
+    #expect(try KernelImage(path).version == nil)
+    #expect(threadTime() - before < .seconds(1))
+    // So far behind no kernel has it.
+    try resize(to: 300 << 20)
+    try file.writeAll(toAbsoluteOffset: 290 << 20, "Linux version 9.9 (me)\n".utf8)
+    #expect(try KernelImage(path).version == nil)
+    try file.writeAll(toAbsoluteOffset: 20 << 20, "Linux version 9.8 (me)\n".utf8)
+    #expect(try KernelImage(path).version == "9.8 (me)")
+  }
+
+  @Test("Notes are read as long as there are not too many of them")
+  func notes() throws {
+    let scratch = try Scratch()
+    func pvh(after other: Int) throws -> UInt64? {
+      let rows = 3
+      var image = crowdedELF(rows, kind: 4)
+      let content = image.count - 4096
+      // One that says nothing, then the one that counts.
+      image += [UInt8](repeating: 0, count: 2 << 20)
+      put(UInt64(content + 4096), 64 + 56 + 8, &image)
+      put(UInt64(other), 64 + 56 + 32, &image)
+      for (index, word) in [4, 4, 18, 0x00_6E_65_58, 0x10_0010].enumerated() {
+        put(UInt32(word), content + 4 * index, &image)
+      }
+      return KernelReport(try KernelImage(try scratch.write(image))).pvhEntryAddress
+    }
+    #expect(try pvh(after: 4096) == 0x10_0010)
+    #expect(try pvh(after: 1 << 20) == nil)
   }
 
   @Test("An ELF file's entry points, best first")

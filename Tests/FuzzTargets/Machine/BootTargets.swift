@@ -57,6 +57,9 @@ enum KernelImages {
     let kernels = [
       syntheticBzImage(), syntheticELF(pvh: 0x10_0000, multiboot: true), syntheticELF(is64Bit: false, pvh: 0x10_0010),
       syntheticELF(is64Bit: false, banner: false, multiboot: true), syntheticMultiboot(),
+      // As many headers as may be, one more, and what no file has room for.
+      crowdedELF(ELFImage.programHeaderLimit), crowdedELF(ELFImage.programHeaderLimit, kind: 4),
+      crowdedELF(ELFImage.programHeaderLimit + 1), crowdedELF(1, entrySize: 65535), crowdedELF(65535),
     ]
     // How it is loaded: by the first bytes.
     return kernels.flatMap { kernel in [[0, 0, 0], [1, 1, 1], [2, 2, 2]].map { $0 + kernel } }
