@@ -54,8 +54,10 @@ public enum BootLoader {
     let loaded: LoadedKernel
     switch image.format {
     case .bzImage(let header):
+      // Before it is unpacked: what the guest has no room for costs the host nothing.
+      let room = try room(for: header, image.file, in: memory)
       let unpacked = mayUnpack && entry == .linux64 ? UnpackedKernel(header, in: image.file) : nil
-      loaded = try load(header, image.file, unpacked, entry, commandLine, into: memory)
+      loaded = try load(header, image.file, unpacked, entry, commandLine, into: memory, room)
     case .elf(let elf): loaded = try load(elf, image.file, entry, into: memory)
     case .multiboot: preconditionFailure("has one entry point only")
     }
@@ -87,10 +89,10 @@ public enum BootLoader {
     var parameters: BootParameters
   }
 
-  private static func load(
-    _ header: SetupHeader, _ file: HostFile, _ unpacked: UnpackedKernel?, _ entry: EntryPoint, _ commandLine: String,
-    into memory: GuestMemory
-  ) throws(BootError) -> LoadedKernel {
+  /// The memory a bzImage needs, all of which is RAM.
+  private static func room(
+    for header: SetupHeader, _ file: HostFile, in memory: GuestMemory
+  ) throws(BootError) -> Range<UInt64> {
     // A kernel unpacks itself no lower than it prefers to be, wherever it was put.
     let needed = max(header.initByteCount, UInt64(header.kernelByteCount))
     let address = header.preferredAddress
@@ -100,6 +102,14 @@ public enum BootLoader {
         "\(file) needs \(describe(byteCount: needed)) at 0x\(String(address, radix: 16)), the guest has \(describe(byteCount: memory.byteCount))",
         remedy: "give it at least \(describe(byteCount: address + needed))")
     }
+    return address..<address + needed
+  }
+
+  private static func load(
+    _ header: SetupHeader, _ file: HostFile, _ unpacked: UnpackedKernel?, _ entry: EntryPoint, _ commandLine: String,
+    into memory: GuestMemory, _ room: Range<UInt64>
+  ) throws(BootError) -> LoadedKernel {
+    let address = room.lowerBound
     var parameters = BootParameters(header)
     parameters.setLoadAddress(address)
     var entryAddress = entry == .linux64 ? address + 0x200 : address
@@ -113,7 +123,7 @@ public enum BootLoader {
       } catch { throw BootError(error) }
     }
     return LoadedKernel(
-      entry: entryAddress, end: address + needed,
+      entry: entryAddress, end: room.upperBound,
       initrdLimit: header.initrdAddressMax + 1, commandLineMax: header.commandLineMax, parameters: parameters)
   }
 

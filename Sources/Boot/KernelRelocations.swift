@@ -25,8 +25,8 @@ struct KernelRelocations {
       let bytes = try? file.bytes(at: start, count: file.byteCount - start)
     else { return nil }
     let words = stride(from: 0, to: bytes.count, by: 4).compactMap { bytes.little(UInt32.self, at: $0) }
-    let lists = words.split(separator: 0, omittingEmptySubsequences: false)
-    // Nothing stands before the first zero.
+    let lists = words.split(separator: 0, maxSplits: 4, omittingEmptySubsequences: false)
+    // More lists than there are kinds are none of ours. Nothing stands before the first zero.
     guard lists.count == 3 || lists.count == 4, lists[0].isEmpty else { return nil }
     absolute64 = lists[1]
     negated32 = lists.count == 4 ? lists[2] : []

@@ -11,9 +11,11 @@ struct UnpackedKernel {
   let image: ELFImage
   private let relocations: KernelRelocations?
 
-  /// Unpacks the payload of a 64-bit bzImage.
+  /// Unpacks the payload of a 64-bit bzImage whose `initByteCount` the guest has: neither the payload nor what becomes
+  /// of it is larger.
   init?(_ header: SetupHeader, in bzImage: HostFile) {
     guard header.has64BitEntry, let payload = header.payload, payload.byteCount > 4,
+      UInt64(payload.byteCount) <= header.initByteCount,
       let compression = header.compression.flatMap({ Decompression(rawValue: $0.rawValue) }),
       let packed = try? bzImage.bytes(at: payload.offset, count: payload.byteCount)
     else { return nil }

@@ -23,6 +23,33 @@ struct BootLoaderTests {
     return (state, memory)
   }
 
+  @Test("A bzImage that the guest has no room for is not unpacked first")
+  func tooLarge() throws {
+    // A zstd frame of 1 GiB: each block is one byte 128 Ki times (RFC 8878, 3.1.1).
+    let size: UInt32 = 1 << 30
+    let blocks: UInt32 = size >> 17
+    var frame: [UInt8] = [0x28, 0xB5, 0x2F, 0xFD, 0xA0, 0, 0, 0, 0]
+    put(size, 5, &frame)
+    for block in 1...blocks {
+      let isLast: UInt32 = block == blocks ? 1 : 0
+      let header = 0x20000 << 3 | 1 << 1 | isLast
+      frame += [UInt8(header & 0xFF), UInt8(header >> 8 & 0xFF), UInt8(header >> 16), 0]
+    }
+    frame += [0, 0, 0, 0]
+    put(size, frame.count - 4, &frame)
+    let image = syntheticBzImage { image in
+      image = image.prefix(2048 + 0x400) + frame
+      image += [UInt8](repeating: 0, count: 16 - image.count % 16)
+      put(UInt32((image.count - 2048) / 16), 0x1F4, &image)
+      put(UInt32(frame.count), 0x24C, &image)
+      put(UInt32(0xF000_0000), 0x260, &image)
+    }
+    let before = threadTime()
+    let error = #expect(throws: BootError.self) { try load(image) }
+    #expect(error?.kind == .memory && error?.description.contains("needs 3.75 GiB") == true, "\(error as Any)")
+    #expect(threadTime() - before < .milliseconds(100))
+  }
+
   @Test("64-bit entry of a bzImage")
   func linux64() throws {
     let disk = InitialRAMDisk([.bytes([1, 2, 3, 4, 5]), .bytes([6])])
