@@ -162,15 +162,19 @@ extension VirtualMachine {
 
     /// Checks every field, touching files no more than to see that they can be read.
     public func validate() throws(ConfigurationError) {
-      try validateMemory()
+      try validateValues()
+      try Configuration.checkMemory(memorySize)
       if let saved { try validate(against: saved) } else { try validateFiles() }
+    }
+
+    /// Checks whatever depends neither on files nor on this host.
+    public func validateValues() throws(ConfigurationError) {
+      try validateMemory()
       try validateKVM()
+      try validateRun()
       guard (1...Configuration.maximumCPUCount).contains(cpuCount) else {
         throw ConfigurationError(
           "\(cpuCount) CPUs were asked for", remedy: "ask for 1 to \(Configuration.maximumCPUCount)")
-      }
-      if let hostThreadCount, hostThreadCount < 1 {
-        throw ConfigurationError("\(hostThreadCount) host threads were asked for", remedy: "ask for 1 at least")
       }
       if let cpuModel, !Configuration.cpuModels.contains(cpuModel) {
         throw ConfigurationError(
@@ -192,6 +196,14 @@ extension VirtualMachine {
       }
     }
 
+    /// What may also be said of a saved machine's run.
+    private func validateRun() throws(ConfigurationError) {
+      if let hostThreadCount, hostThreadCount < 1 {
+        throw ConfigurationError("\(hostThreadCount) host threads were asked for", remedy: "ask for 1 at least")
+      }
+      if let slowMemory { try Configuration.checkSlowMemory(slowMemory) }
+    }
+
     private func validateMemory() throws(ConfigurationError) {
       let asked = ByteSize.text(memorySize)
       guard memorySize >= Configuration.minimumMemory else {
@@ -203,7 +215,6 @@ extension VirtualMachine {
         throw ConfigurationError(
           "\(asked) of memory is not a whole number of 4K pages", remedy: "round it to a megabyte")
       }
-      try Configuration.checkMemory(memorySize)
     }
 
     /// Whether this host can have a guest with so many bytes of RAM.

@@ -32,13 +32,15 @@ enum CommandLineFailure {
 
   private static let subcommands = LguestCommand.configuration.subcommands.map { $0._commandName }
 
-  /// The file of a `--json FILE` that the parser never got to.
+  /// The file of a `--json FILE` that the parser never got to; a name without letters is none.
   private static func jsonFile(_ arguments: [String]) -> FilePath? {
     for (index, argument) in arguments.enumerated() {
-      if argument.hasPrefix("--json=") { return FilePath(String(argument.dropFirst("--json=".count))) }
+      var name: String?
+      if argument.hasPrefix("--json=") { name = String(argument.dropFirst("--json=".count)) }
       if argument == "--json", index + 1 < arguments.count, !arguments[index + 1].hasPrefix("-") {
-        return FilePath(arguments[index + 1])
+        name = arguments[index + 1]
       }
+      if let name { return name.isEmpty ? nil : FilePath(name) }
     }
     return nil
   }

@@ -37,8 +37,8 @@ struct ConsoleRunOptions: ParsableArguments {
     help: ArgumentHelp(
       "Let pages that programs use go away now and then and take this long to come back, to see asynchronous page faults.",
       valueName: "time"),
-    transform: Limit.init)
-  var slowMemory = Limit(nil)
+    transform: ConsoleRunOptions.delay)
+  var slowMemory: Duration?
 
   @Flag(help: "Print counters to stderr at the end.")
   var stats = false
@@ -57,8 +57,16 @@ struct ConsoleRunOptions: ParsableArguments {
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
   var tty = TTY.auto
 
+  /// No time at all, which a limit may be, is none for a page to come back.
+  private static func delay(_ text: String) throws -> Duration {
+    let delay = try TimeLimit.parse(text) ?? .zero
+    try VirtualMachine.Configuration.checkSlowMemory(delay)
+    return delay
+  }
+
   func validate() throws {
     if json?.isEmpty == true { throw ValidationError("--json needs a file name") }
+    if let hostThreads, hostThreads < 1 { throw ValidationError("--host-threads must be at least 1") }
   }
 
   /// What the session needs to know.
@@ -71,7 +79,7 @@ struct ConsoleRunOptions: ParsableArguments {
     configuration.hostThreadCount = hostThreads
     configuration.bootTimeout = bootTimeout.duration
     configuration.timeout = timeout.duration
-    configuration.slowMemory = slowMemory.duration
+    configuration.slowMemory = slowMemory
     configuration.start = processStart
     configuration.collectStatistics = stats || json != nil
     configuration.logger = StandardErrorLog.logger(verbose: verbose)

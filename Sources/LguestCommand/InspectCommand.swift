@@ -16,6 +16,10 @@ struct InspectCommand: ParsableCommand {
 
   @Flag(help: "Print one JSON object.") var json = false
 
+  func validate() throws {
+    if file.isEmpty { throw ValidationError("the kernel needs a file name") }
+  }
+
   func run() throws {
     let report: KernelReport
     do {

@@ -121,7 +121,7 @@ struct RunCommand: ParsableCommand {
 
   private static func cpuFeatures(_ names: String) throws -> Set<String> {
     let known = VirtualMachine.Configuration.cpuFeatureNames
-    let features = names.split(separator: ",").map { String($0) }
+    let features = names.split(separator: ",", omittingEmptySubsequences: false).map { String($0) }
     if let name = features.first(where: { !known.contains($0) }) {
       throw ValidationError("unknown CPU feature '\(name)': choose of \(known.joined(separator: ", "))")
     }
@@ -135,9 +135,10 @@ struct RunCommand: ParsableCommand {
     for (name, value) in [("--kernel", kernel), ("--initrd", initrd)] where value?.isEmpty == true {
       throw ValidationError("\(name) needs a file name")
     }
+    do { try configuration.validateValues() } catch { throw ValidationError(error.description) }
   }
 
-  func run() throws {
+  private var configuration: VirtualMachine.Configuration {
     var configuration = VirtualMachine.Configuration(kernel: FilePath(kernel))
     configuration.initrd = initrd.map { FilePath($0) }
     configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
@@ -157,6 +158,10 @@ struct RunCommand: ParsableCommand {
     configuration.kvmHints = kvmHints
     configuration.inspection = inspection.value
     console.apply(to: &configuration)
+    return configuration
+  }
+
+  func run() throws {
     if inspection.unchecked { Messages.say("--unchecked: translated code is not checked before it runs") }
     RunSession(configuration, console.session).run()
   }
@@ -194,6 +199,12 @@ struct InspectionOptions: ParsableArguments {
 
   @Flag(help: "Make every instruction a block of its own.")
   var singleInstruction = false
+
+  func validate() throws {
+    for (name, value) in [("--trace", trace), ("--histogram", histogram)] where value?.isEmpty == true {
+      throw ValidationError("\(name) needs a file name")
+    }
+  }
 
   var value: EngineInspection {
     var value = EngineInspection()

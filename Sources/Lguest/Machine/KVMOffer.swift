@@ -51,10 +51,14 @@ extension VirtualMachine.Configuration {
     if features != 0 {
       throw Self.notOffered(features, "feature", Self.kvmFeatureNames.joined(separator: ", "))
     }
-    if let slowMemory, !SlowMemory.delays.contains(slowMemory) {
-      throw ConfigurationError("pages cannot take \(slowMemory) to come back", remedy: "give 0.01ms to 10s")
-    }
     if hints != 0 { throw Self.notOffered(hints, "hint", Self.kvmHintNames.joined(separator: ", ")) }
+  }
+
+  /// Whether pages may take so long to come back.
+  public static func checkSlowMemory(_ delay: Duration) throws(ConfigurationError) {
+    guard SlowMemory.delays.contains(delay) else {
+      throw ConfigurationError("pages cannot take \(delay) to come back", remedy: "give 0.01ms to 10s")
+    }
   }
 
   var offered: KVMFeatures { KVMFeatures(rawValue: kvmFeatures) }
