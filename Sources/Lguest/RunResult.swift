@@ -18,6 +18,8 @@ public struct RunResult: Sendable {
   public var ending: Ending
   /// One line: what went wrong, beyond what the ending says.
   public var detail: String?
+  /// One line: what the run was to write and could not. The status is not that of success then.
+  public private(set) var lostOutput: String?
   public var times = Times()
   public var statistics = Statistics()
   /// What each vCPU counted: the part of `statistics` that is a vCPU's. Empty if the guest never began.
@@ -39,7 +41,12 @@ public struct RunResult: Sendable {
   }
 
   public var cause: Cause { ending.cause }
-  public var exitStatus: Int32 { ending.exitStatus }
+  public var exitStatus: Int32 {
+    lostOutput != nil && ending.exitStatus == 0 ? Ending.cannotStart.exitStatus : ending.exitStatus
+  }
+
+  /// Notes that something could not be written; the first time counts.
+  public mutating func lose(_ output: String) { lostOutput = lostOutput ?? output }
 
   /// Changes when a field is renamed, removed or changes its meaning; new fields do not change it.
   public static let schemaVersion: Int64 = 1
@@ -52,7 +59,7 @@ public struct RunResult: Sendable {
       ("commit", .string(VirtualMachine.commit)),
       ("cause", .string(cause.rawValue)),
       ("status", .integer(Int64(exitStatus))),
-      ("detail", detail.map(JSON.string) ?? .null),
+      ("detail", (detail ?? lostOutput).map(JSON.string) ?? .null),
       ("engine", .string(engine.rawValue)),
       (
         "times",

@@ -123,7 +123,9 @@ extension VirtualMachine {
   /// Puts the machine together and runs it.
   private func runMachine() throws(ConfigurationError) -> RunResult {
     if let ending = stopRequested { return result(ending) }
-    let machine = try Machine(MachineParts(configuration), configuration, input: consoleInput)
+    let inspection = try InspectionFiles(configuration.inspection)
+    let machine = try Machine(
+      MachineParts(configuration, trace: inspection.trace), configuration, input: consoleInput)
     setKick { machine.end(.stopped) }
     defer {
       setRunning(nil)
@@ -133,7 +135,6 @@ extension VirtualMachine {
     }
     // Asked before there was anyone to kick.
     if stopRequested != nil { machine.end(.stopped) }
-    let inspection = try InspectionFiles(configuration.inspection)
     let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
     if let saved = configuration.saved { try machine.restore(saved, loops) }
     setRunning(RunningMachine(machine, loops))
@@ -188,6 +189,7 @@ extension VirtualMachine {
     result.softFault = machine.engine.counters.firstSoftFault
     inspection.perfMap?.write(machine.engine.perfMap)
     inspection.histogram?.write(machine.histogramText(helperInstructions: result.statistics.helperInstructions))
+    if let lost = inspection.finish() { result.lose(lost) }
     result.consoleTail = machine.console.tail.text
     switch ending {
     case .panic, .tripleFault, .internal, .bootTimeout, .timeout:

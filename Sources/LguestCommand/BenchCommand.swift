@@ -60,7 +60,7 @@ struct HypercallBenchCommand: ParsableCommand {
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }
     let report = HypercallReport(measurements)
-    System.write((json ? report.json.text() : report.table.joined(separator: "\n")) + "\n", to: .standardOutput)
+    try CommandOutput.write(json ? report.json.text() : report.table.joined(separator: "\n"))
     if let svg, !OutputFile.write(report.chart, to: FilePath(svg)) {
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }

@@ -10,7 +10,7 @@ enum CommandLineFailure {
   /// Ends the process as the error asks.
   static func report(_ error: any Error, arguments: [String]) -> Never {
     guard LguestCommand.exitCode(for: error) != .success else {
-      System.write(LguestCommand.fullMessage(for: error) + "\n", to: .standardOutput)
+      do { try CommandOutput.write(LguestCommand.fullMessage(for: error)) } catch { System.exit(error.status) }
       System.exit(0)
     }
     // The parser may list several things below each other; the first line is what is wrong.

@@ -14,7 +14,7 @@ struct DoctorCommand: ParsableCommand {
   func run() throws {
     let report = HostReport()
     let text = json ? report.json.text() : report.lines.joined(separator: "\n")
-    System.write(text + "\n", to: .standardOutput)
+    try CommandOutput.write(text)
     // A host that cannot run a guest is what a run would report as `cannot-start`.
     throw CommandEnding(status: report.problems.isEmpty ? 0 : Ending.cannotStart.exitStatus)
   }

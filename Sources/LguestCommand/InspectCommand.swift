@@ -29,7 +29,7 @@ struct InspectCommand: ParsableCommand {
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }
     let text = json ? report.json.text() : report.lines.map { PlainText.of($0) }.joined(separator: "\n")
-    System.write(text + "\n", to: .standardOutput)
+    try CommandOutput.write(text)
     throw CommandEnding(status: report.isBootable ? 0 : Ending.cannotStart.exitStatus)
   }
 }

@@ -17,7 +17,7 @@ struct PsCommand: ParsableCommand {
         run.answer.map { JSON.object(($0.members ?? []).filter { $0.key != "ok" }) }
           ?? .object([("pid", .integer(Int64(run.process))), ("answers", false)])
       }
-      return System.write(JSON.array(list).text() + "\n", to: .standardOutput)
+      return try CommandOutput.write(JSON.array(list).text())
     }
     func number(_ run: JSON, _ key: String) -> String { run[key]?.unsignedValue.map { String($0) } ?? "?" }
     let rows = runs.map { (process: Int32, answer: JSON?) -> [String] in
@@ -27,6 +27,6 @@ struct PsCommand: ParsableCommand {
       return [number(run, "pid"), uptime, number(run, "vcpus"), memory, run["kernel"]?.stringValue ?? "?"]
     }
     let table = Table(["PID", "UPTIME", "VCPUS", "MEMORY", "KERNEL"], rows, leftColumns: [4])
-    System.write(table.lines.joined(separator: "\n") + "\n", to: .standardOutput)
+    try CommandOutput.write(table.lines.joined(separator: "\n"))
   }
 }

@@ -36,11 +36,12 @@ final class RunEnd: Sendable {
     control.withLock { $0 }?.stop()
     var result = result
     if result.times.end == .zero { result.times.end = ContinuousClock.now - processStart }
-    files.leave(result.json)
+    let isWritten = files.leave(result.json)
     files.end()
     sayLastWords(result)
-    if isStuck { System.exitNow(result.exitStatus) }
-    System.exit(result.exitStatus)
+    let status = isWritten || result.exitStatus != 0 ? result.exitStatus : Ending.cannotStart.exitStatus
+    if isStuck { System.exitNow(status) }
+    System.exit(status)
   }
 
   private func sayLastWords(_ result: RunResult) {
@@ -51,6 +52,7 @@ final class RunEnd: Sendable {
         Messages.say(result.detail.map { "\(summary): \($0)" } ?? summary)
       }
     }
+    if let lost = result.lostOutput { Messages.say(lost) }
     for line in result.processorState.split(separator: "\n") { Messages.say(String(line)) }
     switch result.ending {
     case .panic, .tripleFault, .internal:

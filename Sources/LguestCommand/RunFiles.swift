@@ -73,14 +73,18 @@ final class RunFiles: Sendable {
     if case .file = target { keeper.perform(Job.nameJSON) } else { nil }
   }
 
-  /// Writes the JSON and gives its file the name. A failure is one line on stderr: the run's own status matters more.
-  func leave(_ json: JSON) {
-    guard let path, let file = claim() else { return }
+  /// Writes the JSON and gives its file the name. A failure is one line on stderr.
+  ///
+  /// - Returns: Whether all that was asked for is there.
+  func leave(_ json: JSON) -> Bool {
+    guard let path, let file = claim() else { return true }
     do {
       try file.writeAll(Array((json.text() + "\n").utf8))
       if let error = publish() { throw error }
+      return true
     } catch {
-      Messages.say("cannot write '\(path)': \(error); the directory must exist and be writable")
+      Messages.say("cannot write '\(path)': \(error); what it lacks is lost")
+      return false
     }
   }
 }

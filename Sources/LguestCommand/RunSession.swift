@@ -194,6 +194,17 @@ final class RunSession: Sendable {
 
   /// Carries bytes between the machine and the standard descriptors until the machine has ended.
   private func converse() -> RunResult {
+    var failure: Errno?
+    var result = converse(&failure)
+    // Who reads no more wants no more.
+    if let failure, failure != .brokenPipe {
+      result.lose("cannot write the console to stdout: \(failure); what it lacks is lost")
+    }
+    return result
+  }
+
+  /// - Parameter failure: Becomes why stdout could not be written.
+  private func converse(_ failure: inout Errno?) -> RunResult {
     var input: InputState = .open
     var escape = EscapeKey()
     var lastByte: UInt8?
@@ -235,7 +246,8 @@ final class RunSession: Sendable {
         switch watch.file {
         case wakeReader: while System.readSome(512, from: wakeReader)?.count == 512 {}
         case .standardOutput:
-          if watch.isBroken { outputIsBroken = true } else { outputIsBroken = !write(&pending) }
+          if !watch.isBroken { failure = write(&pending) }
+          outputIsBroken = watch.isBroken || failure != nil
         default:
           guard let typed = System.readSome(256, from: .standardInput) else { continue }
           input = take(typed, &escape, &lastByte)
@@ -267,17 +279,17 @@ final class RunSession: Sendable {
     return ends ? .ended : .open
   }
 
-  /// Writes some of what is pending; false when nobody reads any more. A pipe that is ready takes this much at once.
-  private func write(_ pending: inout ArraySlice<UInt8>) -> Bool {
-    guard !pending.isEmpty else { return true }
+  /// Writes some of what is pending; returns why it cannot. A pipe that is ready takes this much at once.
+  private func write(_ pending: inout ArraySlice<UInt8>) -> Errno? {
+    guard !pending.isEmpty else { return nil }
     switch System.writeSome(pending.prefix(4096), to: .standardOutput) {
     case .wrote(let count): pending = pending.dropFirst(count)
     case .wouldBlock: break
     case .failed(let error):
       // Blocked, the signal that says so reaches nobody.
       if error == .fileTooLarge { machine.requestStop(.interrupted(EndingSignal.fileSize.interruption)) }
-      return false
+      return error
     }
-    return true
+    return nil
   }
 }

@@ -45,11 +45,11 @@ struct StatCommand: ParsableCommand {
         throw refused("\(error)")
       }
       if json {
-        System.write(JSON.object((answer.members ?? []).filter { $0.key != "ok" }).text() + "\n", to: .standardOutput)
+        try CommandOutput.write(JSON.object((answer.members ?? []).filter { $0.key != "ok" }).text())
       } else {
         let home = looks > 1 && System.isTerminal(.standardOutput) ? "\u{1B}[H\u{1B}[2J" : ""
         let lines = ExitTable(answer, since: before).lines
-        System.write(home + lines.joined(separator: "\n") + "\n", to: .standardOutput)
+        try CommandOutput.write(home + lines.joined(separator: "\n"))
       }
       before = answer
     }

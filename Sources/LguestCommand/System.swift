@@ -45,16 +45,18 @@ enum System {
     return group == -1 || group == getpgrp()
   }
 
-  /// Writes everything, waiting as long as it takes; gives up silently when nobody reads.
-  static func write(_ text: String, to file: FileDescriptor) {
+  /// Writes everything, waiting as long as it takes; gives up at the first error, which it returns.
+  @discardableResult
+  static func write(_ text: String, to file: FileDescriptor) -> Errno? {
     var bytes = Array(text.utf8)[...]
     while !bytes.isEmpty {
       switch writeSome(bytes, to: file) {
       case .wrote(let count): bytes = bytes.dropFirst(count)
       case .wouldBlock: _ = wait([Watch(file, .output)], milliseconds: 1_000)
-      case .failed: return
+      case .failed(let error): return error
       }
     }
+    return nil
   }
 
   enum WriteOutcome {

@@ -14,10 +14,10 @@ struct TourCommand: ParsableCommand {
     let chapters = GuidedTour.allCases
     for (index, chapter) in chapters.enumerated() {
       let command = "lguest run" + (chapter.options.isEmpty ? "" : " " + chapter.options)
-      say("\(index + 1) of \(chapters.count): \(chapter.title)\n  (a machine as by: \(command))")
+      try say("\(index + 1) of \(chapters.count): \(chapter.title)\n  (a machine as by: \(command))")
       do {
         let (text, isGood) = try chapter.run()
-        say(text)
+        try say(text)
         guard isGood else {
           Messages.say("the guest did not see what it should have; this is a bug in lguest \(VirtualMachine.version)")
           throw CommandEnding(status: Ending.internal.exitStatus)
@@ -27,8 +27,8 @@ struct TourCommand: ParsableCommand {
         throw CommandEnding(status: Ending.cannotStart.exitStatus)
       }
     }
-    say("That was all. `lguest bench hypercall` says what each of these costs.")
+    try say("That was all. `lguest bench hypercall` says what each of these costs.")
   }
 
-  private func say(_ text: String) { System.write(text + "\n", to: .standardOutput) }
+  private func say(_ text: String) throws { try CommandOutput.write(text) }
 }

@@ -139,6 +139,22 @@ extension SystemTests {
       #expect(result.errorLines.count == 1, "\(result.errors)")
     }
 
+    @Test(
+      "what a command says and cannot write is one line and 69",
+      arguments: [
+        ["--help"], ["--version"], ["run", "--help"], ["doctor"], ["doctor", "--json"], ["ps"], ["ps", "--json"],
+      ])
+    func fullOutput(arguments: [String]) throws {
+      let result = try Guest.run(shell: "\"$0\" \"$@\" > /dev/full", arguments)
+      #expect(result.status == 69 && result.lines.count == 1, "\(result)")
+      #expect(result.lines.first?.contains("No space left") == true)
+      let closed = try Guest.run(shell: "\"$0\" \"$@\" >&-", arguments)
+      #expect(closed.status == 69 && closed.lines.count == 1, "\(closed)")
+      // A reader that goes away has what it wanted.
+      let pipe = try Guest.run(shell: "{ \"$0\" \"$@\"; echo $? >&2; } | true", arguments)
+      #expect(pipe.lines == ["0"], "\(pipe)")
+    }
+
     @Test("version and help") func version() throws {
       let version = try Guest.run(["--version"], expecting: 0)
       #expect(version.output.wholeMatch(of: /lguest \d+\.\d+\.\d+ \([0-9a-z-]+\)\n/) != nil)

@@ -172,6 +172,20 @@ enum Guest {
     return result
   }
 
+  /// What a shell's line with the executable and its arguments as `$0` and `$@` left: its status, and lines on stderr.
+  static func run(shell script: String, _ arguments: [String]) throws -> (status: Int32, lines: [Substring]) {
+    let shell = Process()
+    shell.executableURL = URL(filePath: "/bin/sh")
+    shell.arguments = ["-c", script, executable] + arguments
+    let errors = Pipe()
+    shell.standardInput = FileHandle.nullDevice
+    shell.standardError = errors
+    try shell.run()
+    let text = String(decoding: errors.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    shell.waitUntilExit()
+    return (shell.terminationStatus, text.split(separator: "\n"))
+  }
+
   /// Arguments of a console run of a kernel with the test initramfs.
   static func boot(_ kernel: String?, _ action: String, _ more: String...) throws -> [String] {
     ["run", "--kernel", try #require(kernel), "--initrd", try #require(initrd), "--append", "lguest.do=\(action)"]

@@ -48,6 +48,27 @@ extension SystemTests {
       }
     }
 
+    @Test(
+      "what a run was to write and cannot is one line, and no success",
+      arguments: [
+        "\"$0\" \"$@\" --json /dev/full", "\"$0\" \"$@\" --trace /dev/full", "\"$0\" \"$@\" --histogram /dev/full",
+        "\"$0\" \"$@\" > /dev/full",
+      ])
+    func fullFiles(script: String) throws {
+      let result = try Guest.run(shell: script, arguments("hello", []))
+      let lost = result.lines.filter { $0.contains("cannot write") && $0.contains("No space left") }
+      #expect(lost.count == 1, "\(result)")
+      // A guest that is not done when its console is lost is hung up.
+      #expect(result.status == 69 && result.lines.count == 1 || script.contains(">") && result.status == 129)
+    }
+
+    @Test("a guest's own end matters more than what cannot be written") func fullFilesAndEnd() throws {
+      let script = "\"$0\" \"$@\" --json /dev/full --histogram /dev/full"
+      let result = try Guest.run(shell: script, arguments("triple-fault", []))
+      #expect(result.status == 255, "\(result)")
+      #expect(result.lines.filter { $0.contains("cannot write") }.count == 2, "\(result)")
+    }
+
     @Test("a full pipe and a reader that goes away end the run") func closedOutput() throws {
       let shell = Process()
       shell.executableURL = URL(filePath: "/bin/sh")

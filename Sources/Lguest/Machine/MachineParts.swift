@@ -30,7 +30,9 @@ struct MachineParts {
 
 extension MachineParts {
   /// Makes the parts, with the kernel loaded.
-  init(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) {
+  init(
+    _ configuration: VirtualMachine.Configuration, trace: TraceFile? = nil
+  ) throws(ConfigurationError) {
     let calibration = TimestampCalibration()
     model = try MachineParts.model(configuration)
     var state = CPUState()
@@ -63,7 +65,8 @@ extension MachineParts {
     state.tscOffset = time.timestampOffset
     let memory = memory
     slowMemory = configuration.slowMemory.map { SlowMemory(memory, delay: $0, cpuCount: configuration.cpuCount) }
-    let options = try MachineParts.options(model, counter, time, configuration)
+    var options = try MachineParts.options(model, counter, time, configuration)
+    if let trace { options.trace = { trace.write($0 + "\n") } }
     do throws(HostError) {
       let translation = try Translation(memory: memory, options: options)
       var cpus: [any CPUEngine] = []
@@ -137,10 +140,6 @@ extension MachineParts {
     }
     options.countsBlocks = inspection.histogram != nil
     options.singleInstruction = inspection.singleInstruction
-    if let path = inspection.trace {
-      let file = try TraceFile(path)
-      options.trace = { file.write($0 + "\n") }
-    }
     return options
   }
 

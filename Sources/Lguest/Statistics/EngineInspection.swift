@@ -27,23 +27,36 @@ public struct EngineInspection: Sendable {
   public init() {}
 }
 
-/// What is written at the end of a run, opened at its start.
+/// What is written during a run and at its end, opened at its start.
 struct InspectionFiles {
+  let trace: TraceFile?
   let perfMap: TraceFile?
   let histogram: TraceFile?
 
   init(_ inspection: EngineInspection) throws(ConfigurationError) {
+    trace = if let path = inspection.trace { try TraceFile(path) } else { nil }
     perfMap = if let path = inspection.perfMap { try TraceFile(path) } else { nil }
     histogram = if let path = inspection.histogram { try TraceFile(path) } else { nil }
   }
+
+  /// Writes what is left; returns in one line what could not be written.
+  func finish() -> String? { [trace, perfMap, histogram].compactMap { $0?.finish() }.first }
 }
 
 /// A text file that is written in large pieces.
 final class TraceFile: Sendable {
+  private let path: FilePath
   private let file: FileDescriptor
-  private let pending = Mutex<[UInt8]>([])
+
+  private struct State {
+    var pending: [UInt8] = []
+    /// Why the first piece that was lost could not be written.
+    var failure: (any Error)?
+  }
+  private let state = Mutex(State())
 
   init(_ path: FilePath) throws(ConfigurationError) {
+    self.path = path
     do throws(HostError) {
       file = try FileDescriptor.openWithoutWaiting(
         path, options: [.create, .truncate], permissions: [.ownerReadWrite, .groupRead])
@@ -55,22 +68,28 @@ final class TraceFile: Sendable {
   }
 
   deinit {
-    flush()
+    _ = finish()
     try? file.close()
   }
 
   func write(_ text: String) {
-    pending.withLock { bytes in
-      bytes.append(contentsOf: text.utf8)
-      if bytes.count > 1 << 16 { drain(&bytes) }
+    state.withLock { state in
+      state.pending.append(contentsOf: text.utf8)
+      if state.pending.count > 1 << 16 { drain(&state) }
     }
   }
 
-  func flush() { pending.withLock { drain(&$0) } }
+  /// Writes what is left; returns in one line what could not be written, now or before.
+  func finish() -> String? {
+    state.withLock { state in
+      drain(&state)
+      return state.failure.map { "cannot write '\(path)': \($0); what it lacks is lost" }
+    }
+  }
 
   // A full disk must not end the guest: what cannot be written is lost.
-  private func drain(_ bytes: inout [UInt8]) {
-    _ = try? file.writeAll(bytes)
-    bytes.removeAll(keepingCapacity: true)
+  private func drain(_ state: inout State) {
+    do { try file.writeAll(state.pending) } catch { state.failure = state.failure ?? error }
+    state.pending.removeAll(keepingCapacity: true)
   }
 }
