@@ -17,7 +17,7 @@ enum OutputFile {
     do {
       // A pipe or device the user named is written to; renaming over it would replace it.
       if System.kind(path) == .other {
-        let file = try FileDescriptor.openWithoutWaiting(path)
+        let file = try FileDescriptor.openForWriting(path)
         try file.closeAfter { _ = try file.writeAll(bytes) }
         return true
       }

@@ -37,7 +37,7 @@ final class RunFiles: Sendable {
     switch json.map({ ReplacementFile.isOpenFile($0) ? .other : System.kind($0) }) {
     case nil: target = .nothing
     case .other?:
-      target = .stream(try FileDescriptor.openWithoutWaiting(json ?? "", options: .append))
+      target = .stream(try FileDescriptor.openForWriting(json ?? "", options: .append))
     case .absent?, .regular?, .directory?:
       let file = try ReplacementFile(json ?? "", permissions: FilePermissions(rawValue: 0o644))
       target = .file(file)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Files that a run writes and that are there already: a FIFO is written to if somebody reads it, and waited for by nobody.
+// Files that a run writes and that are there already: a FIFO is written to if somebody reads it, and not waited for long.
 
 import Foundation
 import Testing
@@ -30,7 +30,22 @@ extension SystemTests {
       }
     }
 
-    @Test("nor does a wrong command line wait for its reader") func usage() throws {
+    @Test("a reader may come a little later") func late() throws {
+      try withPipe { path in
+        let reader = Process()
+        reader.executableURL = URL(filePath: "/bin/sh")
+        reader.arguments = ["-c", "sleep 0.3; exec cat \"$0\"", path]
+        let output = Pipe()
+        reader.standardOutput = output
+        try reader.run()
+        try Guest.run(arguments() + ["--json", path], limit: 10, expecting: 0)
+        let object = try JSONSerialization.jsonObject(with: output.fileHandleForReading.readDataToEndOfFile())
+        #expect((object as? [String: Any])?["cause"] as? String == "reset")
+        reader.waitUntilExit()
+      }
+    }
+
+    @Test("a wrong command line does not wait long either") func usage() throws {
       try withPipe { path in
         let result = try Guest.run(["run", "--bogus", "--json", path], limit: 10, expecting: 125)
         #expect(result.errorLines.count == 2 && result.errors.contains("nobody reads"), "\(result.errors)")

@@ -58,7 +58,7 @@ final class TraceFile: Sendable {
   init(_ path: FilePath) throws(ConfigurationError) {
     self.path = path
     do throws(HostError) {
-      file = try FileDescriptor.openWithoutWaiting(
+      file = try FileDescriptor.openForWriting(
         path, options: [.create, .truncate], permissions: [.ownerReadWrite, .groupRead])
     } catch {
       throw ConfigurationError(
