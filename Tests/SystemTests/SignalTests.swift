@@ -25,6 +25,16 @@ extension SystemTests {
       }
     }
 
+    /// Starts a run from a shell, whose commands see it as `"$@"`.
+    private func start(_ arguments: [String], by commands: String) throws -> Process {
+      let process = Process()
+      process.executableURL = URL(filePath: "/bin/bash")
+      process.arguments = ["-c", commands, "bash", Guest.executable] + arguments
+      process.standardError = FileHandle.nullDevice
+      try process.run()
+      return process
+    }
+
     private func hasSocket(_ process: Int32) -> Bool {
       let session = ProcessInfo.processInfo.environment["XDG_RUNTIME_DIR"].map { ["\($0)/lguest"] } ?? []
       return (["/tmp/lguest-\(getuid())"] + session).contains {
@@ -55,12 +65,8 @@ extension SystemTests {
 
     @Test("a signal that was ignored at the start stays so") func ignored() throws {
       let json = Guest.temporaryPath()
-      let words = try [Guest.executable] + arguments("spin", ["--timeout", "30s", "--json", json])
-      let process = Process()
-      process.executableURL = URL(filePath: "/bin/sh")
-      process.arguments = ["-c", "trap '' HUP QUIT USR1; exec \"$@\"", "sh"] + words
-      process.standardError = FileHandle.nullDevice
-      try process.run()
+      let process = try start(
+        arguments("spin", ["--timeout", "30s", "--json", json]), by: "trap '' HUP QUIT USR1; exec \"$@\"")
       #expect(waitForGuest(process.processIdentifier))
       for signal in [SIGHUP, SIGQUIT, SIGUSR1] { kill(process.processIdentifier, signal) }
       Thread.sleep(forTimeInterval: 0.2)
@@ -104,12 +110,9 @@ extension SystemTests {
       let gigabytes: UInt64 = 256
       let file = try #require(FileHandle(forWritingAtPath: output))
       try file.truncate(atOffset: gigabytes << 30)
-      let words = try [Guest.executable] + arguments("hello", ["--timeout", "20s", "--json", json])
-      let process = Process()
-      process.executableURL = URL(filePath: "/bin/bash")
-      process.arguments = ["-c", "ulimit -f \(gigabytes << 20); exec \"$@\" >> '\(output)'", "bash"] + words
-      process.standardError = FileHandle.nullDevice
-      try process.run()
+      let process = try start(
+        arguments("hello", ["--timeout", "20s", "--json", json]),
+        by: "ulimit -f \(gigabytes << 20); exec \"$@\" >> '\(output)'")
       process.waitUntilExit()
       #expect(process.terminationReason == .exit && process.terminationStatus == 128 + SIGXFSZ)
       #expect(try Guest.json(json)["cause"] as? String == "interrupted")
