@@ -9,20 +9,6 @@ import X86
 
 /// Starts kernels.
 public enum BootLoader {
-  /// ACPI tables, made elsewhere: a blob for `[0xE0000, 0x100000)` and the root pointer in it.
-  public struct ACPI: Sendable {
-    public var address: UInt64
-    public var bytes: [UInt8]
-    /// Guest-physical address of the RSDP; 16-byte aligned, so that old kernels find it by scanning.
-    public var rsdp: UInt64
-
-    public init(address: UInt64, bytes: [UInt8], rsdp: UInt64) {
-      self.address = address
-      self.bytes = bytes
-      self.rsdp = rsdp
-    }
-  }
-
   /// Puts a kernel and all it needs into guest memory.
   ///
   /// - Parameters:
@@ -30,12 +16,13 @@ public enum BootLoader {
   ///   - initrd: Its initial RAM disk; without parts or `nil`, none.
   ///   - commandLine: Without NUL; at most what the kernel takes.
   ///   - memory: At least 4 MiB. Need not be clear: what the kernel expects to be zero is cleared.
-  ///   - acpi: The tables; `nil` boots without ACPI.
+  ///   - rsdp: Where the ACPI tables' root pointer will be, 16-byte aligned in `[0xE0000, 0x100000)`, so that old kernels
+  ///     find it by scanning; `nil` boots without ACPI. The range is cleared: the tables come later.
   ///   - entry: `auto` chooses by the image's content.
   /// - Returns: The boot CPU, interrupts off, at the kernel's entry point. Other CPUs wait for INIT and SIPI.
   public static func load(
     _ image: KernelImage, initrd: InitialRAMDisk? = nil, commandLine: String, into memory: GuestMemory,
-    acpi: ACPI? = nil, entry: EntryPoint = .auto
+    rsdp: UInt64? = nil, entry: EntryPoint = .auto
   ) throws(BootError) -> CPUState {
     // Asked for by name, the entry point is the image's own.
     let mayUnpack = entry == .auto
@@ -45,7 +32,8 @@ public enum BootLoader {
         .memory, "the guest has only \(describe(byteCount: memory.byteCount))",
         remedy: "give it at least \(describe(byteCount: BootLayout.minimumByteCount))")
     }
-    try place(acpi, in: memory)
+    // A guest started for the second time must not find the first one's tables.
+    try memory.clear(GuestPhysical(BootLayout.acpi.lowerBound), count: BootLayout.acpi.count)
 
     if entry == .multiboot, let header = image.multiboot {
       return try MultibootBoot.load(
@@ -66,13 +54,13 @@ public enum BootLoader {
       into: memory, above: loaded.end, below: min(memory.lowEnd, loaded.initrdLimit))
 
     if entry == .pvh {
-      return try PVHBoot.prepare(memory, entry: loaded.entry, initrd: disk, rsdp: acpi?.rsdp ?? 0)
+      return try PVHBoot.prepare(memory, entry: loaded.entry, initrd: disk, rsdp: rsdp ?? 0)
     }
     var parameters = loaded.parameters
     parameters.setCommandLine(BootLayout.commandLine)
     parameters.setMemoryMap(MemoryRange.map(of: memory))
     if let disk { parameters.setInitrd(disk) }
-    if let acpi { parameters.setRSDP(acpi.rsdp) }
+    if let rsdp { parameters.setRSDP(rsdp) }
     try memory.place(parameters.bytes, at: BootLayout.zeroPage)
     return entry == .linux64
       ? try LinuxBoot64.prepare(memory, entry: loaded.entry) : try LinuxBoot32.prepare(memory, entry: loaded.entry)
@@ -145,15 +133,15 @@ public enum BootLoader {
       initrdLimit: elf.is64Bit ? 0x8000_0000 : 0x3800_0000, commandLineMax: 2047, parameters: parameters)
   }
 
-  private static func place(_ acpi: ACPI?, in memory: GuestMemory) throws(BootError) {
-    guard let acpi else {
-      // A guest started for the second time must not find the first one's.
-      return try memory.clear(GuestPhysical(BootLayout.acpi.lowerBound), count: BootLayout.acpi.count)
-    }
+  /// Puts ACPI tables, made elsewhere, beside a kernel that was loaded with their `rsdp`.
+  ///
+  /// - Parameter address: With all the bytes in `[0xE0000, 0x100000)`.
+  /// - Throws: `BootError`, if the guest has no such memory.
+  public static func place(acpiTables bytes: [UInt8], at address: UInt64, in memory: GuestMemory) throws(BootError) {
     precondition(
-      BootLayout.acpi.contains(acpi.address) && UInt64(acpi.bytes.count) <= BootLayout.acpi.upperBound - acpi.address,
+      BootLayout.acpi.contains(address) && UInt64(bytes.count) <= BootLayout.acpi.upperBound - address,
       "the ACPI tables do not fit their place")
-    try memory.place(acpi.bytes, at: acpi.address)
+    try memory.place(bytes, at: address)
   }
 
   private static func place(_ commandLine: String, limit: Int, in memory: GuestMemory) throws(BootError) {

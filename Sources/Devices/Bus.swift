@@ -6,26 +6,29 @@ import Synchronization
 
 /// Sorted, disjoint ranges of addresses, each answered by a device.
 public final class Bus: Sendable {
-  /// One range of addresses and who answers there.
-  public struct Mapping: Sendable {
+  /// A range of addresses that a device answers.
+  public struct Window: Sendable, Equatable {
     public let base: UInt64
     /// Number of addresses, at least 1.
     public let count: UInt64
-    public let device: any Device
     /// The device's offset of `base`: lets one device answer in several ranges.
     public let offset: UInt64
     /// Widest access the device understands, in bytes; wider ones arrive split, lowest address first.
     public let widestAccess: UInt8
 
-    public init(base: UInt64, count: UInt64, device: any Device, offset: UInt64 = 0, widestAccess: UInt8 = 1) {
+    public init(_ base: UInt64, count: UInt64, offset: UInt64 = 0, widestAccess: UInt8 = 1) {
       precondition(count > 0 && base <= UInt64.max - (count - 1), "empty or wrapping range")
       precondition([1, 2, 4, 8].contains(widestAccess))
-      self.base = base
-      self.count = count
-      self.device = device
-      self.offset = offset
-      self.widestAccess = widestAccess
+      (self.base, self.count, self.offset, self.widestAccess) = (base, count, offset, widestAccess)
     }
+  }
+
+  /// A window and who answers there.
+  public struct Mapping: Sendable {
+    public let window: Window
+    public let device: any Device
+
+    public init(_ window: Window, _ device: any Device) { (self.window, self.device) = (window, device) }
   }
 
   /// The most distinct unclaimed addresses that are remembered, and so reported.
@@ -44,10 +47,10 @@ public final class Bus: Sendable {
     _ mappings: [Mapping],
     onUnclaimed: @escaping @Sendable (_ address: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void = { _, _, _ in }
   ) {
-    self.mappings = mappings.sorted { $0.base < $1.base }
+    self.mappings = mappings.sorted { $0.window.base < $1.window.base }
     self.onUnclaimed = onUnclaimed
     for (lower, upper) in zip(self.mappings, self.mappings.dropFirst()) {
-      precondition(upper.base - lower.base >= lower.count, "device ranges overlap")
+      precondition(upper.window.base - lower.window.base >= lower.window.count, "device ranges overlap")
     }
   }
 
@@ -60,18 +63,19 @@ public final class Bus: Sendable {
   /// Reads `size` bytes (1, 2, 4 or 8), zero-extended. Where nothing answers, all bits are ones.
   public func read(_ address: UInt64, size: UInt8) -> UInt64 {
     guard let mapping = mapping(at: address) else { return unclaimed(address, size: size, isWrite: false) }
-    let offset = address - mapping.base
-    if size <= mapping.widestAccess, offset <= mapping.count &- UInt64(size), mapping.count >= UInt64(size) {
-      return mapping.device.read(offset: mapping.offset &+ offset, size: size) & Self.mask(size)
+    let window = mapping.window
+    let offset = address - window.base
+    if size <= window.widestAccess, offset <= window.count &- UInt64(size), window.count >= UInt64(size) {
+      return mapping.device.read(offset: window.offset &+ offset, size: size) & Self.mask(size)
     }
     // The buses of a PC split what is too wide or crosses a device's end; do it the same way.
-    let step = Self.step(size, mapping)
+    let step = Self.step(size, window)
     var value: UInt64 = 0
     for index in stride(from: UInt8(0), to: size, by: Int(step)) {
       let part = address &+ UInt64(index)
       let bits =
-        part >= mapping.base && part - mapping.base <= mapping.count &- UInt64(step)
-        ? mapping.device.read(offset: mapping.offset &+ (part - mapping.base), size: step) : UInt64.max
+        part >= window.base && part - window.base <= window.count &- UInt64(step)
+        ? mapping.device.read(offset: window.offset &+ (part - window.base), size: step) : UInt64.max
       value |= (bits & Self.mask(step)) << (UInt64(index) &* 8)
     }
     return value
@@ -83,17 +87,18 @@ public final class Bus: Sendable {
       _ = unclaimed(address, size: size, isWrite: true)
       return
     }
-    let offset = address - mapping.base
-    if size <= mapping.widestAccess, mapping.count >= UInt64(size), offset <= mapping.count &- UInt64(size) {
-      mapping.device.write(offset: mapping.offset &+ offset, size: size, value: value & Self.mask(size))
+    let window = mapping.window
+    let offset = address - window.base
+    if size <= window.widestAccess, window.count >= UInt64(size), offset <= window.count &- UInt64(size) {
+      mapping.device.write(offset: window.offset &+ offset, size: size, value: value & Self.mask(size))
       return
     }
-    let step = Self.step(size, mapping)
+    let step = Self.step(size, window)
     for index in stride(from: UInt8(0), to: size, by: Int(step)) {
       let part = address &+ UInt64(index)
-      guard part >= mapping.base, part - mapping.base <= mapping.count &- UInt64(step) else { continue }
+      guard part >= window.base, part - window.base <= window.count &- UInt64(step) else { continue }
       let bits = (value >> (UInt64(index) &* 8)) & Self.mask(step)
-      mapping.device.write(offset: mapping.offset &+ (part - mapping.base), size: step, value: bits)
+      mapping.device.write(offset: window.offset &+ (part - window.base), size: step, value: bits)
     }
   }
 
@@ -103,11 +108,11 @@ public final class Bus: Sendable {
     var high = mappings.count
     while low < high {
       let middle = (low + high) / 2
-      if mappings[middle].base <= address { low = middle + 1 } else { high = middle }
+      if mappings[middle].window.base <= address { low = middle + 1 } else { high = middle }
     }
     guard low > 0 else { return nil }
     let candidate = mappings[low - 1]
-    return address - candidate.base < candidate.count ? candidate : nil
+    return address - candidate.window.base < candidate.window.count ? candidate : nil
   }
 
   private func unclaimed(_ address: UInt64, size: UInt8, isWrite: Bool) -> UInt64 {
@@ -123,8 +128,8 @@ public final class Bus: Sendable {
   }
 
   /// Bytes moved at a time by a split access: a crossing one goes byte by byte.
-  private static func step(_ size: UInt8, _ mapping: Mapping) -> UInt8 {
-    size <= mapping.widestAccess || mapping.count < UInt64(mapping.widestAccess) ? 1 : mapping.widestAccess
+  private static func step(_ size: UInt8, _ window: Window) -> UInt8 {
+    size <= window.widestAccess || window.count < UInt64(window.widestAccess) ? 1 : window.widestAccess
   }
 
   private static func mask(_ size: UInt8) -> UInt64 { size >= 8 ? .max : (1 << (UInt64(size) &* 8)) &- 1 }

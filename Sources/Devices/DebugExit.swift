@@ -2,7 +2,7 @@
 // Port 0xF4, only mapped under `--debug-exit`: the way test guests end with a code, as QEMU's isa-debug-exit.
 
 /// Reports the low byte of whatever is written.
-public final class DebugExit: Device {
+public final class DebugExit: StatelessDevice {
   private let report: @Sendable (PowerEvent) -> Void
 
   public init(report: @escaping @Sendable (PowerEvent) -> Void) { self.report = report }

@@ -23,14 +23,32 @@ public struct InterruptLine: Sendable {
     drive(false)
   }
 
-  /// The wire of one of the 16 ISA interrupts, ending at both controllers as on a PC.
-  ///
-  /// - Parameter irq: 0...15. IRQ 0 is IOAPIC pin 2, as the MADT's override says; the others keep their number.
-  public static func isa(_ irq: Int, pic: PIC?, ioapic: IOAPIC?) -> InterruptLine {
-    let pin = irq == 0 ? 2 : irq
-    return InterruptLine { asserted in
-      pic?.set(irq: irq, asserted)
-      ioapic?.set(pin: pin, asserted)
+  /// A wire to a pin; that of an ISA interrupt ends at both controllers.
+  public init(to pin: InterruptPin, pic: PIC, ioapic: IOAPIC) {
+    let gsi = pin.globalSystemInterrupt
+    switch pin {
+    case .isa(let irq):
+      self.init { asserted in
+        pic.set(irq: irq, asserted)
+        ioapic.set(pin: gsi, asserted)
+      }
+    case .ioapic: self.init { ioapic.set(pin: gsi, $0) }
+    }
+  }
+}
+
+/// Where a device's interrupt arrives.
+public enum InterruptPin: Sendable, Equatable {
+  /// One of the 16 interrupts of an ISA bus, 0...15: at both controllers, edge-triggered, as on a PC.
+  case isa(Int)
+  /// A pin of the IOAPIC alone, 16..<`IOAPIC.pinCount`; a level unless the machine pulses it.
+  case ioapic(Int, isEdgeTriggered: Bool = false)
+
+  /// The IOAPIC's pin. ISA's IRQ 0 is pin 2, as the MADT's override says; the others keep their number.
+  public var globalSystemInterrupt: Int {
+    switch self {
+    case .isa(0): 2
+    case .isa(let pin), .ioapic(let pin, _): pin
     }
   }
 }

@@ -1,33 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The machine's devices, made and wired in one place: what is connected to what, and at which address. The only
-// file that knows where anything lives.
+// file that knows where anything lives; a line of its list is all that a new device needs here.
 
 public import Saving
 
-/// Where devices live. The ACPI tables take the same numbers.
+/// The addresses that the ACPI tables take beside those of the devices in them.
 public enum PlatformAddress {
-  public static let serial: UInt64 = 0x3F8
-  public static let powerManagement: UInt64 = 0x600
-  public static let debugExit: UInt64 = 0xF4
-  /// Of the test machine.
-  public static let scratchPort: UInt64 = 0xE0
-  public static let firmwareConfiguration: UInt64 = 0x510
-  public static let interruptLines: UInt64 = 0x2000
-  public static let scratchMemory: UInt64 = 0xFF00_0000
-  public static let ioapic: UInt64 = 0xFEC0_0000
+  static let powerManagement: UInt64 = 0x600
+  static let ioapic: UInt64 = 0xFEC0_0000
+  static let localAPIC: UInt64 = 0xFEE0_0000
   /// Where the ACPI tables go; the RSDP is first.
   public static let acpiTables: UInt64 = 0xE0000
-}
-
-/// A device and the name of its section in a saved machine, at most 16 ASCII characters.
-public struct SavedDevice: Sendable {
-  public let name: String
-  public let device: any SavedState & Sendable
-
-  init(_ name: String, _ device: any SavedState & Sendable) {
-    self.name = name
-    self.device = device
-  }
 }
 
 /// What a platform needs to know and may do outside itself. Closures are called on vCPU, timer and input threads,
@@ -60,8 +43,8 @@ public struct PlatformConfiguration: Sendable {
   public var rearm: @Sendable () -> Void = {}
   public var onUnclaimedPort: @Sendable (_ port: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void = { _, _, _ in }
   public var onUnclaimedMMIO: @Sendable (_ address: UInt64, _ size: UInt8, _ isWrite: Bool) -> Void = { _, _, _ in }
-  /// Further devices, such as virtio-mmio transports, for the MMIO bus.
-  public var mmio: [Bus.Mapping] = []
+  /// Makes further devices, such as virtio-mmio transports, from what gives a line to a pin.
+  public var devices: @Sendable (_ line: (InterruptPin) -> InterruptLine) -> [PlatformDevice] = { _ in [] }
 
   public init(
     cpuCount: Int, memoryBelow4G: UInt64, memoryAbove4G: UInt64, clocks: [Clock],
@@ -91,10 +74,8 @@ public final class Platform: Sendable {
   public let ports: Bus
   /// Everything in physical address space but RAM and each vCPU's own local APIC page.
   public let mmio: Bus
-  /// The shared devices the timer thread serves; the local APICs are sources of their own.
-  public let deadlineSources: [any DeadlineSource]
-  /// Every device with a state, in the order in which they are saved.
-  public let savedDevices: [SavedDevice]
+  /// Every device, in the order in which they are saved.
+  public let devices: [PlatformDevice]
 
   public init(_ configuration: PlatformConfiguration) {
     let clock = configuration.clocks[0]
@@ -104,80 +85,87 @@ public final class Platform: Sendable {
       cpuCount: configuration.cpuCount, pic: pic, clock: { configuration.clocks[Int($0)] }, wake: configuration.wake,
       rearm: configuration.rearmCPU)
     ioapic = IOAPIC(controller: interrupts, extendedDestinations: configuration.hasExtendedDestinations)
-    pit = PIT(clock: clock, line: .isa(0, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
-    serial = UART(
-      line: .isa(4, pic: pic, ioapic: ioapic), send: configuration.serialOutput, hasRoom: configuration.serialHasRoom)
+    let (pitPin, serialPin, rtcPin) = (InterruptPin.isa(0), InterruptPin.isa(4), InterruptPin.isa(8))
+    let line = { [pic, ioapic] pin in InterruptLine(to: pin, pic: pic, ioapic: ioapic) }
+    pit = PIT(clock: clock, line: line(pitPin), rearm: configuration.rearm)
+    serial = UART(line: line(serialPin), send: configuration.serialOutput, hasRoom: configuration.serialHasRoom)
     rtc = RTC(
       memoryBelow4G: configuration.memoryBelow4G, memoryAbove4G: configuration.memoryAbove4G, clock: clock,
-      wallTime: configuration.wallTime, line: .isa(8, pic: pic, ioapic: ioapic), rearm: configuration.rearm)
-    deadlineSources = [pit, rtc]
+      wallTime: configuration.wallTime, line: line(rtcPin), rearm: configuration.rearm)
 
     let gate = A20Gate(changed: configuration.a20)
-    let keyboard = KeyboardController(a20: gate, report: power)
-    let portA = SystemControlPortA(a20: gate, report: power)
-    let powerManagement = PowerManagement(clock: clock, report: power)
-    let bridge = PCIHostBridge(reset: ResetControl(report: power))
-    var ports: [Bus.Mapping] = [
-      .init(base: 0x20, count: 2, device: pic),
-      .init(base: 0x40, count: 4, device: pit),
-      .init(base: 0x60, count: 1, device: keyboard),
-      .init(base: 0x61, count: 1, device: pit, offset: 4),
-      .init(base: 0x64, count: 1, device: keyboard, offset: 4),
-      .init(base: 0x70, count: 2, device: rtc),
-      .init(base: 0x92, count: 1, device: portA),
-      .init(base: 0xA0, count: 2, device: pic, offset: 2),
-      .init(base: PlatformAddress.serial, count: 8, device: serial),
-      .init(base: 0x4D0, count: 2, device: pic, offset: 4),
-      .init(
-        base: PlatformAddress.powerManagement, count: PowerManagement.portCount,
-        device: powerManagement, widestAccess: 4),
-      .init(base: 0xCF8, count: PCIHostBridge.portCount, device: bridge, widestAccess: 4),
+    var devices = [
+      PlatformDevice(
+        "8259", pic,
+        ports: [.init(0x20, count: 2), .init(0xA0, count: 2, offset: 2), .init(0x4D0, count: 2, offset: 4)]),
+      PlatformDevice("local APICs", wired: interrupts),
+      PlatformDevice("IOAPIC", ioapic, memory: [.init(PlatformAddress.ioapic, count: 0x1000, widestAccess: 4)]),
+      PlatformDevice("8254", pit, ports: [.init(0x40, count: 4), .init(0x61, count: 1, offset: 4)], interrupt: pitPin),
+      PlatformDevice(
+        "serial", serial, ports: [.init(0x3F8, count: 8)], interrupt: serialPin,
+        acpi: ACPIDevice("COM1", .eisa("PNP0501"), uid: 1)),
+      PlatformDevice(
+        "RTC", rtc, ports: [.init(0x70, count: 2)], interrupt: rtcPin, acpi: ACPIDevice("RTC", .eisa("PNP0B00"))),
+      PlatformDevice(
+        "keyboard", KeyboardController(a20: gate, report: power),
+        ports: [.init(0x60, count: 1), .init(0x64, count: 1, offset: 4)]),
+      PlatformDevice("port 92", SystemControlPortA(a20: gate, report: power), ports: [.init(0x92, count: 1)]),
+      PlatformDevice("A20", wired: gate),
+      PlatformDevice(
+        "ACPI", PowerManagement(clock: clock, report: power),
+        ports: [.init(PlatformAddress.powerManagement, count: PowerManagement.portCount, widestAccess: 4)]),
+      PlatformDevice(
+        "PCI", PCIHostBridge(reset: ResetControl(report: power)),
+        ports: [.init(0xCF8, count: PCIHostBridge.portCount, widestAccess: 4)]),
     ]
     if configuration.hasDebugExit || configuration.hasTestDevices {
-      ports.append(
-        .init(base: PlatformAddress.debugExit, count: 4, device: DebugExit(report: power), widestAccess: 4))
+      devices.append(
+        PlatformDevice(
+          "debug exit", stateless: DebugExit(report: power), ports: [.init(0xF4, count: 4, widestAccess: 4)]))
     }
-    var mappings: [Bus.Mapping] = [.init(base: PlatformAddress.ioapic, count: 0x1000, device: ioapic, widestAccess: 4)]
-    var saved = [
-      SavedDevice("8259", pic), SavedDevice("local APICs", interrupts), SavedDevice("IOAPIC", ioapic),
-      SavedDevice("8254", pit), SavedDevice("serial", serial), SavedDevice("RTC", rtc),
-      SavedDevice("keyboard", keyboard), SavedDevice("port 92", portA), SavedDevice("A20", gate),
-      SavedDevice("ACPI", powerManagement),
-      SavedDevice("PCI", bridge),
-    ]
-    if configuration.hasTestDevices {
-      let (testPorts, testMemory, testDevices) = Platform.testDevices(configuration, pic, ioapic)
-      ports += testPorts
-      mappings.append(testMemory)
-      saved += testDevices
-    }
-    savedDevices = saved
-    self.ports = Bus(ports, onUnclaimed: configuration.onUnclaimedPort)
-    mmio = Bus(mappings + configuration.mmio, onUnclaimed: configuration.onUnclaimedMMIO)
+    if configuration.hasTestDevices { devices += Platform.testDevices(configuration, line) }
+    devices += configuration.devices(line)
+    precondition(Set(devices.map(\.name)).count == devices.count, "two devices of one name")
+    self.devices = devices
+    ports = Bus(devices.flatMap(\.ports), onUnclaimed: configuration.onUnclaimedPort)
+    mmio = Bus(devices.flatMap(\.memory), onUnclaimed: configuration.onUnclaimedMMIO)
   }
 
   /// What conformance suites expect beside a PC.
   private static func testDevices(
-    _ configuration: PlatformConfiguration, _ pic: PIC, _ ioapic: IOAPIC
-  ) -> (ports: [Bus.Mapping], memory: Bus.Mapping, saved: [SavedDevice]) {
-    // Pins without an ISA interrupt exist at the IOAPIC alone.
-    func ioapicLine(_ pin: Int) -> InterruptLine { InterruptLine { ioapic.set(pin: pin, $0) } }
-    let lines = InterruptLinePorts(
-      (0..<IOAPIC.pinCount).map { $0 < 16 ? .isa($0, pic: pic, ioapic: ioapic) : ioapicLine($0) })
+    _ configuration: PlatformConfiguration, _ line: (InterruptPin) -> InterruptLine
+  ) -> [PlatformDevice] {
+    let lines = InterruptLinePorts((0..<IOAPIC.pinCount).map { line($0 < 16 ? .isa($0) : .ioapic($0)) })
     let information = FirmwareConfiguration(
       memory: configuration.memoryBelow4G + configuration.memoryAbove4G, cpuCount: configuration.cpuCount)
-    let (port, memory) = (ScratchPort(), ScratchMemory())
-    return (
-      [
-        .init(
-          base: PlatformAddress.scratchPort, count: ScratchPort.byteCount, device: port, widestAccess: 4),
-        .init(base: PlatformAddress.firmwareConfiguration, count: 2, device: information, widestAccess: 2),
-        .init(base: PlatformAddress.interruptLines, count: lines.count, device: lines),
-      ],
-      .init(
-        base: PlatformAddress.scratchMemory, count: UInt64(ScratchMemory.byteCount), device: memory,
-        widestAccess: 8),
-      [SavedDevice("scratch port", port), SavedDevice("scratch memory", memory), SavedDevice("fw_cfg", information)]
-    )
+    return [
+      PlatformDevice(
+        "scratch port", ScratchPort(), ports: [.init(0xE0, count: ScratchPort.byteCount, widestAccess: 4)]),
+      PlatformDevice(
+        "scratch memory", ScratchMemory(),
+        memory: [.init(0xFF00_0000, count: UInt64(ScratchMemory.byteCount), widestAccess: 8)]),
+      PlatformDevice("fw_cfg", information, ports: [.init(0x510, count: 2, widestAccess: 2)]),
+      PlatformDevice("interrupt lines", stateless: lines, ports: [.init(0x2000, count: lines.count)]),
+    ]
+  }
+}
+
+extension Platform {
+  /// Every device with a state, by the name of its section.
+  public var savedDevices: [(name: String, device: any SavedState & Sendable)] {
+    devices.compactMap { device in device.state.map { (device.name, $0) } }
+  }
+
+  /// What the timer thread serves; the local APICs are sources of their own.
+  public var deadlineSources: [any DeadlineSource] { devices.compactMap(\.deadlines) }
+
+  /// The ACPI tables that name these devices, for `PlatformAddress.acpiTables`. The RSDP is first.
+  ///
+  /// - Parameter mailbox: See `ACPIConfiguration`.
+  public func acpiTables(mailbox: UInt64? = nil) -> [UInt8] {
+    var configuration = ACPIConfiguration(cpuCount: interrupts.localAPICs.count)
+    configuration.devices = devices.filter { $0.acpi != nil }
+    configuration.mailbox = mailbox
+    return ACPITables.build(configuration, at: PlatformAddress.acpiTables)
   }
 }

@@ -28,6 +28,8 @@ public final class RTC: Device, DeadlineSource {
   private static let second: UInt64 = 1_000_000_000
   private static let memoryByteCount = 128
   private static let indexBits: UInt8 = 0x7F
+  /// Where the century is in the CMOS RAM, for the FADT.
+  static let centuryIndex = Register.century.rawValue
 
   private struct State {
     var index: UInt8 = 0

@@ -39,7 +39,10 @@ struct Fixture {
   let a20 = Log<Bool>()
   let platform: Platform
 
-  init(cpuCount: Int = 1, hasTestDevices: Bool = false) {
+  init(
+    cpuCount: Int = 1, hasTestDevices: Bool = false,
+    devices: (@Sendable ((InterruptPin) -> InterruptLine) -> [PlatformDevice])? = nil
+  ) {
     let (time, wall, power, wakes, output, room, unclaimed) = (time, wall, power, wakes, output, room, unclaimed)
     let a20 = a20
     var configuration = PlatformConfiguration(
@@ -51,6 +54,7 @@ struct Fixture {
     configuration.hasTestDevices = hasTestDevices
     configuration.a20 = { a20.append($0) }
     configuration.serialHasRoom = { room.append(true) }
+    if let devices { configuration.devices = devices }
     configuration.onUnclaimedPort = { port, _, _ in unclaimed.append(port) }
     platform = Platform(configuration)
   }

@@ -2,21 +2,12 @@
 // The tables by which an operating system learns what machine this is. One blob, absolute addresses, all checksums
 // right, and nothing in it that is not there: every flag below exists to spare the guest a probe or a warning.
 
-/// What the ACPI tables say about a machine. The defaults are the machine's.
+/// What the ACPI tables say about a machine.
 public struct ACPIConfiguration: Sendable {
   /// vCPUs; APIC IDs are 0..<cpuCount. 1...254.
   public var cpuCount: Int
-  /// Whether there is an RTC; if not, the FADT says so.
-  public var hasRTC = true
-  /// Whether there are 8259s (MADT PCAT_COMPAT).
-  public var hasPIC = true
-  /// Whether COM1 is there.
-  public var hasCOM1 = true
-  /// Where the `PowerManagement` ports are.
-  public var powerManagementBase: UInt16 = 0x600
-  public var localAPICAddress: UInt32 = 0xFEE0_0000
-  public var ioapicAddress: UInt32 = 0xFEC0_0000
-  public var mmioDevices: [MMIODevice] = []
+  /// The devices that the DSDT names: those with an `acpi`.
+  public var devices: [PlatformDevice] = []
   /// The multiprocessor wakeup mailbox, a page of reserved memory, if processors wait there; they are then started by
   /// no IPI.
   public var mailbox: UInt64?
@@ -24,21 +15,19 @@ public struct ACPIConfiguration: Sendable {
   public init(cpuCount: Int) { self.cpuCount = cpuCount }
 }
 
-/// A virtio-mmio device, for the DSDT (LNRO0005).
-public struct MMIODevice: Sendable, Equatable {
-  /// Physical address and number of bytes of its register window.
-  public let base: UInt32
-  public let count: UInt32
-  /// Global system interrupt, which is the IOAPIC pin, 0...23.
-  public let gsi: UInt32
-  /// Virtio-mmio interrupts are levels unless the machine pulses them.
-  public let isEdgeTriggered: Bool
+/// What the DSDT says of a device beside its windows and its interrupt.
+public struct ACPIDevice: Sendable, Equatable {
+  /// A hardware identifier (_HID): an EISA identifier such as PNP0501, or a longer one such as LNRO0005.
+  public enum Identifier: Sendable, Equatable { case eisa(String), acpi(String) }
 
-  public init(base: UInt32, count: UInt32 = 0x200, gsi: UInt32, isEdgeTriggered: Bool = false) {
-    self.base = base
-    self.count = count
-    self.gsi = gsi
-    self.isEdgeTriggered = isEdgeTriggered
+  /// The name of its node, up to four of A-Z, 0-9 and underscore, not beginning with a digit.
+  public let name: String
+  public let identifier: Identifier
+  /// _UID, where there may be several of one identifier.
+  public let uid: UInt32?
+
+  public init(_ name: String, _ identifier: Identifier, uid: UInt32? = nil) {
+    (self.name, self.identifier, self.uid) = (name, identifier, uid)
   }
 }
 
@@ -50,22 +39,20 @@ public enum ACPITables {
   ///   - configuration: The machine.
   ///   - address: Guest-physical, a multiple of 64 below 4 GiB. In 0xE0000..<0x100000 the RSDP is also found by
   ///     scanning; the caller keeps the range out of usable RAM in the memory map.
-  /// - Returns: The bytes and the RSDP's address, which is `address`.
-  public static func build(
-    _ configuration: ACPIConfiguration, at address: UInt64
-  ) -> (bytes: [UInt8], rsdpAddress: UInt64) {
+  /// - Returns: The bytes; the RSDP is first.
+  public static func build(_ configuration: ACPIConfiguration, at address: UInt64) -> [UInt8] {
     precondition(address.isMultiple(of: 64) && address < 0xFFF0_0000, "FACS wants 64-byte alignment below 4 GiB")
     precondition((1...254).contains(configuration.cpuCount))
     var blob = Blob(address: UInt32(address))
     blob.bytes = [UInt8](repeating: 0, count: 64)  // The RSDP goes here, once the addresses are known.
     let facs = blob.append(Self.facs)
     let dsdt = blob.append(table("DSDT", revision: 2, dsdt(configuration)))
-    let fadt = blob.append(table("FACP", revision: 6, fadt(configuration, facs: facs, dsdt: dsdt)))
+    let fadt = blob.append(table("FACP", revision: 6, fadt(facs: facs, dsdt: dsdt)))
     let madt = blob.append(table("APIC", revision: 5, madt(configuration)))
     let rsdt = blob.append(table("RSDT", revision: 1, [fadt, madt].flatMap(\.littleEndianBytes)))
     let xsdt = blob.append(table("XSDT", revision: 1, [fadt, madt].flatMap { UInt64($0).littleEndianBytes }))
     blob.bytes.replaceSubrange(0..<36, with: rsdp(rsdt: rsdt, xsdt: xsdt))
-    return (blob.bytes, address)
+    return blob.bytes
   }
 
   private static let oemID = Array("LGUEST".utf8)

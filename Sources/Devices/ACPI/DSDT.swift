@@ -10,32 +10,31 @@ extension ACPITables {
         "C" + hexadecimal(cpu, digits: 3),
         AML.name("_HID", AML.string("ACPI0007")) + AML.name("_UID", AML.integer(UInt32(cpu))))
     }
-    if configuration.hasCOM1 {
-      devices += AML.device(
-        "COM1",
-        AML.name("_HID", AML.eisaID("PNP0501")) + AML.name("_UID", AML.integer(1))
-          + AML.name("_CRS", AML.resources([AML.ports(0x3F8, count: 8), AML.irq(4)])))
-    }
-    if configuration.hasRTC {
-      devices += AML.device(
-        "RTC",
-        AML.name("_HID", AML.eisaID("PNP0B00"))
-          + AML.name("_CRS", AML.resources([AML.ports(0x70, count: 2), AML.irq(8)])))
-    }
-    for (index, device) in configuration.mmioDevices.enumerated() {
-      devices += AML.device(
-        "V" + hexadecimal(index, digits: 3),
-        AML.name("_HID", AML.string("LNRO0005")) + AML.name("_UID", AML.integer(UInt32(index)))
-          + AML.name(
-            "_CRS",
-            AML.resources([
-              AML.memory(device.base, count: device.count),
-              AML.interrupt(device.gsi, isEdge: device.isEdgeTriggered),
-            ])))
-    }
+    for device in configuration.devices { devices += node(device) }
     let type = AML.integer(UInt32(PowerManagement.softOffType))
     let zero = AML.integer(0)
     return AML.name("\\_S5", AML.package([type, zero, zero, zero])) + AML.scope("\\_SB", devices)
+  }
+
+  /// A device's node: its identifiers, its windows, and its interrupt.
+  private static func node(_ device: PlatformDevice) -> [UInt8] {
+    guard let acpi = device.acpi else { return [] }
+    let identifier =
+      switch acpi.identifier {
+      case .eisa(let id): AML.eisaID(id)
+      case .acpi(let id): AML.string(id)
+      }
+    var resources = device.ports.map { AML.ports(UInt16($0.window.base), count: UInt8($0.window.count)) }
+    resources += device.memory.map { AML.memory(UInt32($0.window.base), count: UInt32($0.window.count)) }
+    switch device.interrupt {
+    case .isa(let irq): resources.append(AML.irq(UInt8(irq)))
+    case .ioapic(let pin, let isEdge): resources.append(AML.interrupt(UInt32(pin), isEdge: isEdge))
+    case nil: break
+    }
+    return AML.device(
+      acpi.name,
+      AML.name("_HID", identifier) + (acpi.uid.map { AML.name("_UID", AML.integer($0)) } ?? [])
+        + AML.name("_CRS", AML.resources(resources)))
   }
 
   private static func hexadecimal(_ value: Int, digits: Int) -> String {

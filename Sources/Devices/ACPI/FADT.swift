@@ -9,7 +9,6 @@ extension ACPITables {
     static let noVGA: UInt16 = 1 << 2
     static let noMSI: UInt16 = 1 << 3
     static let noASPM: UInt16 = 1 << 4
-    static let noRTC: UInt16 = 1 << 5
   }
 
   /// Fixed feature flags (ACPI 6.5, table 5.10).
@@ -32,12 +31,13 @@ extension ACPITables {
   static let sciInterrupt: UInt16 = 9
 
   /// The body after the header, 240 bytes (ACPI 6.5, table 5.9). Fields that name nothing are 0.
-  static func fadt(_ configuration: ACPIConfiguration, facs: UInt32, dsdt: UInt32) -> [UInt8] {
-    let event = configuration.powerManagementBase + UInt16(PowerManagement.Register.status.rawValue)
-    let control = configuration.powerManagementBase + UInt16(PowerManagement.Register.control.rawValue)
-    let timer = configuration.powerManagementBase + UInt16(PowerManagement.Register.timer.rawValue)
+  static func fadt(facs: UInt32, dsdt: UInt32) -> [UInt8] {
+    let base = UInt16(PlatformAddress.powerManagement)
+    let event = base + UInt16(PowerManagement.Register.status.rawValue)
+    let control = base + UInt16(PowerManagement.Register.control.rawValue)
+    let timer = base + UInt16(PowerManagement.Register.timer.rawValue)
     var boot = BootArchitecture.legacyDevices | BootArchitecture.noVGA | BootArchitecture.noMSI
-    boot |= BootArchitecture.noASPM | (configuration.hasRTC ? 0 : BootArchitecture.noRTC)
+    boot |= BootArchitecture.noASPM
     let features =
       Feature.writeBackInvalidate | Feature.haltIsC1 | Feature.noPowerButton | Feature.noSleepButton
       | Feature.noFixedRTCWake | Feature.timerIs32Bits | Feature.resetRegister | Feature.headless
@@ -57,7 +57,7 @@ extension ACPITables {
     put(88, [4, 2, 0, 4])  // PM1_EVT_LEN, PM1_CNT_LEN, PM2_CNT_LEN, PM_TMR_LEN
     put(96, UInt16(0xFFFF).littleEndianBytes)  // P_LVL2_LAT and P_LVL3_LAT above their limits:
     put(98, UInt16(0xFFFF).littleEndianBytes)  // neither C2 nor C3.
-    put(108, [configuration.hasRTC ? 0x32 : 0])  // CENTURY
+    put(108, [RTC.centuryIndex])
     put(109, boot.littleEndianBytes)
     put(112, features.littleEndianBytes)
     put(116, portAddress(resetPort, bits: 8, accessSize: 1))

@@ -2,7 +2,7 @@
 // Ports 0x2000 and up of the test machine: a guest pulls its own interrupt wires, by writing to port 0x2000 + n.
 
 /// A byte port per interrupt wire: anything but 0 asserts it, 0 lets it go.
-public final class InterruptLinePorts: Device {
+public final class InterruptLinePorts: StatelessDevice {
   private let lines: [InterruptLine]
 
   public init(_ lines: [InterruptLine]) { self.lines = lines }

@@ -2,6 +2,7 @@
 // One machine, wired: RAM, vCPUs and the least hardware with which stock kernels are calm, connected as on a PC. What the
 // parts are made from stands in MachineParts.swift.
 
+import Boot
 import Devices
 import Engine
 import GuestMemory
@@ -31,10 +32,10 @@ final class Machine: Sendable {
   /// What takes pages of RAM away, if anything does.
   let slowMemory: SlowMemory?
 
-  /// The places of the deadline sources.
+  /// The places of the deadline sources; behind the local APICs come the platform's devices.
   enum Source {
-    static let pit = 0, rtc = 1, scheduler = 2
-    static func localAPIC(_ cpu: Int) -> Int { 3 + cpu }
+    static let scheduler = 0
+    static func localAPIC(_ cpu: Int) -> Int { 1 + cpu }
   }
 
   /// Wires the parts, and starts the threads that are not a vCPU's.
@@ -71,10 +72,8 @@ final class Machine: Sendable {
     devices.a20 = { [cpus] isOpen in for cpu in cpus { cpu.setA20(isOpen: isOpen) } }
     devices.serialHasRoom = { console.fill() }
     devices.rearmCPU = { timers.rearm(Source.localAPIC(Int($0))) }
-    devices.rearm = {
-      timers.rearm(Source.pit)
-      timers.rearm(Source.rtc)
-    }
+    let firstDevice = Source.localAPIC(configuration.cpuCount)
+    devices.rearm = { timers.rearmAll(from: firstDevice) }
     devices.onUnclaimedPort = { port, size, isWrite in
       let name = Machine.portName(port)
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
@@ -84,7 +83,15 @@ final class Machine: Sendable {
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
     platform = Platform(devices)
-    let sources: [any DeadlineSource] = [platform.pit, platform.rtc, scheduler] + platform.interrupts.localAPICs
+    if configuration.saved == nil {
+      let mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
+      do throws(BootError) {
+        try BootLoader.place(
+          acpiTables: platform.acpiTables(mailbox: mailbox), at: PlatformAddress.acpiTables, in: memory)
+      } catch { throw ConfigurationError(error) }
+    }
+    let sources: [any DeadlineSource] =
+      [scheduler] + platform.interrupts.localAPICs + platform.deadlineSources
     console.connect(platform.serial)
     if parts.isParked { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
@@ -120,7 +127,7 @@ final class Machine: Sendable {
 
   /// All deadlines may have changed, and the port may want input.
   func rearmAll() {
-    for index in 0..<Source.localAPIC(cpus.count) { timers.rearm(index) }
+    timers.rearmAll()
     console.fill()
   }
 

@@ -146,10 +146,6 @@ extension MachineParts {
   private static func loadKernel(
     _ configuration: VirtualMachine.Configuration, into memory: GuestMemory
   ) throws(ConfigurationError) -> CPUState {
-    var acpi = ACPIConfiguration(cpuCount: configuration.cpuCount)
-    acpi.mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
-    let tables = ACPITables.build(
-      acpi, at: PlatformAddress.acpiTables)
     do throws(BootError) {
       let image = try KernelImage(configuration.kernel)
       let isMultiboot = try image.resolve(configuration.entry) == .multiboot
@@ -157,9 +153,7 @@ extension MachineParts {
         image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
         commandLine: isMultiboot
           ? configuration.commandLine.multibootText(kernel: configuration.kernel) : configuration.commandLine.text,
-        into: memory,
-        acpi: BootLoader.ACPI(address: PlatformAddress.acpiTables, bytes: tables.bytes, rsdp: tables.rsdpAddress),
-        entry: configuration.entry)
+        into: memory, rsdp: PlatformAddress.acpiTables, entry: configuration.entry)
     } catch { throw ConfigurationError(error) }
   }
 

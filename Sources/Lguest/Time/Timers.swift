@@ -35,8 +35,16 @@ final class Timers: Sendable {
 
   /// A source's deadline has changed; `index` is its place in `start`'s list. Before `start`, nothing happens.
   func rearm(_ index: Int) {
-    let source = sources.withLock { $0.indices.contains(index) ? $0[index] : nil }
-    guard let deadline = source?.nextDeadline else { return }
+    if let source = sources.withLock({ $0.indices.contains(index) ? $0[index] : nil }) { rearm(source) }
+  }
+
+  /// The deadlines of all sources from one on may have changed.
+  func rearmAll(from index: Int = 0) {
+    for source in sources.withLock({ $0.dropFirst(index) }) { rearm(source) }
+  }
+
+  private func rearm(_ source: any DeadlineSource) {
+    guard let deadline = source.nextDeadline else { return }
     atomicMemoryFence(ordering: .sequentiallyConsistent)
     guard deadline < asleepUntil.load(ordering: .sequentiallyConsistent) else { return }
     thread.ring()
