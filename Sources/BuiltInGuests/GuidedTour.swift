@@ -8,11 +8,11 @@ import Synchronization
 import X86
 
 /// A chapter of the tour: one machine and its guest.
-public enum GuidedTour: CaseIterable, Sendable {
+package enum GuidedTour: CaseIterable, Sendable {
   case greeting, clock, ownHypercall, emulated, patched, fault, intel2007, amd2007, refactored
 
   /// What it is about.
-  public var title: String {
+  package var title: String {
     switch self {
     case .greeting: "A guest finds out where it is, and calls"
     case .clock: "kvmclock: the time without a call"
@@ -27,7 +27,7 @@ public enum GuidedTour: CaseIterable, Sendable {
   }
 
   /// The options of `lguest run` that make such a machine.
-  public var options: String {
+  package var options: String {
     switch self {
     case .greeting, .clock, .ownHypercall: ""
     case .emulated: "--cpu-vendor amd --hypercall-insn emulate"
@@ -43,7 +43,7 @@ public enum GuidedTour: CaseIterable, Sendable {
   ///
   /// - Returns: What the guest wrote, and whether everything was as it expected.
   /// - Throws: `ConfigurationError`: what stops any run.
-  public func run() throws(ConfigurationError) -> (text: String, isGood: Bool) {
+  package func run() throws(ConfigurationError) -> (text: String, isGood: Bool) {
     let guest = try BuiltInGuest(code: code)
     var configuration = guest.configuration
     switch self {

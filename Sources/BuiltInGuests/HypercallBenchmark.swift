@@ -10,9 +10,9 @@ import Synchronization
 import X86
 
 /// Measures one way for a guest to reach its host.
-public struct HypercallBenchmark: Sendable {
+package struct HypercallBenchmark: Sendable {
   /// A way to reach the host.
-  public enum Technique: String, Sendable, CaseIterable {
+  package enum Technique: String, Sendable, CaseIterable {
     /// The vendor's own instruction; the answer is always the same, and translated code gives it.
     case native
     /// The same, but the host program answers.
@@ -33,31 +33,31 @@ public struct HypercallBenchmark: Sendable {
   }
 
   /// What was measured.
-  public struct Measurement: Sendable {
-    public let technique: Technique
+  package struct Measurement: Sendable {
+    package let technique: Technique
     /// How many vCPUs did it at once.
-    public let cpuCount: Int
+    package let cpuCount: Int
     /// TSC ticks for a call, the loop around it included: the average of each of the five runs, over all vCPUs.
-    public let cycles: [Double]
+    package let cycles: [Double]
     /// Nanoseconds for a call: the median run.
-    public let nanoseconds: Double
+    package let nanoseconds: Double
 
     /// The run in the middle.
-    public var median: Double { cycles.sorted()[cycles.count / 2] }
+    package var median: Double { cycles.sorted()[cycles.count / 2] }
   }
 
   /// Runs of a measurement; one more before them, which translates the code, does not count.
-  public static let runs = 5
+  package static let runs = 5
 
   /// One vCPU, and as many as the host has CPUs, from two to eight.
-  public static var usualCPUCounts: [Int] { [1, min(max(HostCapacity.current().cpus, 2), 8)] }
+  package static var usualCPUCounts: [Int] { [1, min(max(HostCapacity.current().cpus, 2), 8)] }
 
-  public let technique: Technique
+  package let technique: Technique
   /// How many vCPUs do it at once.
-  public let cpuCount: Int
+  package let cpuCount: Int
 
   /// - Parameter cpuCount: 1 to what a configuration allows.
-  public init(_ technique: Technique, cpuCount: Int = 1) {
+  package init(_ technique: Technique, cpuCount: Int = 1) {
     self.technique = technique
     self.cpuCount = cpuCount
   }
@@ -74,7 +74,7 @@ public struct HypercallBenchmark: Sendable {
   /// Runs the guest.
   ///
   /// - Throws: `ConfigurationError`: what stops any run, or a guest that did not get to its end.
-  public func measure() throws(ConfigurationError) -> Measurement {
+  package func measure() throws(ConfigurationError) -> Measurement {
     let guest = try BuiltInGuest(code: code)
     var configuration = guest.configuration
     configuration.cpuCount = cpuCount
@@ -240,7 +240,7 @@ public struct HypercallBenchmark: Sendable {
 extension HypercallBenchmark.Technique {
   /// The five runs of 2009 of what is most like it, in cycles: lguest's direct software interrupt, its emulation of the
   /// instruction, and its rewriting into the software interrupt.
-  public var figuresOf2009: [Int]? {
+  package var figuresOf2009: [Int]? {
     switch self {
     case .native: [2915, 2789, 2764, 2721, 2898]
     case .emulated: [3410, 3681, 3466, 3392, 3780]
@@ -252,7 +252,7 @@ extension HypercallBenchmark.Technique {
 
 extension HypercallBenchmark.Measurement {
   /// `{technique, vcpus, cycles: [...], ns, cycles2009: [...]}`.
-  public var json: JSON {
+  package var json: JSON {
     .object([
       ("technique", .string(technique.rawValue)),
       ("vcpus", .integer(Int64(cpuCount))),

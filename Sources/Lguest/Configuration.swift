@@ -8,16 +8,18 @@ public import SystemPackage
 
 /// Something that stops a run before its first guest instruction: what is wrong, and what to do about it.
 public struct ConfigurationError: Error, Sendable, Equatable, CustomStringConvertible {
+  /// What is wrong, without a full stop.
   public let problem: String
+  /// What to do about it, if that is known.
   public let remedy: String?
 
-  public init(_ problem: String, remedy: String? = nil) {
+  package init(_ problem: String, remedy: String? = nil) {
     self.problem = problem
     self.remedy = remedy
   }
 
   /// For causes found while the machine is being put together, described in one line.
-  public static func cannotStart(_ problem: String) -> ConfigurationError { ConfigurationError(problem) }
+  package static func cannotStart(_ problem: String) -> ConfigurationError { ConfigurationError(problem) }
 
   /// One line.
   public var description: String { remedy.map { "\(problem); \($0)" } ?? problem }
@@ -27,7 +29,7 @@ extension VirtualMachine {
   /// Everything a machine is made from.
   public struct Configuration: Sendable {
     /// Which CPU engine executes the guest.
-    public enum Engine: String, Sendable, CaseIterable { case translator }
+    package enum Engine: String, Sendable, CaseIterable { case translator }
 
     /// Which devices the machine has.
     public enum MachineKind: String, Sendable, CaseIterable {
@@ -67,9 +69,9 @@ extension VirtualMachine {
       case complete(String)
 
       /// A serial console, and panics and reboots that end the machine at once.
-      public static let defaultText = "console=ttyS0 panic=-1 reboot=a,panic_warm"
+      package static let defaultText = "console=ttyS0 panic=-1 reboot=a,panic_warm"
 
-      public var text: String {
+      package var text: String {
         switch self {
         case .appending(""): CommandLine.defaultText
         case .appending(let more): CommandLine.defaultText + " " + more
@@ -89,10 +91,12 @@ extension VirtualMachine {
     }
 
     /// What the machine goes on from; nil starts a kernel.
-    public internal(set) var saved: SaveFile?
+    package internal(set) var saved: SaveFile?
     /// A bzImage, an ELF vmlinux or a multiboot kernel. Of a saved machine, its path in those days.
     public var kernel: FilePath
+    /// The initial RAM disk, if there is one.
     public var initrd: FilePath?
+    /// The kernel's command line.
     public var commandLine = CommandLine.appending("")
     /// Guest RAM in bytes; host memory is used only for what the guest touches.
     public var memorySize: UInt64 = 1 << 30
@@ -105,8 +109,11 @@ extension VirtualMachine {
     /// How long a page of RAM takes to come back that a program used and that went away; nil: none goes away. What it
     /// shows is asynchronous page faults; nothing is gained by it.
     public var slowMemory: Duration?
+    /// Whose processor CPUID names.
     public var cpuVendor = CPUVendor.intel
+    /// What becomes of the other vendor's hypercall instruction.
     public var foreignHypercall = ForeignHypercall.native
+    /// Which of KVM's interfaces the guest finds.
     public var kvmAPI = KVMAPI.modern
     /// What KVM offers: EAX of CPUID leaf 0x40000001. What is not offered does not work.
     public var kvmFeatures = Configuration.standardFeatures
@@ -127,12 +134,14 @@ extension VirtualMachine {
     public var start = ContinuousClock.now
     /// The guest may end the run with a status by writing to port 0xF4.
     public var debugExit = false
+    /// What hardware there is.
     public var machine = MachineKind.pc
     /// How the kernel is entered.
     public var entry = EntryPoint.auto
-    public var engine = Engine.translator
+    package var engine = Engine.translator
+    /// Whether what exits cost is measured (`Statistics.lines`).
     public var collectStatistics = false
-    public var inspection = EngineInspection()
+    package var inspection = EngineInspection()
     /// Confines the machine's threads once it is built; nil leaves them as they are. A machine of its own for each run.
     ///
     /// What a program adds to a machine runs on those threads too: `consoleOutput`, `logger` and `hypercalls` may then
@@ -144,6 +153,7 @@ extension VirtualMachine {
     /// guest then waits; it must return once the run has been asked to stop.
     public var consoleOutput: (@Sendable (UInt8) -> Void)?
 
+    /// Everything else has a default.
     public init(kernel: FilePath) { self.kernel = kernel }
 
     /// The least RAM a 64-bit kernel can begin to unpack itself in. Most want more.
@@ -151,24 +161,25 @@ extension VirtualMachine {
     /// The engine's tables, and APIC IDs that every kernel can address.
     public static let maximumCPUCount = 64
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
-    public static let commandLineSize = 2048
+    package static let commandLineSize = 2048
+    /// What `cpuModel` may name.
     public static let cpuModels = ["x86-64-v2", "x86-64-v3"]
     /// Features that are left out unless asked for: `smap` makes a kernel's accesses to user memory slower, `pcid`
     /// (with INVPCID) gains nothing, since translations are not kept for each context.
     public static let cpuFeatureNames = ["smap", "pcid"]
 
     /// As many vCPUs as this process may use processors, by affinity and control group, 1...64.
-    public static var hostCPUCount: Int { min(max(HostCapacity.current().cpus, 1), maximumCPUCount) }
+    package static var hostCPUCount: Int { min(max(HostCapacity.current().cpus, 1), maximumCPUCount) }
 
     /// Checks every field, touching files no more than to see that they can be read.
-    public func validate() throws(ConfigurationError) {
+    package func validate() throws(ConfigurationError) {
       try validateValues()
       try Configuration.checkMemory(memorySize)
       if let saved { try validate(against: saved) } else { try validateFiles() }
     }
 
     /// Checks whatever depends neither on files nor on this host.
-    public func validateValues() throws(ConfigurationError) {
+    package func validateValues() throws(ConfigurationError) {
       try validateMemory()
       try validateKVM()
       try validateRun()

@@ -50,6 +50,7 @@ public enum Ending: Sendable, Hashable {
     case signal(EndingSignal)
   }
 
+  /// The ending's kind, as JSON names it.
   public var cause: Cause {
     switch self {
     case .poweroff: .poweroff

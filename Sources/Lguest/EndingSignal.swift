@@ -4,13 +4,14 @@
 
 /// A signal that ends a run, by its number on Linux for x86-64.
 public struct EndingSignal: Sendable, Hashable {
+  /// As signal(7) numbers it on x86-64.
   public let number: Int32
   /// As kill(1) lists it.
   public let name: String
 
   /// All of them, those for the use of programs included. SIGXFSZ is one: a write beyond the limit on a file's size fails
   /// besides, since the signal is blocked (setrlimit(2)).
-  public static let all: [EndingSignal] =
+  package static let all: [EndingSignal] =
     [
       (1, "SIGHUP"), (2, "SIGINT"), (3, "SIGQUIT"), (10, "SIGUSR1"), (12, "SIGUSR2"), (14, "SIGALRM"), (15, "SIGTERM"),
       (16, "SIGSTKFLT"), (24, "SIGXCPU"), (25, "SIGXFSZ"), (26, "SIGVTALRM"), (27, "SIGPROF"), (29, "SIGIO"),
@@ -20,10 +21,10 @@ public struct EndingSignal: Sendable, Hashable {
     + (34...64).map { EndingSignal(number: $0, name: $0 == 34 ? "SIGRTMIN" : "SIGRTMIN+\($0 - 34)") }
 
   /// The limit on the size of files was met.
-  public static let fileSize = all.first { $0.name == "SIGXFSZ" } ?? all[0]
+  package static let fileSize = all.first { $0.name == "SIGXFSZ" } ?? all[0]
 
   /// What it means to a run.
-  public var interruption: Ending.Interruption {
+  package var interruption: Ending.Interruption {
     switch number {
     case 1: .hangUp
     case 2: .interrupt

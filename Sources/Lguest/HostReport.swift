@@ -5,32 +5,32 @@ import Host
 import SystemPackage
 
 /// Facts about the host.
-public struct HostReport: Sendable {
-  public var cpuVendor = "unknown"
-  public var cpuModel = "unknown"
+package struct HostReport: Sendable {
+  package var cpuVendor = "unknown"
+  package var cpuModel = "unknown"
   /// CPU features that matter to the translator, and whether the host has them.
-  public var features: [(name: String, isPresent: Bool)] = []
+  package var features: [(name: String, isPresent: Bool)] = []
   /// The highest named CPU level the host can give a guest; nil below x86-64-v2.
-  public var cpuLevel: String?
-  public var hasInvariantTSC = false
-  public var usableCPUs = 1
-  public var memoryTotal: UInt64?
-  public var memoryAvailable: UInt64?
-  public var kvm = HostProbe.KVM.absent
+  package var cpuLevel: String?
+  package var hasInvariantTSC = false
+  package var usableCPUs = 1
+  package var memoryTotal: UInt64?
+  package var memoryAvailable: UInt64?
+  package var kvm = HostProbe.KVM.absent
   /// The limit on address space, in bytes; nil when there is none.
-  public var addressSpaceLimit: UInt64?
+  package var addressSpaceLimit: UInt64?
   /// Why code memory cannot be made; nil when it can.
-  public var codeMemoryProblem: String?
+  package var codeMemoryProblem: String?
   /// The value of the vm.memfd_noexec sysctl, where the kernel has it.
-  public var memfdNoexec: String?
-  public var kernelRelease: String?
+  package var memfdNoexec: String?
+  package var kernelRelease: String?
   /// Why system calls cannot be filtered; nil when they can.
-  public var filterProblem: String?
+  package var filterProblem: String?
   /// The version of Landlock's interface; nil where there is none.
-  public var landlockVersion: Int?
+  package var landlockVersion: Int?
 
   /// Looks at the host.
-  public init() {
+  package init() {
     let cpuinfo = HostFile.text("/proc/cpuinfo") ?? ""
     let flags = Set((HostReport.field("flags", in: cpuinfo) ?? "").split(separator: " ").map(String.init))
     cpuVendor = HostReport.field("vendor_id", in: cpuinfo) ?? cpuVendor
@@ -68,7 +68,7 @@ public struct HostReport: Sendable {
   static let addressSpaceNeeded = UInt64(5 * (Mapping.Guard.below + Mapping.Guard.above) + 4 << 30)
 
   /// What stands in the way of running a guest here; empty when nothing does.
-  public var problems: [ConfigurationError] {
+  package var problems: [ConfigurationError] {
     var problems: [ConfigurationError] = []
     if cpuLevel == nil {
       problems.append(
@@ -91,7 +91,7 @@ public struct HostReport: Sendable {
   }
 
   /// Which engine would run, and why.
-  public var engineChoice: String {
+  package var engineChoice: String {
     let kvmText =
       switch kvm {
       case .absent: "/dev/kvm is not there, and is not needed"
@@ -102,7 +102,7 @@ public struct HostReport: Sendable {
   }
 
   /// The whole report as text, a fact to a line.
-  public var lines: [String] {
+  package var lines: [String] {
     let present = features.filter(\.isPresent).map(\.name).joined(separator: " ")
     let absent = features.filter { !$0.isPresent }.map(\.name).joined(separator: " ")
     var lines = [
@@ -127,7 +127,7 @@ public struct HostReport: Sendable {
     return lines
   }
 
-  public var json: JSON {
+  package var json: JSON {
     .object([
       ("schemaVersion", 1),
       ("version", .string(VirtualMachine.version)),

@@ -3,12 +3,12 @@
 // the direction of what follows is replaced.
 
 /// Makes text of strangers fit for a line.
-public enum PlainText {
+package enum PlainText {
   /// The text with U+FFFD for each control character, format character (those that turn the direction among them) and
   /// separator of lines and paragraphs (Cc, Cf, Zl and Zp of Unicode).
   ///
   /// - Parameter keepsTabs: Whether a tab stays one.
-  public static func of(_ text: some StringProtocol, keepsTabs: Bool = false) -> String {
+  package static func of(_ text: some StringProtocol, keepsTabs: Bool = false) -> String {
     var plain = String.UnicodeScalarView()
     for scalar in text.unicodeScalars {
       plain.append(isPlain(scalar) || keepsTabs && scalar == "\t" ? scalar : "\u{FFFD}")

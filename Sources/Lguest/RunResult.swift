@@ -6,53 +6,58 @@ public struct RunResult: Sendable {
   /// Moments of a run, measured from `VirtualMachine.Configuration.start`.
   public struct Times: Sendable {
     /// The first guest instruction.
-    public var guestStart: Duration?
+    public package(set) var guestStart: Duration?
     /// User space began.
-    public var userSpace: Duration?
+    public package(set) var userSpace: Duration?
     /// The end.
-    public var end: Duration = .zero
+    public package(set) var end: Duration = .zero
 
-    public init() {}
+    package init() {}
   }
 
-  public var ending: Ending
+  /// How the run ended.
+  public package(set) var ending: Ending
   /// One line: what went wrong, beyond what the ending says.
-  public var detail: String?
+  public package(set) var detail: String?
   /// One line: what the run was to write and could not. The status is not that of success then.
-  public private(set) var lostOutput: String?
-  public var times = Times()
-  public var statistics = Statistics()
+  package private(set) var lostOutput: String?
+  /// When it began and ended.
+  public package(set) var times = Times()
+  /// What was counted on the way, of all vCPUs.
+  public package(set) var statistics = Statistics()
   /// What each vCPU counted: the part of `statistics` that is a vCPU's. Empty if the guest never began.
-  public var vcpuStatistics: [Statistics] = []
+  package var vcpuStatistics: [Statistics] = []
   /// The engine that ran the guest.
-  public var engine: VirtualMachine.Configuration.Engine
+  package var engine: VirtualMachine.Configuration.Engine
   /// The first unexpected host fault in translated code (`Statistics.softFaults`), in words.
-  public var softFault: String?
+  public package(set) var softFault: String?
   /// Registers of every vCPU, as text; empty unless the ending calls for it (panic, triple fault, internal error, a
   /// time limit).
-  public var processorState = ""
+  public package(set) var processorState = ""
   /// The last lines of the console, oldest first.
-  public var consoleTail: [String] = []
+  public package(set) var consoleTail: [String] = []
 
-  public init(ending: Ending, engine: VirtualMachine.Configuration.Engine, detail: String? = nil) {
+  package init(ending: Ending, engine: VirtualMachine.Configuration.Engine, detail: String? = nil) {
     self.ending = ending
     self.engine = engine
     self.detail = detail
   }
 
+  /// The ending's kind.
   public var cause: Cause { ending.cause }
+  /// What a process that stands for this run should exit with: the ending's status, or 69 if output was lost.
   public var exitStatus: Int32 {
     lostOutput != nil && ending.exitStatus == 0 ? Ending.cannotStart.exitStatus : ending.exitStatus
   }
 
   /// Notes that something could not be written; the first time counts.
-  public mutating func lose(_ output: String) { lostOutput = lostOutput ?? output }
+  package mutating func lose(_ output: String) { lostOutput = lostOutput ?? output }
 
   /// Changes when a field is renamed, removed or changes its meaning; new fields do not change it.
-  public static let schemaVersion: Int64 = 1
+  package static let schemaVersion: Int64 = 1
 
   /// The object `--json` writes; docs/json.md describes the fields.
-  public var json: JSON {
+  package var json: JSON {
     .object([
       ("schemaVersion", .integer(RunResult.schemaVersion)),
       ("version", .string(VirtualMachine.version)),

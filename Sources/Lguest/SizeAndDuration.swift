@@ -3,16 +3,16 @@
 // says what would have been accepted.
 
 /// Why a size or a time was refused.
-public struct QuantityError: Error, Sendable, Equatable, CustomStringConvertible {
-  public let description: String
+package struct QuantityError: Error, Sendable, Equatable, CustomStringConvertible {
+  package let description: String
 }
 
 /// A number of bytes as a person writes it.
-public enum ByteSize {
+package enum ByteSize {
   private static let units: [(suffix: Character, shift: UInt64)] = [("K", 10), ("M", 20), ("G", 30), ("T", 40)]
 
   /// Reads a whole number of bytes with an optional binary suffix K, M, G or T (either case).
-  public static func parse(_ text: String) throws(QuantityError) -> UInt64 {
+  package static func parse(_ text: String) throws(QuantityError) -> UInt64 {
     var digits = Substring(text)
     var shift: UInt64 = 0
     if let last = digits.last, let unit = units.first(where: { $0.suffix.lowercased() == last.lowercased() }) {
@@ -31,7 +31,7 @@ public enum ByteSize {
   }
 
   /// The shortest exact form: `1G`, `1536M`, `4097`.
-  public static func text(_ bytes: UInt64) -> String {
+  package static func text(_ bytes: UInt64) -> String {
     for unit in units.reversed() where bytes != 0 && bytes & ((1 << unit.shift) - 1) == 0 {
       return "\(bytes >> unit.shift)\(unit.suffix)"
     }
@@ -40,13 +40,13 @@ public enum ByteSize {
 }
 
 /// A time limit as a person writes it.
-public enum TimeLimit {
+package enum TimeLimit {
   private static let units: [(suffix: String, milliseconds: Double)] = [
     ("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000),
   ]
 
   /// Reads a number with the suffix ms, s, m or h (none means seconds). 0 means no limit, which is nil.
-  public static func parse(_ text: String) throws(QuantityError) -> Duration? {
+  package static func parse(_ text: String) throws(QuantityError) -> Duration? {
     let unit = units.first { text.hasSuffix($0.suffix) } ?? ("", 1_000)
     let number = text.dropLast(unit.suffix.count)
     let isPlain =
@@ -67,7 +67,7 @@ public enum TimeLimit {
   }
 
   /// The shortest exact form: `2m`, `90s`, `1500ms`.
-  public static func text(_ limit: Duration?) -> String {
+  package static func text(_ limit: Duration?) -> String {
     guard let limit else { return "0" }
     let milliseconds = Int64((limit.inSeconds * 1_000).rounded())
     for (suffix, scale) in [("h", Int64(3_600_000)), ("m", 60_000), ("s", 1_000)] where milliseconds % scale == 0 {

@@ -13,9 +13,12 @@ import Translator
 ///
 /// `run()` occupies the calling thread until the machine ends. Everything else may be called from any thread.
 public final class VirtualMachine: Sendable {
+  /// The library's version, as `lguest --version` prints it.
   public static let version = Build.version
+  /// The commit that it was built from; `unknown` if nobody said.
   public static let commit = Build.commit
 
+  /// What the machine is made from; it does not change.
   public let configuration: Configuration
   /// Where to put what should arrive at the guest's serial port.
   public let consoleInput = ConsoleInput()
@@ -37,6 +40,7 @@ public final class VirtualMachine: Sendable {
     var sample: (@Sendable () -> [Statistics])?
   }
 
+  /// A machine that has not begun; nothing is looked at yet.
   public init(configuration: Configuration) {
     self.configuration = configuration
     limits = TimeLimits(
@@ -87,11 +91,11 @@ public final class VirtualMachine: Sendable {
   }
 
   /// The ending asked for, if any.
-  public var stopRequested: Ending? { control.withLock { $0.stop } }
+  package var stopRequested: Ending? { control.withLock { $0.stop } }
 
   /// Asks the machine to stop if a time limit has passed; returns the next moment worth looking at, if there is one.
   @discardableResult
-  public func enforceTimeLimits(now: ContinuousClock.Instant = .now) -> ContinuousClock.Instant? {
+  package func enforceTimeLimits(now: ContinuousClock.Instant = .now) -> ContinuousClock.Instant? {
     let began = control.withLock { $0.times.userSpace != nil }
     switch limits.verdict(at: now, userSpaceBegan: began) {
     case .ended(let ending):
@@ -110,7 +114,7 @@ public final class VirtualMachine: Sendable {
   }
 
   /// A result with the times of this moment, for endings decided outside the run loop.
-  public func result(_ ending: Ending, detail: String? = nil) -> RunResult {
+  package func result(_ ending: Ending, detail: String? = nil) -> RunResult {
     var result = RunResult(ending: ending, engine: configuration.engine, detail: detail)
     result.times = times
     return result
@@ -205,7 +209,7 @@ extension VirtualMachine {
 extension VirtualMachine {
   /// What each vCPU has counted so far; nil before the guest begins and after it ends. Takes a quarter of a second at
   /// most.
-  public func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
+  package func sampleStatistics() -> [Statistics]? { control.withLock { $0.sample }?() }
 }
 
 // MARK: For the run loop

@@ -3,14 +3,14 @@
 // without a limit.
 
 import Host
-public import SystemPackage
+package import SystemPackage
 
 /// Asks a run, one thing after the other.
-public struct ControlClient {
+package struct ControlClient {
   /// How long a run may take to take a connection, in milliseconds.
-  public static let patience: Int32 = 3000
+  package static let patience: Int32 = 3000
   /// How long the answer to what takes no time may take.
-  public static let answerPatience: Int32 = 5000
+  package static let answerPatience: Int32 = 5000
   /// Between looks at whether the run is stopped, and how many times in a row it may be.
   private static let look: Int32 = 500, looks = 4
 
@@ -19,7 +19,7 @@ public struct ControlClient {
 
   /// - Parameter milliseconds: How long to try while too many others wait for it.
   /// - Throws: `ControlFailure`: nobody is there, or too many wait.
-  public init(_ process: Int32, milliseconds: Int32 = patience) throws(ControlFailure) {
+  package init(_ process: Int32, milliseconds: Int32 = patience) throws(ControlFailure) {
     self.process = process
     do throws(HostError) {
       line = ControlLine(try ControlSocket.connect(to: process, milliseconds: milliseconds))
@@ -30,7 +30,7 @@ public struct ControlClient {
   }
 
   /// Asks one thing, with nothing before or after it.
-  public static func ask(
+  package static func ask(
     _ process: Int32, _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = [],
     milliseconds: Int32 = answerPatience
   ) throws(ControlFailure) -> JSON {
@@ -41,7 +41,7 @@ public struct ControlClient {
   /// Asks all runs of this user at once, so that those that do not answer cost one wait together.
   ///
   /// - Returns: The answers by process, in ascending order; nil is that of a run that is there and says nothing.
-  public static func askAll(
+  package static func askAll(
     _ verb: ControlVerb, milliseconds: Int32 = patience
   ) -> [(process: Int32, answer: JSON?)] {
     let deadline = HostClock.after(nanoseconds: UInt64(milliseconds) * 1_000_000)
@@ -79,7 +79,7 @@ public struct ControlClient {
   ///   - milliseconds: How long the answer may take. It is waited for less long if the run is stopped.
   /// - Returns: The members of the answer.
   /// - Throws: `ControlFailure`: the run has gone, it refused, or it says nothing.
-  public mutating func ask(
+  package mutating func ask(
     _ verb: ControlVerb, _ arguments: [(key: String, value: JSON)] = [], with file: FileDescriptor? = nil,
     milliseconds: Int32 = answerPatience
   ) throws(ControlFailure) -> JSON {

@@ -7,7 +7,7 @@ import SystemPackage
 
 /// What may be asked of a run. A new verb is a case here, an arm of `ControlServer.answer` and a row of
 /// docs/control.md.
-public enum ControlVerb: String, Sendable, CaseIterable {
+package enum ControlVerb: String, Sendable, CaseIterable {
   /// What machine this is, and since when it runs.
   case status
   /// What its vCPUs have counted so far.
@@ -23,12 +23,12 @@ public enum ControlVerb: String, Sendable, CaseIterable {
 }
 
 /// Why a verb was not obeyed, in a line.
-public struct ControlFailure: Error, Sendable, Equatable, CustomStringConvertible {
-  public let description: String
+package struct ControlFailure: Error, Sendable, Equatable, CustomStringConvertible {
+  package let description: String
   /// Somebody is there and says nothing.
-  public let isSilence: Bool
+  package let isSilence: Bool
 
-  public init(_ description: String, isSilence: Bool = false) {
+  package init(_ description: String, isSilence: Bool = false) {
     self.description = description
     self.isSilence = isSilence
   }

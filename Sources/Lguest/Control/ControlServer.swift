@@ -7,7 +7,7 @@ import Synchronization
 import SystemPackage
 
 /// Answers for one machine. One process has one.
-public final class ControlServer: Sendable {
+package final class ControlServer: Sendable {
   /// A connection that says nothing for this long is closed.
   private static let patience: Int32 = 2000
   /// How long a machine that was saved stands still for its file to get its name.
@@ -33,13 +33,13 @@ public final class ControlServer: Sendable {
   /// Makes this process's control socket.
   ///
   /// - Throws: `HostError`: there is no place for it.
-  public static func listen() throws(HostError) -> LocalListener { try ControlSocket.listen() }
+  package static func listen() throws(HostError) -> LocalListener { try ControlSocket.listen() }
 
   /// Starts answering.
   ///
   /// - Parameter removeSocket: Removes the socket's file, at the end.
   /// - Throws: `HostError`: there is no thread.
-  public static func start(
+  package static func start(
     for machine: VirtualMachine, at listener: LocalListener, removeSocket: @escaping @Sendable () -> Void
   ) throws(HostError) -> ControlServer {
     let server = ControlServer(machine, listener, removeSocket)
@@ -65,7 +65,7 @@ public final class ControlServer: Sendable {
   }
 
   /// Stops answering and removes the socket.
-  public func stop() {
+  package func stop() {
     isStopped.store(true, ordering: .releasing)
     listener.close(removing: removeSocket)
   }

@@ -6,7 +6,7 @@ import Host
 import SystemPackage
 
 /// The control sockets of one user.
-public enum ControlSocket {
+package enum ControlSocket {
   private static let suffix = ".socket"
 
   /// The directories that are looked at, in the order of preference: the session's, which the system removes, and one
@@ -37,7 +37,7 @@ public enum ControlSocket {
   }
 
   /// The processes whose sockets are there, in ascending order; those that nobody answers at are removed.
-  public static func processes() -> [Int32] {
+  package static func processes() -> [Int32] {
     var found: Set<Int32> = []
     for directory in directories {
       for name in LocalSocket.names(in: directory) where name.hasSuffix(suffix) {

@@ -2,7 +2,7 @@
 // The one JSON encoder: a value built by hand and its text. Keys keep the order they were given in.
 
 /// A JSON value.
-public indirect enum JSON: Sendable {
+package indirect enum JSON: Sendable {
   case null
   case bool(Bool)
   case integer(Int64)
@@ -14,13 +14,13 @@ public indirect enum JSON: Sendable {
   case object([(key: String, value: JSON)])
 
   /// Seconds, as a double.
-  public static func seconds(_ duration: Duration?) -> JSON {
+  package static func seconds(_ duration: Duration?) -> JSON {
     guard let duration else { return .null }
     return .double(duration.inSeconds)
   }
 
   /// The value as text; `indented` puts one member on a line.
-  public func text(indented: Bool = true) -> String {
+  package func text(indented: Bool = true) -> String {
     var out = ""
     write(to: &out, indent: indented ? 0 : nil)
     return out
@@ -88,15 +88,15 @@ public indirect enum JSON: Sendable {
 extension JSON: ExpressibleByStringLiteral, ExpressibleByBooleanLiteral, ExpressibleByIntegerLiteral,
   ExpressibleByArrayLiteral, ExpressibleByDictionaryLiteral, ExpressibleByNilLiteral
 {
-  public init(stringLiteral value: String) { self = .string(value) }
-  public init(booleanLiteral value: Bool) { self = .bool(value) }
-  public init(integerLiteral value: Int64) { self = .integer(value) }
-  public init(arrayLiteral elements: JSON...) { self = .array(elements) }
-  public init(dictionaryLiteral elements: (String, JSON)...) { self = .object(elements.map { ($0.0, $0.1) }) }
-  public init(nilLiteral: ()) { self = .null }
+  package init(stringLiteral value: String) { self = .string(value) }
+  package init(booleanLiteral value: Bool) { self = .bool(value) }
+  package init(integerLiteral value: Int64) { self = .integer(value) }
+  package init(arrayLiteral elements: JSON...) { self = .array(elements) }
+  package init(dictionaryLiteral elements: (String, JSON)...) { self = .object(elements.map { ($0.0, $0.1) }) }
+  package init(nilLiteral: ()) { self = .null }
 }
 
 extension Duration {
   /// Seconds, as a double.
-  public var inSeconds: Double { Double(components.seconds) + Double(components.attoseconds) / 1e18 }
+  package var inSeconds: Double { Double(components.seconds) + Double(components.attoseconds) / 1e18 }
 }

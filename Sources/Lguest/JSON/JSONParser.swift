@@ -154,14 +154,14 @@ struct JSONParser {
 
 extension JSON {
   /// A member of an object.
-  public subscript(key: String) -> JSON? {
+  package subscript(key: String) -> JSON? {
     guard case .object(let members) = self else { return .none }
     return members.first { $0.key == key }?.value
   }
 
-  public var stringValue: String? { if case .string(let text) = self { text } else { nil } }
-  public var unsignedValue: UInt64? { if case .unsigned(let value) = self { value } else { nil } }
-  public var numberValue: Double? {
+  package var stringValue: String? { if case .string(let text) = self { text } else { nil } }
+  package var unsignedValue: UInt64? { if case .unsigned(let value) = self { value } else { nil } }
+  package var numberValue: Double? {
     switch self {
     case .unsigned(let value): Double(value)
     case .integer(let value): Double(value)
@@ -169,6 +169,6 @@ extension JSON {
     default: nil
     }
   }
-  public var elements: [JSON]? { if case .array(let values) = self { values } else { nil } }
-  public var members: [(key: String, value: JSON)]? { if case .object(let members) = self { members } else { nil } }
+  package var elements: [JSON]? { if case .array(let values) = self { values } else { nil } }
+  package var members: [(key: String, value: JSON)]? { if case .object(let members) = self { members } else { nil } }
 }

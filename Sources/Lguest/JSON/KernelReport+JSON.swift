@@ -6,7 +6,7 @@ import SystemPackage
 
 extension KernelReport {
   /// Opens a file and reports on it.
-  public init(of path: FilePath) throws(ConfigurationError) {
+  package init(of path: FilePath) throws(ConfigurationError) {
     do throws(BootError) {
       self.init(try KernelImage(path))
     } catch {
@@ -15,9 +15,9 @@ extension KernelReport {
   }
 
   /// Whether this build has a way to start it.
-  public var isBootable: Bool { defaultEntryPoint != nil }
+  package var isBootable: Bool { defaultEntryPoint != nil }
 
-  public var json: JSON {
+  package var json: JSON {
     .object([
       ("schemaVersion", 1),
       ("file", .string(file)),

@@ -16,7 +16,7 @@ public final class ConsoleInput: Sendable {
   }
   private let state = Mutex(State())
 
-  public init() {}
+  package init() {}
 
   /// Queues as many of the bytes as fit and says how many.
   @discardableResult
@@ -33,6 +33,7 @@ public final class ConsoleInput: Sendable {
   /// Room left, in bytes.
   public var room: Int { state.withLock { ConsoleInput.capacity - $0.bytes.count } }
 
+  /// Whether the guest has taken everything.
   public var isEmpty: Bool { state.withLock { $0.bytes.isEmpty } }
 
   /// The next byte, if there is one. For the machine.

@@ -3,11 +3,11 @@
 // phrases watched for as they go by, a kernel panic and the beginning of user space.
 
 /// The last lines of a console and the phrases seen in it. Belongs to whoever feeds it.
-public struct ConsoleTail: Sendable {
+package struct ConsoleTail: Sendable {
   /// Lines kept.
-  public static let lineCount = 40
+  package static let lineCount = 40
   /// Bytes kept of a line; the rest of a longer line is dropped.
-  public static let lineLength = 512
+  package static let lineLength = 512
 
   private var lines: [UInt8]
   private var lengths: [Int]
@@ -21,21 +21,21 @@ public struct ConsoleTail: Sendable {
   private var userSuffix = PhraseMatcher(" as init process")
 
   /// A line contained `Kernel panic - not syncing`.
-  public private(set) var sawPanic = false
+  package private(set) var sawPanic = false
   /// What the first such line said behind it, when it is whole: the line itself may be older than those kept.
-  public private(set) var panicReason: String?
+  package private(set) var panicReason: String?
   /// A whole line announced that the kernel has nothing more to say (`---[ end Kernel panic - not syncing`).
-  public private(set) var sawPanicEnd = false
+  package private(set) var sawPanicEnd = false
   /// A line announced that the kernel starts init (`Run /init as init process`).
-  public private(set) var sawUserSpace = false
+  package private(set) var sawUserSpace = false
 
-  public init() {
+  package init() {
     lines = [UInt8](repeating: 0, count: ConsoleTail.lineCount * ConsoleTail.lineLength)
     lengths = [Int](repeating: 0, count: ConsoleTail.lineCount)
   }
 
   /// Takes one byte the guest wrote.
-  public mutating func append(_ byte: UInt8) {
+  package mutating func append(_ byte: UInt8) {
     if byte == UInt8(ascii: "\n") {
       endLine()
       return
@@ -69,7 +69,7 @@ public struct ConsoleTail: Sendable {
 
   /// The lines, oldest first, an unfinished one last. Bytes that are not UTF-8 are replaced, and so are control
   /// characters: a guest must not drive the terminal of whoever reads its last words.
-  public var text: [String] {
+  package var text: [String] {
     let whole = length > 0 ? min(filled, ConsoleTail.lineCount - 1) : filled
     var result: [String] = []
     for back in stride(from: whole, to: 0, by: -1) {

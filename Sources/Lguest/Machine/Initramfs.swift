@@ -7,11 +7,11 @@
 ///
 /// Parents must come before their children. Everything belongs to root and is dated 1970, so that equal contents give
 /// equal bytes.
-public struct Initramfs: Sendable {
+package struct Initramfs: Sendable {
   private var archive: [UInt8] = []
   private var inode: UInt32 = 1
 
-  public init() {}
+  package init() {}
 
   private enum Kind: UInt32 {
     case directory = 0o040000, file = 0o100000, symbolicLink = 0o120000, characterDevice = 0o020000
@@ -21,32 +21,32 @@ public struct Initramfs: Sendable {
   /// Adds a directory.
   ///
   /// - Parameter path: Relative to the root, with or without a leading `/`.
-  public mutating func directory(_ path: String, mode: UInt32 = 0o755) {
+  package mutating func directory(_ path: String, mode: UInt32 = 0o755) {
     append(path, .directory, mode, [])
   }
 
   /// Adds a file; at most 4 GiB, the format's limit.
-  public mutating func file(_ path: String, _ contents: [UInt8], mode: UInt32 = 0o644) {
+  package mutating func file(_ path: String, _ contents: [UInt8], mode: UInt32 = 0o644) {
     append(path, .file, mode, contents)
   }
 
   /// Adds a symbolic link to `target`.
-  public mutating func symbolicLink(_ path: String, to target: String) {
+  package mutating func symbolicLink(_ path: String, to target: String) {
     append(path, .symbolicLink, 0o777, [UInt8](target.utf8))
   }
 
   /// Adds a character device.
-  public mutating func characterDevice(_ path: String, major: UInt32, minor: UInt32, mode: UInt32 = 0o600) {
+  package mutating func characterDevice(_ path: String, major: UInt32, minor: UInt32, mode: UInt32 = 0o600) {
     append(path, .characterDevice, mode, [], major, minor)
   }
 
   /// Adds a block device.
-  public mutating func blockDevice(_ path: String, major: UInt32, minor: UInt32, mode: UInt32 = 0o600) {
+  package mutating func blockDevice(_ path: String, major: UInt32, minor: UInt32, mode: UInt32 = 0o600) {
     append(path, .blockDevice, mode, [], major, minor)
   }
 
   /// The archive with its end mark, a multiple of 512 bytes.
-  public var bytes: [UInt8] {
+  package var bytes: [UInt8] {
     var copy = self
     copy.entry("TRAILER!!!", mode: 0, links: 1, inode: 0, [], 0, 0)
     copy.archive += [UInt8](repeating: 0, count: (512 - copy.archive.count % 512) % 512)

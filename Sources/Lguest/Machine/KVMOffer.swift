@@ -6,22 +6,23 @@ import X86
 extension VirtualMachine.Configuration {
   /// The words of CPUID leaf 0x40000001 unless somebody says otherwise.
   public static let standardFeatures = X86.KVMFeatures.standard.rawValue
+  /// See `standardFeatures`.
   public static let standardHints = X86.KVMHints.standard.rawValue
 
   /// The names of features and hints, in the order of their bits.
-  public static var kvmFeatureNames: [String] { X86.KVMFeatures.names.map(\.name) }
-  public static var kvmHintNames: [String] { X86.KVMHints.names.map(\.name) }
+  package static var kvmFeatureNames: [String] { X86.KVMFeatures.names.map(\.name) }
+  package static var kvmHintNames: [String] { X86.KVMHints.names.map(\.name) }
 
   /// Reads a list of features: names, `no-` and a name, hexadecimal numbers, `default`, `all`, `none`, with commas
   /// between.
   ///
   /// - Throws: `ConfigurationError` for what is no name, and for bits that cannot be offered.
-  public static func features(_ list: String) throws(ConfigurationError) -> UInt32 {
+  package static func features(_ list: String) throws(ConfigurationError) -> UInt32 {
     try word(list, X86.KVMFeatures.self, "feature")
   }
 
   /// Reads a list of hints, as `features` reads features.
-  public static func hints(_ list: String) throws(ConfigurationError) -> UInt32 {
+  package static func hints(_ list: String) throws(ConfigurationError) -> UInt32 {
     try word(list, X86.KVMHints.self, "hint")
   }
 
@@ -55,7 +56,7 @@ extension VirtualMachine.Configuration {
   }
 
   /// Whether pages may take so long to come back.
-  public static func checkSlowMemory(_ delay: Duration) throws(ConfigurationError) {
+  package static func checkSlowMemory(_ delay: Duration) throws(ConfigurationError) {
     guard SlowMemory.delays.contains(delay) else {
       throw ConfigurationError("pages cannot take \(delay) to come back", remedy: "give 0.01ms to 10s")
     }

@@ -13,7 +13,9 @@ public protocol HypercallValue: Sendable {
 }
 
 extension HypercallValue where Self: FixedWidthInteger {
+  /// The register's low bits.
   public init(hypercallRegister: UInt64) { self.init(truncatingIfNeeded: hypercallRegister) }
+  /// Sign-extended or zero-extended, as the type has it.
   public var hypercallRegister: UInt64 { UInt64(truncatingIfNeeded: self) }
 }
 
@@ -24,8 +26,10 @@ extension Int32: HypercallValue {}
 
 /// Why a handler refuses; RAX is the code, negated, as with KVM's own calls.
 public struct HypercallFailure: Error, Sendable, Equatable {
+  /// A number of errno(3), as a rule; the guest finds 0 - code in RAX.
   public let code: UInt64
 
+  /// A failure of the program's own.
   public init(code: UInt64) { self.code = code }
   private init(_ status: KVMStatus) { code = status.rawValue }
 

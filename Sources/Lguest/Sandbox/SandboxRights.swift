@@ -27,8 +27,8 @@ extension Sandbox {
     case names
 
     /// All but the process.
-    public static let threads = allCases.filter { $0 != .names }
-    public static let count = allCases.count
+    package static let threads = allCases.filter { $0 != .names }
+    package static let count = allCases.count
     fileprivate static let memory: [Kind] = [.vcpu, .store, .machine, .control]
   }
 
@@ -117,7 +117,7 @@ extension Sandbox {
   }()
 
   /// The rules of a kind, as the kernel takes them. A refusal tells the kind's place among all.
-  public static func filter(of kind: Kind) -> SystemCallFilter {
+  package static func filter(of kind: Kind) -> SystemCallFilter {
     let number = Kind.allCases.firstIndex(of: kind) ?? 0
     return SystemCallFilter(rights.filter { $0.kinds.contains(kind) }.map(\.rule), data: UInt16(number))
   }

@@ -12,6 +12,7 @@ public import SystemPackage
 
 /// Why a machine cannot be paused, resumed or saved, in one line.
 public struct MoveError: Error, Sendable, Equatable, CustomStringConvertible {
+  /// The line.
   public let description: String
   init(_ description: String) { self.description = description }
 

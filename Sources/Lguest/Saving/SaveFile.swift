@@ -7,7 +7,7 @@ import GuestMemory
 import Host
 import Logging
 import Saving
-public import SystemPackage
+package import SystemPackage
 
 /// The first page of the file.
 struct SaveFileHeader: SavedState, Equatable {
@@ -151,15 +151,15 @@ enum SaveFileProblem: Error, Equatable {
 }
 
 /// A saved machine, open and checked but for its RAM.
-public final class SaveFile: Sendable {
-  public let path: FilePath
+package final class SaveFile: Sendable {
+  package let path: FilePath
   let file: HostFile
   let header: SaveFileHeader
   /// All but the checksums of RAM's pages, which are read with the pages.
   let sections: [SavedSections.Section]
 
   /// Opens a file and checks everything but the RAM, which `makeMemory` does.
-  public init(_ path: FilePath) throws(ConfigurationError) {
+  package init(_ path: FilePath) throws(ConfigurationError) {
     self.path = path
     do throws(HostError) {
       file = try HostFile(path, role: "saved machine")

@@ -5,7 +5,7 @@
 import Host
 import Paravirt
 import Saving
-public import SystemPackage
+package import SystemPackage
 import X86
 
 /// The section that says what machine it was.
@@ -82,7 +82,7 @@ extension VirtualMachine.Configuration {
   /// vendor and the policy for the other vendor's hypercalls may be changed; the rest is as it was.
   ///
   /// - Throws: `ConfigurationError` if the file is none, truncated, damaged or newer.
-  public init(restoring path: FilePath) throws(ConfigurationError) {
+  package init(restoring path: FilePath) throws(ConfigurationError) {
     let file = try SaveFile(path)
     let saved = try file.configuration
     self.init(kernel: FilePath(saved.kernel))

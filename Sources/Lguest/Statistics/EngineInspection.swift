@@ -4,27 +4,27 @@
 
 import Host
 import Synchronization
-public import SystemPackage
+package import SystemPackage
 
 /// What to record about the execution of a guest.
-public struct EngineInspection: Sendable {
+package struct EngineInspection: Sendable {
   /// Receives a line per instruction: address, flags, registers. Every instruction runs alone: a boot takes hours.
-  public var trace: FilePath?
+  package var trace: FilePath?
   /// Receives at the end of the run what is translated then, for `perf report`, which looks for
   /// `/tmp/perf-PID.map`. Costs nothing until then.
-  public var perfMap: FilePath?
+  package var perfMap: FilePath?
   /// Receives at the end of the run how often each block of guest code ran. Costs a tenth of the speed or so.
-  public var histogram: FilePath?
+  package var histogram: FilePath?
   /// Whether arithmetic flags are exact in every pushed image, also those that no instruction reads. Costs speed.
-  public var exactFlags = false
+  package var exactFlags = false
   /// Whether every instruction is a block of its own, for comparing against. Costs most of the speed.
-  public var singleInstruction = false
+  package var singleInstruction = false
 
   /// Blocks run without having been judged by the checker, to measure what it costs. What a guest can reach then rests on
   /// the translator alone.
-  public var isUnchecked = false
+  package var isUnchecked = false
 
-  public init() {}
+  package init() {}
 }
 
 /// What is written during a run and at its end, opened at its start.

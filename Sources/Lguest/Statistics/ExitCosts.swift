@@ -6,22 +6,22 @@
 import Engine
 
 /// Cycles of exits.
-public struct ExitCosts: Sendable {
+package struct ExitCosts: Sendable {
   /// Exits for one model-specific register.
-  public struct RegisterUse: Sendable, Equatable {
-    public var reads: UInt64 = 0
-    public var writes: UInt64 = 0
-    public var cycles: UInt64 = 0
+  package struct RegisterUse: Sendable, Equatable {
+    package var reads: UInt64 = 0
+    package var writes: UInt64 = 0
+    package var cycles: UInt64 = 0
   }
 
   private var reasons: [Statistics.ExitReason: UInt64] = [:]
   /// By number; calls that translated code answers cost no exit and are not among them.
-  public private(set) var hypercalls: [UInt64: UInt64] = [:]
-  public private(set) var registers: [UInt32: RegisterUse] = [:]
+  package private(set) var hypercalls: [UInt64: UInt64] = [:]
+  package private(set) var registers: [UInt32: RegisterUse] = [:]
 
-  public init() {}
+  package init() {}
 
-  public subscript(reason: Statistics.ExitReason) -> UInt64 { reasons[reason] ?? 0 }
+  package subscript(reason: Statistics.ExitReason) -> UInt64 { reasons[reason] ?? 0 }
 
   /// Adds an exit.
   ///

@@ -6,7 +6,7 @@ public struct Statistics: Sendable {
   /// Why vCPUs came back to the run loop. The order is the order of `exits`.
   public enum ExitReason: String, Sendable, CaseIterable {
     case portRead, portWrite, mmioRead, mmioWrite, msrRead, msrWrite
-    case hypercall, foreignHypercall, pageAbsent, halt, spinning, interruptWindow, kicked, debug, shutdown, failed
+    case hypercall, foreignHypercall, pageAbsent, halt, spinning, interruptWindow, kicked, debug, trap, shutdown, failed
   }
 
   private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
@@ -14,67 +14,68 @@ public struct Statistics: Sendable {
   public private(set) var hypercalls: [UInt64: UInt64] = [:]
   /// What was answered as hardware answers the unknown, by description ("MSR 0x123", "port 0x80").
   public private(set) var unknown: [String: UInt64] = [:]
-  public var interrupts: UInt64 = 0
+  /// Interrupts that vCPUs took.
+  public package(set) var interrupts: UInt64 = 0
   /// Interrupts whose end the guest said in memory, without an exit.
-  public var interruptsEndedInMemory: UInt64 = 0
+  package var interruptsEndedInMemory: UInt64 = 0
   /// Asynchronous page faults: told "not present", told "ready".
-  public var pagesNotPresent: UInt64 = 0
-  public var pagesReady: UInt64 = 0
+  package var pagesNotPresent: UInt64 = 0
+  package var pagesReady: UInt64 = 0
   /// Pages of RAM that went away, and waits for one of them to come.
-  public var pagesEvicted: UInt64 = 0
-  public var pagesAwaited: UInt64 = 0
+  package var pagesEvicted: UInt64 = 0
+  package var pagesAwaited: UInt64 = 0
   /// TLB flushes that another vCPU left for one that did not run, instead of interrupting it.
-  public var tlbFlushesSkipped: UInt64 = 0
+  package var tlbFlushesSkipped: UInt64 = 0
   /// How long vCPUs could have run and waited: for a thread and, where the guest has registered steal time, for a host
   /// processor.
-  public var stealNanoseconds: UInt64 = 0
+  package var stealNanoseconds: UInt64 = 0
   /// The longest time that a vCPU could have run and waited for a thread. Sums hold the longest of all.
-  public var longestWaitNanoseconds: UInt64 = 0
+  package var longestWaitNanoseconds: UInt64 = 0
   /// Hypercalls that end the HLT of another vCPU, and that let another vCPU go first.
-  public var kicks: UInt64 = 0
-  public var yields: UInt64 = 0
+  package var kicks: UInt64 = 0
+  package var yields: UInt64 = 0
 
-  public var blocksTranslated: UInt64 = 0
-  public var blocksDiscarded: UInt64 = 0
+  package var blocksTranslated: UInt64 = 0
+  package var blocksDiscarded: UInt64 = 0
   /// Of the blocks translated: judged by the checker; refused, and translated again with a check for each access; refused
   /// in this form too, and executed by helpers.
-  public var blocksChecked: UInt64 = 0
-  public var blocksRefused: UInt64 = 0
-  public var blocksRefusedTwice: UInt64 = 0
+  package var blocksChecked: UInt64 = 0
+  package var blocksRefused: UInt64 = 0
+  package var blocksRefusedTwice: UInt64 = 0
   /// Instructions executed with a check for each access because their block was refused.
-  public var simpleInstructions: UInt64 = 0
-  public var guestBytesTranslated: UInt64 = 0
-  public var hostBytesEmitted: UInt64 = 0
-  public var translationNanoseconds: UInt64 = 0
-  public var tlbFills: UInt64 = 0
-  public var tlbFlushes: UInt64 = 0
-  public var lookups: UInt64 = 0
-  public var lookupMisses: UInt64 = 0
+  package var simpleInstructions: UInt64 = 0
+  package var guestBytesTranslated: UInt64 = 0
+  package var hostBytesEmitted: UInt64 = 0
+  package var translationNanoseconds: UInt64 = 0
+  package var tlbFills: UInt64 = 0
+  package var tlbFlushes: UInt64 = 0
+  package var lookups: UInt64 = 0
+  package var lookupMisses: UInt64 = 0
   /// Returns from translated code to Swift, for any reason.
-  public var fullExits: UInt64 = 0
+  package var fullExits: UInt64 = 0
   /// Host faults at unexpected places in translated code: mistakes of the translator's that cost a block its
   /// optimizations, and not the run its life.
-  public var softFaults: UInt64 = 0
+  package var softFaults: UInt64 = 0
   /// Instructions executed by a Swift helper instead of translated code.
-  public var helperInstructions: UInt64 = 0
-  public var exceptions: UInt64 = 0
+  package var helperInstructions: UInt64 = 0
+  package var exceptions: UInt64 = 0
   /// Hypercall instructions of the other vendor: performed for the guest, replaced in its memory, refused.
-  public var hypercallsEmulated: UInt64 = 0
-  public var hypercallsPatched: UInt64 = 0
-  public var hypercallsRefused: UInt64 = 0
+  package var hypercallsEmulated: UInt64 = 0
+  package var hypercallsPatched: UInt64 = 0
+  package var hypercallsRefused: UInt64 = 0
 
   /// What exits cost, while that is counted.
-  public internal(set) var costs = ExitCosts()
+  package internal(set) var costs = ExitCosts()
 
-  public init() {}
+  package init() {}
 
   /// At most this many kinds of unknown access are kept apart: a guest chooses them, so their number is bounded.
-  public static let unknownKinds = 256
+  package static let unknownKinds = 256
 
-  public mutating func count(_ reason: ExitReason) { exits[reason.index] &+= 1 }
+  package mutating func count(_ reason: ExitReason) { exits[reason.index] &+= 1 }
 
   /// Counts a hypercall. Numbers a guest makes up share one row once there are many.
-  public mutating func count(hypercall number: UInt64) {
+  package mutating func count(hypercall number: UInt64) {
     let key = hypercalls.count < Statistics.unknownKinds || hypercalls[number] != nil ? number : .max
     hypercalls[key, default: 0] &+= 1
   }
@@ -84,7 +85,7 @@ public struct Statistics: Sendable {
 
   /// Counts unknown accesses of one kind and says whether they were the first.
   @discardableResult
-  public mutating func count(unknown kind: String, times: UInt64 = 1) -> Bool {
+  package mutating func count(unknown kind: String, times: UInt64 = 1) -> Bool {
     if let old = unknown[kind] {
       unknown[kind] = old &+ times
       return false
@@ -97,8 +98,11 @@ public struct Statistics: Sendable {
     return true
   }
 
+  /// Exits for this reason.
   public subscript(reason: ExitReason) -> UInt64 { exits[reason.index] }
+  /// Exits for any reason.
   public var exitTotal: UInt64 { exits.reduce(0, &+) }
+  /// Hypercalls of any number.
   public var hypercallTotal: UInt64 { hypercalls.values.reduce(0, &+) }
 
   private static let scalars: [(name: String, path: any WritableKeyPath<Statistics, UInt64> & Sendable)] = [
@@ -136,7 +140,7 @@ public struct Statistics: Sendable {
   ]
 
   /// Adds another thread's counters.
-  public mutating func add(_ other: Statistics) {
+  package mutating func add(_ other: Statistics) {
     for index in exits.indices { exits[index] &+= other.exits[index] }
     hypercalls.merge(other.hypercalls, uniquingKeysWith: &+)
     unknown.merge(other.unknown, uniquingKeysWith: &+)
@@ -164,7 +168,7 @@ public struct Statistics: Sendable {
     ]
   }
 
-  public var json: JSON {
+  package var json: JSON {
     var members = exitMembers + costs.members
     members += Statistics.scalars.map { ($0.name, .unsigned(self[keyPath: $0.path])) }
     members.append(("unknown", .object(sortedUnknown.map { ($0.key, .unsigned($0.value)) })))
@@ -184,7 +188,7 @@ public struct Statistics: Sendable {
   }
 
   /// The lines `--stats` prints for one vCPU of several.
-  public var vcpuLines: [String] { Statistics.lines(vcpuRows) }
+  package var vcpuLines: [String] { Statistics.lines(vcpuRows) }
 
   /// The lines `--stats` prints: one counter each, zeroes left out.
   public var lines: [String] {
@@ -234,8 +238,9 @@ extension Statistics.ExitReason {
     case .interruptWindow: 11
     case .kicked: 12
     case .debug: 13
-    case .shutdown: 14
-    case .failed: 15
+    case .trap: 14
+    case .shutdown: 15
+    case .failed: 16
     }
   }
 }
