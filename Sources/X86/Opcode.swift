@@ -214,8 +214,29 @@ public enum Rule: UInt8, Sendable, CaseIterable {
   case cpuid, rdtsc, rdtscp, syscall, sysret, swapgs, cli, sti, cld, std, pause
   case rdfsbase, wrfsbase, stac, clac
   case hypercall  // VMCALL, VMMCALL
-  /// Everything else privileged or rare: executed by Swift, one instruction at a time.
+  /// Everything else privileged or rare: executed by Swift, one instruction at a time, as the row's operation says.
   case system
+}
+
+/// What Swift does for a row of the rules `system` and `decimal`; for others `none`. Named by the mnemonic.
+public enum Operation: UInt8, Sendable, CaseIterable {
+  case none
+  // Decimal arithmetic.
+  case daa, das, aaa, aas, aam, aad, salc
+  // Descriptor tables, the task register, selectors.
+  case sldt, str, lldt, ltr, verr, verw, sgdt, sidt, lgdt, lidt, lar, lsl
+  case movToSegment, les, lds, lss, lfs, lgs
+  // Control, debug and model-specific registers.
+  case smsw, lmsw, clts, movFromControl, movFromDebug, movToControl, movToDebug
+  case rdmsr, wrmsr, rdpmc, rdpid, xgetbv, xsetbv
+  // Caches and translations.
+  case invd, wbinvd, invlpg, invpcid
+  // Far transfers, interrupts, fast system calls.
+  case callFar, jumpFar, returnFar, int, int1, int3, into, iret, sysenter, sysexit
+  // Waiting.
+  case hlt, monitor, mwait
+  // Ports.
+  case input, output
 }
 
 /// What else is special about an encoding.
@@ -262,6 +283,7 @@ public struct Opcode: Sendable {
   public let operand1, operand2, operand3, operand4: Operand
   public let access: Access
   public let rule: Rule
+  public let operation: Operation
   public let flags: FlagEffect
   public let feature: Feature
   public let attribute: Attribute
@@ -270,8 +292,8 @@ public struct Opcode: Sendable {
   init(
     _ map: OpcodeMap, _ prefix: MandatoryPrefix, _ byte: UInt8, _ form: Form, _ name: StaticString,
     _ operand1: Operand = .none, _ operand2: Operand = .none, _ operand3: Operand = .none,
-    _ operand4: Operand = .none, access: Access = .none, rule: Rule = .copy, flags: FlagEffect = .none,
-    feature: Feature = .base, attribute: Attribute = .none, exact: UInt8 = 0
+    _ operand4: Operand = .none, access: Access = .none, rule: Rule = .copy, operation: Operation = .none,
+    flags: FlagEffect = .none, feature: Feature = .base, attribute: Attribute = .none, exact: UInt8 = 0
   ) {
     self.name = name
     self.map = map
@@ -285,6 +307,7 @@ public struct Opcode: Sendable {
     self.operand4 = operand4
     self.access = access
     self.rule = rule
+    self.operation = operation
     self.flags = flags
     self.feature = feature
     self.attribute = attribute

@@ -231,7 +231,42 @@ final class TestGuest {
 
   @discardableResult
   func execute(_ instruction: Instruction, map: OpcodeMap = .one) throws(Fault) -> SystemOutcome {
-    try processor.execute(instruction, row: Opcode(map, .any, instruction.opcode, .plain, "test"))
+    try processor.execute(instruction, row: TestGuest.row(of: instruction, map))
+  }
+
+  /// The row of an instruction that is given by its fields: of its mandatory prefix, if there is one; 0 for none.
+  private static func row(of instruction: Instruction, _ map: OpcodeMap) -> Opcode {
+    let table = OpcodeTable.shared
+    let prefix: MandatoryPrefix =
+      switch instruction.repeatPrefix {
+      case 0xF3: .pF3
+      case 0xF2: .pF2
+      default: instruction.hasOperandSizePrefix ? .p66 : .none
+      }
+    for wanted in [prefix, .any] {
+      for number in 1..<UInt16(table.count) {
+        let row = table[number]
+        let byte = row.form == .plus ? instruction.opcode & ~7 : instruction.opcode
+        if row.map == map, row.byte == byte, row.prefix == wanted, matches(row, instruction) { return row }
+      }
+    }
+    return table[0]
+  }
+
+  private static func matches(_ row: Opcode, _ instruction: Instruction) -> Bool {
+    let field = Int(instruction.modRM >> 3 & 7)
+    let extensions: [Form] = [.ext0, .ext1, .ext2, .ext3, .ext4, .ext5, .ext6, .ext7]
+    let kinds: [Form] =
+      instruction.isMemory
+      ? [.mem0, .mem1, .mem2, .mem3, .mem4, .mem5, .mem6, .mem7]
+      : [.reg0, .reg1, .reg2, .reg3, .reg4, .reg5, .reg6, .reg7]
+    return switch row.form {
+    case .plain, .plus, .modRM: true
+    case .memory: instruction.isMemory
+    case .register: !instruction.isMemory
+    case .exact: instruction.modRM == row.exact
+    default: extensions[field] == row.form || kinds[field] == row.form
+    }
   }
 
   /// Executes a one-byte-map instruction and returns what it raised.
