@@ -108,8 +108,8 @@ INLINE uint32_t absent_table(uint64_t physical, leaf *out) {
   return CHOST_TABLE_ABSENT;
 }
 
-// 4-level paging, and PAE paging below its PDPTEs: 8-byte entries, 9 bits a level (SDM 4.4, 4.5).
-INLINE uint32_t walk_wide(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
+// 4-level paging, and PAE paging below its PDPTEs, which are at `top` then: 8-byte entries, 9 bits a level (SDM 4.4, 4.5).
+INLINE uint32_t walk_wide(chost_cpu *cpu, const uint64_t *top, uint64_t linear, uint32_t access, bool update, leaf *out) {
   const uint64_t address_bits = cpu->physical_mask & PAGE_MASK;
   for (;;) {
     step path[4];
@@ -118,12 +118,12 @@ INLINE uint32_t walk_wide(chost_cpu *cpu, uint64_t linear, uint32_t access, bool
     // Bits 51:MAXPHYADDR are reserved in every entry.
     uint64_t reserved = ~cpu->physical_mask & ((1ull << 52) - 1);
     if (!(cpu->efer & EFER_NXE)) reserved |= PTE_NX;
-    if (cpu->efer & EFER_LMA) {
+    if (!top) {
       table = cpu->cr3 & address_bits;
       level = 3;
     } else {
       // PDPTEs have neither rights nor accessed bits, and MOV CR3 checked their reserved bits (SDM 4.4.1).
-      uint64_t pdpte = cpu->pdpte[linear >> 30 & 3];
+      uint64_t pdpte = top[linear >> 30 & 3];
       if (!(pdpte & PTE_P)) return fault(cpu, access, 0);
       table = pdpte & address_bits;
       level = 1;
@@ -163,11 +163,11 @@ INLINE uint32_t walk_wide(chost_cpu *cpu, uint64_t linear, uint32_t access, bool
 }
 
 // 32-bit paging: 4-byte entries, 10 bits a level, 4 MiB pages with CR4.PSE and their PSE-36 extension (SDM 4.3).
-INLINE uint32_t walk_narrow(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
+INLINE uint32_t walk_narrow(chost_cpu *cpu, uint64_t root, uint64_t linear, uint32_t access, bool update, leaf *out) {
   for (;;) {
     step path[2];
     unsigned count = 0, shift = 22;
-    uint64_t table = cpu->cr3 & 0xFFFFF000u, rights = ~0ull, base;
+    uint64_t table = root & 0xFFFFF000u, rights = ~0ull, base;
     for (;; shift -= 10) {
       uint64_t physical = (table + (linear >> shift & 1023) * 4) & ~cpu->address_cut;
       if (!in_ram(cpu, physical, 4)) return fault(cpu, access, ERROR_P | ERROR_RSVD);
@@ -196,18 +196,23 @@ INLINE uint32_t walk_narrow(chost_cpu *cpu, uint64_t linear, uint32_t access, bo
   }
 }
 
+// The walk of an address space that the machine keeps (kept_space.c).
+uint32_t chost_walk_kept(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out);
+
 INLINE uint32_t walk(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
   uint32_t code = 0;
-  if (!(cpu->cr0 & CR0_PG)) {
+  if (__builtin_expect(cpu->space != CHOST_SPACE_REGISTERS, false)) {
+    code = chost_walk_kept(cpu, linear, access, update, out);
+  } else if (!(cpu->cr0 & CR0_PG)) {
     out->physical = (uint32_t)linear;
     out->shift = 12;
     out->user = out->global = false;
   } else if (cpu->efer & EFER_LMA) {
-    code = walk_wide(cpu, linear, access, update, out);
+    code = walk_wide(cpu, 0, linear, access, update, out);
   } else if (cpu->cr4 & CR4_PAE) {
-    code = walk_wide(cpu, (uint32_t)linear, access, update, out);
+    code = walk_wide(cpu, cpu->pdpte, (uint32_t)linear, access, update, out);
   } else {
-    code = walk_narrow(cpu, (uint32_t)linear, access, update, out);
+    code = walk_narrow(cpu, cpu->cr3, (uint32_t)linear, access, update, out);
   }
   if (!code) out->physical &= ~cpu->address_cut;
   return code;

@@ -18,6 +18,7 @@ INLINE bool test_bit(const uint64_t *words, uint64_t bit) { return words[bit >> 
 
 // The size of large pages is a property of the paging mode, whose change flushes everything.
 INLINE unsigned large_shift(const chost_cpu *cpu) {
+  if (cpu->space != CHOST_SPACE_REGISTERS) return cpu->space == CHOST_SPACE_WIDE ? 21 : 22;
   return (cpu->efer & EFER_LMA) || (cpu->cr4 & CR4_PAE) ? 21 : 22;
 }
 

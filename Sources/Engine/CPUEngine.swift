@@ -90,6 +90,14 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   /// the processor's own accesses to its tables wait all the same.
   var everyLevelLeavesForPages: Bool { get set }
 
+  // MARK: What the machine does in the guest's place
+
+  /// Where linear addresses are looked up. Setting it forgets every translation of an address. Not a part of `state`, nor
+  /// saved: whoever chose one sets it again after a restore.
+  var addressSpace: AddressSpace { get set }
+  /// Where exceptions, interrupts and INT n go; the same holds.
+  var trapPolicy: TrapPolicy { get set }
+
   // MARK: Memory
 
   /// The bytes of RAM from a linear address on, `count` (0...4096) or as many as can be read.

@@ -37,6 +37,9 @@ public enum VCPUExit: Sendable, Equatable {
   case stepped
   /// RIP is at one of `breakpoints`. The next `run` executes the instruction there.
   case breakpoint
+  /// With `TrapPolicy.machine`: an exception, an interrupt or INT n. Owes nothing: the machine removes the cause, or
+  /// changes `state` to that in which a handler begins.
+  case trap(Trap)
   /// Triple fault.
   case shutdown
   /// The engine failed: our bug. The text says where.

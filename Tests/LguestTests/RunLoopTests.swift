@@ -139,6 +139,11 @@ private let apic: UInt64 = 0xFEE0_0000
     let scripted = try ScriptedMachine()
     #expect(scripted.loop.handle(.shutdown) == .tripleFault)
     #expect(scripted.loop.handle(.failed("why")) == .failed("why"))
+    // No machine takes traps yet.
+    guard case .failed? = scripted.loop.handle(.trap(Trap(vector: 14, kind: .exception))) else {
+      Issue.record("a trap that nobody takes")
+      return
+    }
     for exit in [VCPUExit.interruptWindow, .kicked, .stepped, .breakpoint] {
       #expect(scripted.loop.handle(exit) == nil)
     }

@@ -46,6 +46,8 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public var hasWrittenTaskPriority = false
   public var isAPICEnabled = true
   public var everyLevelLeavesForPages = false
+  public var addressSpace = AddressSpace.controlRegisters
+  public var trapPolicy = TrapPolicy.guest
   public var isSingleStepping = false
   public var breakpoints: Set<UInt64> = []
   public var nativeHypercall = HypercallOpcode.vmcall

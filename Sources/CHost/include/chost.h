@@ -115,7 +115,18 @@ typedef struct chost_cpu {
   uint64_t count_simple;      // instructions of blocks in the simple form that were begun
   uint64_t stub_branch_miss, stub_call_miss;
   uint32_t x87_environment[8]; // FNSTENV and FLDENV, around state images
+  uint32_t space;             // CHOST_SPACE_*: where linear addresses are looked up
+  uint64_t kept_root;         // of CHOST_SPACE_NARROW: the page directory
+  uint64_t kept_pdpte[4];     // of CHOST_SPACE_WIDE: the top entries
 } chost_cpu;
+
+// Address spaces: by control registers, or kept by the machine.
+enum {
+  CHOST_SPACE_REGISTERS,
+  CHOST_SPACE_IDENTITY,
+  CHOST_SPACE_NARROW, // 32-bit paging
+  CHOST_SPACE_WIDE,   // PAE paging
+};
 
 // Mode word: everything a translation depends on besides the bytes.
 enum {

@@ -44,6 +44,7 @@ extension Statistics.ExitReason {
       case .interruptWindow: .interruptWindow
       case .kicked: .kicked
       case .stepped, .breakpoint: .debug
+      case .trap: .trap
       case .shutdown: .shutdown
       case .failed: .failed
       }

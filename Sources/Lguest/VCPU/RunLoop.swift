@@ -221,6 +221,8 @@ final class RunLoop: @unchecked Sendable {
       // What it waits for may be another vCPU that has no thread.
       if machine.scheduler.isCrowded { doorbell.preempt() }
     case .interruptWindow, .kicked, .stepped, .breakpoint: break
+    case .trap(let trap):
+      return .failed("a trap of vector \(trap.vector) that nobody takes")
     case .shutdown:
       return .tripleFault
     case .failed(let text):

@@ -127,6 +127,7 @@ extension TranslatedCPU {
 
   /// Delivers an event, as often as devices have to be asked first: tables and stacks may lie in one.
   func deliver(_ event: Event) -> VCPUExit? {
+    if trapPolicy == .machine { return .trap(Trap(event)) }
     let outcome: SystemOutcome
     do throws(Fault) {
       outcome = try executeWithDevices { () throws(Fault) in

@@ -4,6 +4,7 @@
 // in Gates.swift and RealMode.swift.
 
 import CHost
+import Engine
 import X86
 
 /// An interrupt or exception on its way to its handler.
@@ -157,19 +158,32 @@ extension Processor {
   // MARK: Software interrupts
 
   /// INT n, INT3 and INTO. `checksIOPL`: INT n only, in virtual-8086 mode.
-  func softwareInterrupt(_ vector: UInt8, _ instruction: Instruction, checksIOPL: Bool) throws(Fault) {
+  func softwareInterrupt(
+    _ vector: UInt8, _ instruction: Instruction, checksIOPL: Bool
+  ) throws(Fault) -> SystemOutcome {
     let next = next(instruction)
     if checksIOPL && page.isVM86 {
       if page[\.cr4] & CR4.vme != 0, try redirects(vector) {
-        return try deliverRedirected(vector, returnAddress: next)
+        try deliverRedirected(vector, returnAddress: next)
+        return .done
       }
       if page.rflags & RFLAGS.iopl != RFLAGS.iopl { throw .generalProtection() }
     }
-    try deliverOnce(Event(vector: vector, kind: .software, returnAddress: next))
+    return try take(Event(vector: vector, kind: .software, returnAddress: next))
   }
 
   /// INT1 (ICEBP): a #DB trap that no DPL check stops.
-  func debugInterrupt(_ instruction: Instruction) throws(Fault) {
-    try deliverOnce(Event(vector: Vector.debug, kind: .int1, returnAddress: next(instruction)))
+  func debugInterrupt(_ instruction: Instruction) throws(Fault) -> SystemOutcome {
+    try take(Event(vector: Vector.debug, kind: .int1, returnAddress: next(instruction)))
+  }
+
+  /// Sends an instruction's event where the policy says.
+  private func take(_ event: Event) throws(Fault) -> SystemOutcome {
+    if state.trapPolicy == .machine {
+      page[\.rip] = event.returnAddress
+      return .exit(.trap(Trap(event)))
+    }
+    try deliverOnce(event)
+    return .done
   }
 }

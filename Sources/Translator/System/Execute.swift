@@ -160,21 +160,13 @@ extension Processor {
     case .returnFar:
       try farReturn(instruction, parameters: Processor.parameters(instruction, row))
       return .done
-    case .int3:
-      try softwareInterrupt(3, instruction, checksIOPL: false)
-      return .done
+    case .int3: return try softwareInterrupt(3, instruction, checksIOPL: false)
     case .int:
-      try softwareInterrupt(UInt8(truncatingIfNeeded: immediate), instruction, checksIOPL: true)
-      return .done
-    case .int1:
-      try debugInterrupt(instruction)
-      return .done
+      return try softwareInterrupt(UInt8(truncatingIfNeeded: immediate), instruction, checksIOPL: true)
+    case .int1: return try debugInterrupt(instruction)
     case .into:
       guard !page.isLongMode else { throw .invalidOpcode }
-      if page.rflags & RFLAGS.of != 0 {
-        try softwareInterrupt(4, instruction, checksIOPL: false)
-        return .done
-      }
+      if page.rflags & RFLAGS.of != 0 { return try softwareInterrupt(4, instruction, checksIOPL: false) }
     case .iret:
       try interruptReturn(instruction)
       return .done

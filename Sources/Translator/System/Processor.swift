@@ -68,6 +68,9 @@ final class ProcessorState {
   let hypercallPolicy: HypercallPolicy
   /// Code of every level leaves for the machine where a page is absent, not only that of level 3.
   var everyLevelLeavesForPages = false
+  /// Where linear addresses are looked up, and where exceptions, interrupts and INT n go.
+  var addressSpace = AddressSpace.controlRegisters
+  var trapPolicy = TrapPolicy.guest
   /// Code of level 3 waits for absent pages, as the kernel does, instead of leaving for the machine.
   var waitsForPages = false
 

@@ -69,6 +69,7 @@ extension TranslatedCPU {
       dropDeviceAccess()
       debuggerRequest.reset()
       processor.state.pendingDebug = 0
+      processor.state.isRepeating = false
       processor.state.completion = .none
       page.updateMode()
       if s.cr0 & CR0.pg != 0 && s.cr4 & CR4.pae != 0 && !page.isLMA {

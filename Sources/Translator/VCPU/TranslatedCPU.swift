@@ -229,6 +229,8 @@ import X86
       deliveryExit = .pageAbsent(address: fault.address)
       return
     }
+    // The machine removes the cause, as a rule, and the instruction begins again.
+    if trapPolicy == .machine { debugger?.forgetStep() }
     deliveryExit = deliver(processor.event(fault))
   }
 
