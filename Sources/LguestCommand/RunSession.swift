@@ -200,6 +200,10 @@ final class RunSession: Sendable {
     if let failure, failure != .brokenPipe {
       result.lose("cannot write the console to stdout: \(failure); what it lacks is lost")
     }
+    // The signal that a process dies of there is blocked, and the guest may have ended by itself in the meantime.
+    if failure == .fileTooLarge, result.ending.exitStatus == 0, result.ending != .saved {
+      result.ending = .interrupted(EndingSignal.fileSize.interruption)
+    }
     return result
   }
 
