@@ -164,7 +164,7 @@ extension Platform {
   /// - Parameter mailbox: See `ACPIConfiguration`.
   public func acpiTables(mailbox: UInt64? = nil) -> [UInt8] {
     var configuration = ACPIConfiguration(cpuCount: interrupts.localAPICs.count)
-    configuration.devices = devices.filter { $0.acpi != nil }
+    configuration.devices = devices
     configuration.mailbox = mailbox
     return ACPITables.build(configuration, at: PlatformAddress.acpiTables)
   }

@@ -71,6 +71,9 @@ struct BootLoaderTests {
     #expect(little(page, 0x202, 4) == 0x5372_6448 && little(page, 0x206, 2) == 0x020F)
     #expect(little(page, 0x214, 4) == 0x100_0000 && little(page, 0x70, 8) == 0xE0010)
     #expect(try memory.bytes(at: GuestPhysical(little(page, 0x228, 4)), count: 4) == [0x61, 0x3D, 0x62, 0])
+    #expect(try memory.load(UInt8.self, at: GuestPhysical(0xE0000)) == 0)
+    try BootLoader.place(acpiTables: [0xAC], at: 0xE0000, in: memory)
+    #expect(try memory.load(UInt8.self, at: GuestPhysical(0xE0000)) == 0xAC)
     // The initial RAM disk: highest page below the kernel's limit, second part at a multiple of four.
     #expect(little(page, 0x218, 4) == 0x7FFF_F000 && little(page, 0x21C, 4) == 9)
     #expect(try memory.bytes(at: GuestPhysical(0x7FFF_F000), count: 9) == [1, 2, 3, 4, 5, 0, 0, 0, 6])

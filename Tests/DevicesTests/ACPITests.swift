@@ -11,7 +11,7 @@ import Testing
 
   private static func configuration(_ cpuCount: Int) -> ACPIConfiguration {
     var configuration = ACPIConfiguration(cpuCount: cpuCount)
-    configuration.devices = Fixture().platform.devices.filter { $0.acpi != nil }
+    configuration.devices = Fixture().platform.devices
     for number in 0..<4 {
       let window = Bus.Window(0xD000_0000 + UInt64(number) * 0x1000, count: 0x200)
       let pin = InterruptPin.ioapic(16 + number, isEdgeTriggered: number == 3)

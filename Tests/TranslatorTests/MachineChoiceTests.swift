@@ -12,7 +12,7 @@ import X86
 
 @Suite("A machine's own address space and traps") struct MachineChoiceTests {
   private static let name = "ring1"
-  /// Two directories or PDPTs, one table for each.
+  /// Two sets of top entries with PAE, a directory and a table for each.
   private static let roots: [UInt64] = [0x8000, 0x8800]
   private static let tables: [UInt64] = [0x9000, 0xA000]
   private static let page: UInt64 = 0x60000
@@ -34,22 +34,20 @@ import X86
       set(guest, space, Self.readOnly, Self.readOnly | 1, pae: pae)
       let root = Self.roots[space]
       if pae {
-        let directory = 0xB000 + UInt64(space) * 0x1000
-        guest.poke(directory | 1, at: root)
+        guest.poke(directory(space) | 1, at: root)
         for index in UInt64(1)..<4 { guest.poke(UInt64(0), at: root + index * 8) }
-        guest.poke(Self.tables[space] | 3, at: directory)
+        guest.poke(Self.tables[space] | 3, at: directory(space))
       } else {
-        // A directory is a page.
-        guest.poke(UInt32(Self.tables[space] | 3), at: directoryOf32Bits(space))
+        guest.poke(UInt32(Self.tables[space] | 3), at: directory(space))
       }
     }
   }
 
-  private func directoryOf32Bits(_ space: Int) -> UInt64 { 0xB000 + UInt64(space) * 0x1000 }
+  private func directory(_ space: Int) -> UInt64 { 0xB000 + UInt64(space) * 0x1000 }
 
   private func space(_ number: Int, pae: Bool) -> AddressSpace {
     pae
-      ? .extendedTables(root: UInt32(Self.roots[number])) : .tables(root: UInt32(directoryOf32Bits(number)))
+      ? .extendedTables(root: UInt32(Self.roots[number])) : .tables(root: UInt32(directory(number)))
   }
 
   private func start(_ guest: KernelGuest, level: UInt16 = 1) {
@@ -65,14 +63,20 @@ import X86
     }
   }
 
-  @Test("faults are filled, traps reflected, roots exchanged", arguments: [false, true], [false, true])
-  func ring1(pae: Bool, light: Bool) throws {
+  /// A guest at its first instruction, in the first of the kept address spaces.
+  private func guest(pae: Bool, light: Bool = true) throws -> KernelGuest {
     let guest = try KernelGuest { $0.lightPaths = light }
-    let cpu = guest.cpu
     makeTables(guest, pae: pae)
     start(guest)
-    cpu.addressSpace = space(0, pae: pae)
-    cpu.trapPolicy = .machine
+    guest.cpu.addressSpace = space(0, pae: pae)
+    guest.cpu.trapPolicy = .machine
+    return guest
+  }
+
+  @Test("faults are filled, traps reflected, roots exchanged", arguments: [false, true], [false, true])
+  func ring1(pae: Bool, light: Bool) throws {
+    let guest = try guest(pae: pae, light: light)
+    let cpu = guest.cpu
     #expect(cpu.currentPrivilegeLevel == 1)
 
     // A page that is not there, then one that is: the instruction runs again by itself.
@@ -131,12 +135,8 @@ import X86
 
   @Test("both choices can be taken back")
   func back() throws {
-    let guest = try KernelGuest()
+    let guest = try guest(pae: false)
     let cpu = guest.cpu
-    makeTables(guest, pae: false)
-    start(guest)
-    cpu.addressSpace = space(0, pae: false)
-    cpu.trapPolicy = .machine
     #expect(cpu.run() == .trap(Trap(vector: 14, kind: .exception, errorCode: 0, address: Self.page)))
     cpu.addressSpace = .controlRegisters
     cpu.trapPolicy = .guest
@@ -167,12 +167,8 @@ import X86
 
   @Test("a debugger is told of an instruction when it has run, not when it has trapped")
   func stepping() throws {
-    let guest = try KernelGuest()
+    let guest = try guest(pae: false)
     let cpu = guest.cpu
-    makeTables(guest, pae: false)
-    start(guest)
-    cpu.addressSpace = space(0, pae: false)
-    cpu.trapPolicy = .machine
     cpu.isSingleStepping = true
     cpu.breakpoints = [KernelGuest.code]
     #expect(cpu.run() == .breakpoint)

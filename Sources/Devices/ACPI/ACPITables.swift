@@ -6,7 +6,7 @@
 public struct ACPIConfiguration: Sendable {
   /// vCPUs; APIC IDs are 0..<cpuCount. 1...254.
   public var cpuCount: Int
-  /// The devices that the DSDT names: those with an `acpi`.
+  /// All devices; the DSDT names those with an `acpi`.
   public var devices: [PlatformDevice] = []
   /// The multiprocessor wakeup mailbox, a page of reserved memory, if processors wait there; they are then started by
   /// no IPI.
