@@ -239,6 +239,27 @@ public enum Operation: UInt8, Sendable, CaseIterable {
   case input, output
 }
 
+/// General registers that an instruction writes though no operand of its row is written and names them. Only rows whose
+/// rule emits the instruction itself say it; what other rules write is in their own code.
+public enum ImplicitWrite: UInt8, Sendable, CaseIterable {
+  case none
+  case rAX, rCX, rDX
+  /// Both halves of a double register.
+  case rDXrAX
+
+  /// The registers, a bit each by their numbers.
+  @inlinable @inline(__always)
+  public var registers: UInt8 {
+    switch self {
+    case .none: 0
+    case .rAX: 1
+    case .rCX: 2
+    case .rDX: 4
+    case .rDXrAX: 5
+    }
+  }
+}
+
 /// What else is special about an encoding.
 public enum Attribute: UInt8, Sendable, CaseIterable {
   case none
@@ -285,6 +306,7 @@ public struct Opcode: Sendable {
   public let rule: Rule
   public let operation: Operation
   public let flags: FlagEffect
+  public let implicit: ImplicitWrite
   public let feature: Feature
   public let attribute: Attribute
 
@@ -293,7 +315,8 @@ public struct Opcode: Sendable {
     _ map: OpcodeMap, _ prefix: MandatoryPrefix, _ byte: UInt8, _ form: Form, _ name: StaticString,
     _ operand1: Operand = .none, _ operand2: Operand = .none, _ operand3: Operand = .none,
     _ operand4: Operand = .none, access: Access = .none, rule: Rule = .copy, operation: Operation = .none,
-    flags: FlagEffect = .none, feature: Feature = .base, attribute: Attribute = .none, exact: UInt8 = 0
+    flags: FlagEffect = .none, implicit: ImplicitWrite = .none, feature: Feature = .base, attribute: Attribute = .none,
+    exact: UInt8 = 0
   ) {
     self.name = name
     self.map = map
@@ -309,6 +332,7 @@ public struct Opcode: Sendable {
     self.rule = rule
     self.operation = operation
     self.flags = flags
+    self.implicit = implicit
     self.feature = feature
     self.attribute = attribute
   }

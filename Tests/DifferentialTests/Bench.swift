@@ -26,6 +26,8 @@ import X86
   /// Devices' accesses in the last translated run.
   var deviceAccesses: [VCPUExit] = []
   private var privilege = -1
+  /// By row, the registers that the host's processor wrote in a case, and those among them that the row does not say.
+  var writesSeen: [UInt16: UInt16] = [:], unsaidWrites: [UInt16: UInt16] = [:]
   /// Cases compared so far.
   var cases = 0
   private var runs = 0

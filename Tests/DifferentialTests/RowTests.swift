@@ -44,6 +44,7 @@ extension Bench {
     let before = operand(facts, native: true)
     arena.storeNative(HostVendor.here.nativeBytes(c.bytes, c.instruction, c.row), at: c.code)
     runNative()
+    noteWrites(c)
     if let problem = runTranslated(privilege: c.privilege) {
       _ = memoryDifference()
       return problem
@@ -73,6 +74,17 @@ extension Bench {
     cases += 1
     if let problem = refusal() { return problem }
     return cases % 64 == 0 ? memoryDifference().map { "stray store: " + $0 } : nil
+  }
+
+  /// Notes which registers the host's processor has written, and which of them the row does not say.
+  private func noteWrites(_ c: Case) {
+    guard c.row.rule.traits.contains(.writesNamed) else { return }
+    let said = RowTraits(c.row).writtenRegisters(c.instruction)
+    let written = (0..<16).reduce(UInt16(0)) { bits, number in
+      bits | (unsafe Bench.register(native, number) == self[number] ? 0 : 1 << UInt16(number))
+    }
+    writesSeen[c.instruction.row, default: 0] |= written
+    if written & ~said != 0 { unsaidWrites[c.instruction.row] = written & ~said }
   }
 
   /// A MOV of an aligned operand is one access of its size to a device.
@@ -174,6 +186,14 @@ extension DifferentialTests {
       "rows: \(rowsTested) of \(comparable) comparable (\(table.count - 1) in all), \(cases) cases, \(bench.blocksChecked) blocks checked, \(failures.total) failures"
     )
     #expect(failures.total == 0, "seed \(Effort.seed): \(failures.summary())")
+    for (number, registers) in bench.unsaidWrites {
+      Issue.record("\(table[number].name) writes registers \(String(registers, radix: 2)) that its row does not say")
+    }
+    // Ten cases may well leave a register as it was.
+    for (number, registers) in bench.writesSeen where most >= 100 {
+      let unseen = UInt16(RowTraits(table[number]).unnamedWrites) & ~registers
+      #expect(unseen == 0, "\(table[number].name) never writes registers \(String(unseen, radix: 2))")
+    }
   }
 }
 

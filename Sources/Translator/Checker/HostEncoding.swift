@@ -211,14 +211,15 @@ extension HostEncoding {
       case 0x98, 0x9F: return rax  // CBW, LAHF
       case 0x99: return rdx
       case 0x90, 0x9B, 0x9E, 0xF5, 0xF8, 0xF9: return 0  // NOP, FWAIT, SAHF, CMC, CLC, STC
-      case 0xF6, 0xF7: return row.flags == .multiply || row.flags == .divide ? rax | rdx : 0
+      case 0xF6: return row.flags == .multiply || row.flags == .divide ? rax : 0
+      case 0xF7: return row.flags == .multiply || row.flags == .divide ? rax | rdx : 0
       default: return row.form == .plain || row.form == .exact ? rax | rcx | rdx : 0
       }
     case .x0F:
       if row.byte == 0xB0 || row.byte == 0xB1 { return rax }  // CMPXCHG
       if row.byte == 0x77 { return 0 }  // EMMS
       return row.form == .plain || row.form == .exact ? rax | rcx | rdx : 0
-    case .x0F3A, .vex0F3A: return row.byte >= 0x60 && row.byte <= 0x63 ? rcx : 0  // PCMPxSTRI
+    case .x0F3A, .vex0F3A: return row.byte == 0x61 || row.byte == 0x63 ? rcx : 0  // PCMPxSTRI
     default: return 0
     }
   }

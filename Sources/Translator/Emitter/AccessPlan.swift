@@ -196,23 +196,11 @@ struct AccessPlanner {
       loseIndexed(register)
       return
     }
-    func target(_ use: FieldUse, _ register: UInt8) -> UInt8 {
-      use.isByte && i.isHighByte(register) ? register & 3 : register
+    var written = traits.writtenRegisters(i)
+    while written != 0 {
+      lose(UInt8(truncatingIfNeeded: written.trailingZeroBitCount))
+      written &= written &- 1
     }
-    if traits.reg.isGeneral && traits.reg.writes { lose(target(traits.reg, i.reg)) }
-    if !i.isMemory && traits.rm.isGeneral && traits.rm.writes { lose(target(traits.rm, i.rm)) }
-    if traits.vvvv.isGeneral && traits.vvvv.writes { lose(i.vvvv) }
-    if traits.plus.isGeneral && traits.plus.writes { lose(target(traits.plus, i.plusRegister)) }
-    if row.rule == .incDec32 { return lose(i.opcode & 7) }
-    // Registers that are written without being named: of those RAX, RCX and RDX alone, and not by plain ModRM forms.
-    let names: Bool
-    switch row.map {
-    case .one: names = i.hasModRM && i.opcode & 0xFE != 0xF6 && row.rule != .x87
-    case .x0F: names = i.hasModRM && i.opcode & 0xFE != 0xB0 && row.rule != .cmpxchgWide
-    case .x0F38, .vex0F, .vex0F38: names = true
-    default: names = false
-    }
-    if !names { for register in UInt8(0)..<3 { lose(register) } }
   }
 
   /// Groups that use `register` as an index cannot be joined any more.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the translator must know about a row's operands, worked out once from the operand letters: which ModRM
-// fields are general registers, which of them are read and written, and how large the memory operand is.
+// fields are general registers, which of them are read and written, what else is written, and how large the memory
+// operand is.
 
 import X86
 
@@ -33,11 +34,14 @@ struct RowTraits {
   var memoryWrites = false
   /// 66 selects 16-bit operands (it is not a mandatory prefix).
   var usesOperandSize = false
+  /// General registers, a bit each, that are written though no field names them.
+  var unnamedWrites: UInt8 = 0
   /// Those of its rule.
   let rule: RuleTraits
 
   init(_ row: Opcode) {
     rule = row.rule.traits
+    unnamedWrites = row.implicit.registers
     let operands = (row.operand1, row.operand2, row.operand3, row.operand4)
     add(
       operands.0, reads: row.access == .read || row.access == .readWrite,
@@ -120,7 +124,11 @@ struct RowTraits {
     case .Mfenv:
       memory(.fenv, 0, reads, writes)
       usesOperandSize = true
-    case .rAX, .eAX, .rDX, .Iz, .Iv, .Ov: usesOperandSize = true
+    case .rAX, .eAX:
+      usesOperandSize = true
+      if writes { unnamedWrites |= ImplicitWrite.rAX.registers }
+    case .AL, .AX: if writes { unnamedWrites |= ImplicitWrite.rAX.registers }
+    case .rDX, .Iz, .Iv, .Ov: usesOperandSize = true
     default: break
     }
   }
@@ -130,6 +138,19 @@ struct RowTraits {
     fixedSize = bytes
     memoryReads = reads
     memoryWrites = writes
+  }
+
+  /// The general registers that `instruction` writes, a bit each, if its rule writes those alone that its row says
+  /// (`RuleTraits.writesNamed`).
+  @inline(__always)
+  func writtenRegisters(_ instruction: Instruction) -> UInt16 {
+    let i = instruction
+    func bit(_ use: FieldUse, _ number: UInt8) -> UInt16 {
+      guard use.isGeneral && use.writes else { return 0 }
+      return 1 << UInt16((use.isByte && i.isHighByte(number) ? number & 3 : number) & 15)
+    }
+    return UInt16(unnamedWrites) | bit(reg, i.reg) | (i.isMemory ? 0 : bit(rm, i.rm)) | bit(vvvv, i.vvvv)
+      | bit(plus, i.plusRegister)
   }
 
   /// Bytes of the memory operand of `instruction`.
