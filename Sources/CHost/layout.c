@@ -27,6 +27,7 @@ FIELD(OFF_SHADOW, shadow);
 FIELD(OFF_STUB_RETURN, stub_return);
 FIELD(OFF_STUB_UNDERFLOW, stub_underflow);
 FIELD(OFF_USES_XSAVE, uses_xsave);
+_Static_assert(offsetof(chost_tlb_entry, addend) == CHOST_SLOT_VALUE, "emitted code reads both with one displacement");
 _Static_assert(OFF_FPU == CHOST_FPU, "FPU");
 _Static_assert((CHOST_FPU + CHOST_ENV) % 64 == 0, "XSAVE images are 64-byte aligned");
 _Static_assert(sizeof(chost_cpu) <= CHOST_TABLES + CHOST_ENV, "the tables follow the struct");

@@ -7,6 +7,7 @@
 #ifndef CHOST_H
 #define CHOST_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 enum { CHOST_ENV = 128 };
@@ -120,6 +121,28 @@ typedef struct chost_cpu {
   uint64_t kept_pdpte[4];     // of CHOST_SPACE_WIDE: the top entries
 } chost_cpu;
 
+// Displacements from ENV of the fields that emitted code names: what Swift's `Slot` is made of.
+#define CHOST_AT(field) (int)offsetof(chost_cpu, field) - CHOST_ENV
+enum {
+  CHOST_AT_FLAGS = CHOST_AT(flags), CHOST_AT_PAGE_VA = CHOST_AT(page_va), CHOST_AT_ATTENTION = CHOST_AT(attention),
+  CHOST_AT_INTERRUPT_WAITING = CHOST_AT(interrupt_waiting), CHOST_AT_TSC_OFFSET = CHOST_AT(tsc_offset),
+  CHOST_AT_SYSTEM_FLAGS = CHOST_AT(system_flags), CHOST_AT_SCRATCH0 = CHOST_AT(scratch[0]),
+  CHOST_AT_SCRATCH1 = CHOST_AT(scratch[1]), CHOST_AT_LINEAR = CHOST_AT(linear),
+  CHOST_AT_EXIT_INFO = CHOST_AT(exit_info), CHOST_AT_EXIT_DATA = CHOST_AT(exit_data),
+  CHOST_AT_STACK = CHOST_AT(stack), CHOST_AT_SEGMENTS = CHOST_AT(segments), CHOST_AT_CR2 = CHOST_AT(cr2),
+  CHOST_AT_CR3 = CHOST_AT(cr3), CHOST_AT_KERNEL_GS_BASE = CHOST_AT(kernel_gs_base), CHOST_AT_XCR0 = CHOST_AT(xcr0),
+  CHOST_AT_TSC_AUX = CHOST_AT(tsc_aux), CHOST_AT_STUB_TLB_MISS = CHOST_AT(stub_tlb_miss),
+  CHOST_AT_STUB_JUMP_MISS = CHOST_AT(stub_jump_miss), CHOST_AT_STUB_STRING = CHOST_AT(stub_string),
+  CHOST_AT_STUB_LIGHT = CHOST_AT(stub_light), CHOST_AT_STRING_OPERATION = CHOST_AT(string_operation),
+  CHOST_AT_EXIT_STUB = CHOST_AT(exit_stub), CHOST_AT_STUB_SLOT_MISS = CHOST_AT(stub_slot_miss),
+  CHOST_AT_STUB_GROUP_MISS = CHOST_AT(stub_group_miss), CHOST_AT_GROUPS = CHOST_AT(groups),
+  CHOST_AT_SHADOW_TOP = CHOST_AT(shadow_top), CHOST_AT_READ_BOUND = CHOST_AT(read_bound),
+  CHOST_AT_WRITE_BOUND = CHOST_AT(write_bound), CHOST_AT_PAUSES = CHOST_AT(pauses),
+  CHOST_AT_COUNT_SIMPLE = CHOST_AT(count_simple), CHOST_AT_STUB_BRANCH_MISS = CHOST_AT(stub_branch_miss),
+  CHOST_AT_STUB_CALL_MISS = CHOST_AT(stub_call_miss), CHOST_AT_X87_ENVIRONMENT = CHOST_AT(x87_environment),
+  CHOST_SEGMENT_SELECTOR = offsetof(chost_segment, selector), // of an entry of `segments`
+};
+
 // Address spaces: by control registers, or kept by the machine.
 enum {
   CHOST_SPACE_REGISTERS,
@@ -223,6 +246,7 @@ enum {
 typedef struct chost_slot {
   uint64_t tag, value, bound, unused;
 } chost_slot;
+enum { CHOST_SLOT_VALUE = offsetof(chost_slot, value), CHOST_SLOT_BOUND = offsetof(chost_slot, bound) };
 
 // Of sites that read, and of those that write: the first number beyond each class, and its largest operand.
 #define CHOST_CLASSES {512, 640, 768, 896, 960, 1024}, {8, 16, 32, 64, 128, 256}

@@ -125,7 +125,7 @@ extension TranslatedCPU {
     let entry = unsafe chost_lookup(page.pointer, linearIP)
     let translation = translation
     if entry != 0 { translation.lock.withLock { _ in translation.cache.heat(entry) } }
-    let misses = unsafe chost_site_misses(page.pointer)!
+    guard let misses = unsafe chost_site_misses(page.pointer) else { return }
     for number in 0..<4 * Int(CHOST_SITES) {
       let found = unsafe misses[number]
       if found == 0 { continue }

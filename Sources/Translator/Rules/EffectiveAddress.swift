@@ -42,7 +42,7 @@ extension BlockBuilder {
   }
 
   /// Displacement from ENV of a segment's selector.
-  static func selector(_ segment: UInt8) -> Int32 { segmentBase(segment) &+ 16 }
+  static func selector(_ segment: UInt8) -> Int32 { segmentBase(segment) &+ Int32(CHOST_SEGMENT_SELECTOR) }
 
   /// Computes the ModRM operand's effective address (offset in its segment) into T0, wrapped to the address
   /// size. May use T2; keeps EFLAGS.

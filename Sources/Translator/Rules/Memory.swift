@@ -197,7 +197,7 @@ extension BlockBuilder {
     let tag: HostMemory, addend: HostMemory
     if let slot {
       tag = .env(slot)
-      addend = .env(slot &+ 8)
+      addend = .env(slot &+ Int32(CHOST_SLOT_VALUE))
     } else {
       let table = table(write: write)
       tag = HostMemory(RegisterMap.env, index: t1, table)
@@ -209,7 +209,7 @@ extension BlockBuilder {
     if keepsAddress { hot.mov(offset, t0) }
     hot.alu(.sub, offset, tag)
     if let slot, slot >= Int32(CHOST_SLOTS) {
-      hot.alu(.cmp, offset, .env(slot &+ 16))
+      hot.alu(.cmp, offset, .env(slot &+ Int32(CHOST_SLOT_BOUND)))
       hot.jump(if: CodeEmitter.aboveOrEqual, to: cold.address)
     } else {
       hot.alu(.cmp, offset, immediate: 4096 &- Int32(truncatingIfNeeded: size), w: true)
@@ -237,7 +237,7 @@ extension BlockBuilder {
     let slot = regionSlot(region, write: write)
     hot.alu(.cmp, t0, .env(slot))
     hot.jump(if: CodeEmitter.notEqual, to: cold.address)
-    hot.load(t1, .env(slot &+ 8))
+    hot.load(t1, .env(slot &+ Int32(CHOST_SLOT_VALUE)))
     let size = Int(range.upperBound &- range.lowerBound)
     if range.lowerBound != 0 { cold.lea(t0, HostMemory(t0, Int32(truncatingIfNeeded: range.lowerBound))) }
     coldMiss(request(size: size, write: write, slot: slot, offset: range.lowerBound), slot: slot, group: group != nil)

@@ -85,7 +85,7 @@ struct Fault: Error, Equatable {
   }
 
   private var segments: UnsafeMutablePointer<chost_segment> {
-    unsafe UnsafeMutableRawPointer(pointer).advanced(by: MemoryLayout<chost_cpu>.offset(of: \.segments)!)
+    unsafe UnsafeMutableRawPointer(pointer).advanced(by: Int(CHOST_ENV) + Int(CHOST_AT_SEGMENTS))
       .assumingMemoryBound(to: chost_segment.self)
   }
 
@@ -103,8 +103,9 @@ struct Fault: Error, Equatable {
   func setConstantHypercalls(_ answers: [UInt64: Int32]) {
     for (number, answer) in answers where number < UInt64(CHOST_LIGHT_HYPERCALLS) {
       self[\.light_hypercalls] |= 1 << UInt32(number)
-      let offset = MemoryLayout<chost_cpu>.offset(of: \.light_hypercall_result)! + Int(number) * 4
-      unsafe UnsafeMutableRawPointer(pointer).storeBytes(of: answer, toByteOffset: offset, as: Int32.self)
+      unsafe withUnsafeMutableBytes(of: &pointer.pointee.light_hypercall_result) { results in
+        unsafe results.storeBytes(of: answer, toByteOffset: Int(number) * 4, as: Int32.self)
+      }
     }
   }
 
@@ -144,45 +145,44 @@ extension chost_segment {
   var isCodeOrData: Bool { attributes & 0x10 != 0 }
 }
 
-/// Displacements from ENV of the page's slots that translated code uses; chost.h's order, checked by
-/// `VCPUPageTests`.
+/// Displacements from ENV of the page's fields that translated code uses.
 enum Slot {
-  static let flags: Int32 = 0
-  static let pageAddress: Int32 = 8
-  static let attention: Int32 = 16
-  static let interruptWaiting: Int32 = 20
-  static let tscOffset: Int32 = 24
-  static let systemFlags: Int32 = 32
-  static let scratch0: Int32 = 40
-  static let scratch1: Int32 = 48
-  static let linear: Int32 = 72
-  static let exitInfo: Int32 = 80
-  static let exitData: Int32 = 84
+  static let flags = Int32(CHOST_AT_FLAGS)
+  static let pageAddress = Int32(CHOST_AT_PAGE_VA)
+  static let attention = Int32(CHOST_AT_ATTENTION)
+  static let interruptWaiting = Int32(CHOST_AT_INTERRUPT_WAITING)
+  static let tscOffset = Int32(CHOST_AT_TSC_OFFSET)
+  static let systemFlags = Int32(CHOST_AT_SYSTEM_FLAGS)
+  static let scratch0 = Int32(CHOST_AT_SCRATCH0)
+  static let scratch1 = Int32(CHOST_AT_SCRATCH1)
+  static let linear = Int32(CHOST_AT_LINEAR)
+  static let exitInfo = Int32(CHOST_AT_EXIT_INFO)
+  static let exitData = Int32(CHOST_AT_EXIT_DATA)
   /// The supervisor's stack entry; the user's follows.
-  static let stack: Int32 = 88
-  static let segments: Int32 = 128
-  static let cr2: Int32 = 128 + 8 * 24 + 2 * 16 + 8
-  static let cr3: Int32 = cr2 + 8
-  static let kernelGSBase: Int32 = cr2 - 8 + 5 * 8 + 5 * 8
-  static let xcr0: Int32 = kernelGSBase + 8 + 3 * 8
-  static let tscAux: Int32 = xcr0 + 8
-  static let tlbMissStub: Int32 = 672
-  static let jumpMissStub: Int32 = 680
-  static let stringStub: Int32 = 688
-  static let lightStub: Int32 = 696
-  static let stringOperation: Int32 = 704
-  static let exitStub: Int32 = 840
-  static let slotMissStub: Int32 = 856
-  static let groupMissStub: Int32 = 864
-  static let groups: Int32 = 880
+  static let stack = Int32(CHOST_AT_STACK)
+  static let segments = Int32(CHOST_AT_SEGMENTS)
+  static let cr2 = Int32(CHOST_AT_CR2)
+  static let cr3 = Int32(CHOST_AT_CR3)
+  static let kernelGSBase = Int32(CHOST_AT_KERNEL_GS_BASE)
+  static let xcr0 = Int32(CHOST_AT_XCR0)
+  static let tscAux = Int32(CHOST_AT_TSC_AUX)
+  static let tlbMissStub = Int32(CHOST_AT_STUB_TLB_MISS)
+  static let jumpMissStub = Int32(CHOST_AT_STUB_JUMP_MISS)
+  static let stringStub = Int32(CHOST_AT_STUB_STRING)
+  static let lightStub = Int32(CHOST_AT_STUB_LIGHT)
+  static let stringOperation = Int32(CHOST_AT_STRING_OPERATION)
+  static let exitStub = Int32(CHOST_AT_EXIT_STUB)
+  static let slotMissStub = Int32(CHOST_AT_STUB_SLOT_MISS)
+  static let groupMissStub = Int32(CHOST_AT_STUB_GROUP_MISS)
+  static let groups = Int32(CHOST_AT_GROUPS)
   /// Of the supervisor's stack; the user's follows.
-  static let shadowTop: Int32 = 728
+  static let shadowTop = Int32(CHOST_AT_SHADOW_TOP)
   /// Of ES; those of CS, SS, DS, FS and GS follow.
-  static let readBounds: Int32 = 952
-  static let writeBounds: Int32 = readBounds + 6 * 8
-  static let pauses: Int32 = writeBounds + 6 * 8
-  static let simpleInstructions: Int32 = pauses + 8 + 4 + 16 * 4 + 4 + 16 * 8 + 4 * 8
-  static let branchMissStub: Int32 = simpleInstructions + 8
-  static let callMissStub: Int32 = branchMissStub + 8
-  static let x87Environment: Int32 = callMissStub + 8
+  static let readBounds = Int32(CHOST_AT_READ_BOUND)
+  static let writeBounds = Int32(CHOST_AT_WRITE_BOUND)
+  static let pauses = Int32(CHOST_AT_PAUSES)
+  static let simpleInstructions = Int32(CHOST_AT_COUNT_SIMPLE)
+  static let branchMissStub = Int32(CHOST_AT_STUB_BRANCH_MISS)
+  static let callMissStub = Int32(CHOST_AT_STUB_CALL_MISS)
+  static let x87Environment = Int32(CHOST_AT_X87_ENVIRONMENT)
 }
