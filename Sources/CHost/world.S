@@ -142,25 +142,35 @@ chost_stub_exit:
         ret
         .size   chost_stub_exit, . - chost_stub_exit
 
-// A miss of the software TLB: T0 = linear address, T1 = exit information word. Returns with T1 = addend, or
-// leaves. Reached by CALL; flags are dead or saved.
-        .type   stub_tlb_miss, @function
-stub_tlb_miss:
+// A miss, reached by CALL: asks a helper (vCPU, T0, T1). Flags are dead or saved.
+.macro ASK_HELPER helper
         pop     qword ptr [r11 + OFF_STUB_RETURN]
         SAVE_CALLER_SAVED
-        mov     [r11 + OFF_EXIT_INFO], r14d
         TO_HOST_STACK
         lea     rdi, [r11 - 128]
         mov     rsi, r15
-        mov     edx, r14d
-        call    chost_tlb_fill
-        test    rdx, rdx
-        jnz     1f
+        mov     rdx, r14
+        call    \helper
+.endm
+
+// Goes on behind the CALL, with T1 = what the helper has found.
+.macro GO_ON
         TO_SHADOW_STACK
         RESTORE_CALLER_SAVED
         push    qword ptr [r11 + OFF_STUB_RETURN]
         ret
-1:      mov     r11, [rsp]                      // refused: perhaps a page fault that can be delivered at once
+.endm
+
+// A miss of the software TLB: T0 = linear address, T1 = exit information word. Returns with T1 = addend, or leaves.
+        .type   stub_tlb_miss, @function
+stub_tlb_miss:
+        mov     [r11 + OFF_EXIT_INFO], r14d
+        ASK_HELPER chost_tlb_fill
+        test    rdx, rdx
+        jnz     miss_refused
+        GO_ON
+miss_refused:                                   // perhaps a page fault that can be delivered at once
+        mov     r11, [rsp]
         mov     [r11 + OFF_LINEAR], r15
         mov     [r11 + GPR(4)], r12
         lea     rdi, [r11 - 128]
@@ -174,40 +184,22 @@ stub_tlb_miss:
 // address.
         .type   stub_slot_miss, @function
 stub_slot_miss:
-        pop     qword ptr [r11 + OFF_STUB_RETURN]
-        SAVE_CALLER_SAVED
         mov     [r11 + OFF_EXIT_INFO], r14d
-        TO_HOST_STACK
-        lea     rdi, [r11 - 128]
-        mov     rsi, r15
-        mov     rdx, r14
-        call    chost_slot_fill
+        ASK_HELPER chost_slot_fill
         test    rdx, rdx
-        jnz     1b
-        TO_SHADOW_STACK
-        RESTORE_CALLER_SAVED
-        push    qword ptr [r11 + OFF_STUB_RETURN]
-        ret
+        jnz     miss_refused
+        GO_ON
         .size   stub_slot_miss, . - stub_slot_miss
 
 // A miss of a group's check: the same, but what cannot be served goes back five bytes further, over a JMP, and nothing
 // faults: the accesses are then made one by one.
         .type   stub_group_miss, @function
 stub_group_miss:
-        pop     qword ptr [r11 + OFF_STUB_RETURN]
-        SAVE_CALLER_SAVED
-        TO_HOST_STACK
-        lea     rdi, [r11 - 128]
-        mov     rsi, r15
-        mov     rdx, r14
-        call    chost_group_fill
+        ASK_HELPER chost_group_fill
         mov     r11, [rsp]
         lea     rdx, [rdx + rdx * 4]
         add     [r11 + OFF_STUB_RETURN], rdx
-        TO_SHADOW_STACK
-        RESTORE_CALLER_SAVED
-        push    qword ptr [r11 + OFF_STUB_RETURN]
-        ret
+        GO_ON
         .size   stub_group_miss, . - stub_group_miss
 
 // Looks up T0 = linear address of a target, and goes there. What follows it has found no block.
