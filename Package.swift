@@ -72,10 +72,10 @@ let package = Package(
         .treatAllWarnings(as: .error),
       ]),
     layer("Saving", []),
-    layer("Host", ["CHost", system]),
-    layer("GuestMemory", ["Host"]),
     layer("X86", []),
-    layer("Engine", ["X86", "Saving"]),
+    layer("Host", ["CHost", "X86", system]),
+    layer("GuestMemory", ["Host"]),
+    layer("Engine", ["X86", "Saving", "Host"]),
     layer("Translator", ["Engine", "X86", "GuestMemory", "Host", "CHost", "Saving"]),
     layer("Devices", ["Saving"]),
     layer("Paravirt", ["Engine", "X86", "Saving"]),
@@ -97,7 +97,7 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["GuestCode"], path: "Tests/TestSupport", swiftSettings: settings),
     .target(
-      name: "ScriptedEngine", dependencies: ["Engine", "Saving", "X86"], path: "Tests/ScriptedEngine",
+      name: "ScriptedEngine", dependencies: ["Engine", "Host", "Saving", "X86"], path: "Tests/ScriptedEngine",
       swiftSettings: settings),
     tests("LayeringTests", []),
     tests(

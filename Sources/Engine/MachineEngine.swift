@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine of a whole machine, apart from its vCPUs: what it counts, and what it does while all of them stand still.
+// The engine of a whole machine, apart from its vCPUs: the threads they run on, what it counts, and what it does while
+// all of them stand still.
+
+public import Host
 
 /// What the vCPUs of one machine share.
 public protocol MachineEngine: AnyObject, Sendable {
+  /// Runs `body` on the calling thread, made fit to run this machine's vCPUs until `body` returns.
+  ///
+  /// - Throws: `HostError` if the host refuses what the thread needs, and `body` has not been called then; or what
+  ///   `body` throws.
+  func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError)
   /// Takes pages of RAM away that user code has accessed since the last time, while every vCPU stands still. Any thread
   /// but a vCPU's.
   ///

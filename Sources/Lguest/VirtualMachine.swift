@@ -7,7 +7,6 @@ import Engine
 import Host
 import Logging
 import Synchronization
-import Translator
 
 /// A virtual machine.
 ///
@@ -153,7 +152,7 @@ extension VirtualMachine {
         threads.append(
           try HostThread(name: "lguest-vcpu\(number)") {
             do throws(HostError) {
-              try HostCPU.withPreparedThread { () throws(HostError) in
+              try machine.engine.withPreparedThread { () throws(HostError) in
                 let delay = RunQueueDelay()
                 sandbox?.confine(.vcpu)
                 try sandbox?.waitForAll { machine.scheduler.ending != nil }

@@ -109,6 +109,10 @@ public final class Translation: MachineEngine {
     options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
   }
 
+  public func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) {
+    try PreparedThread.run(body)
+  }
+
   // The vCPUs forget how they reached the pages.
   public func evictUsedPages(limit: Int = .max) -> Int {
     alone(as: nil) {

@@ -39,7 +39,7 @@ import X86
     // SAFETY: the suite is serialized.
     let bench = try unsafe shared.get()
     var failure: (any Error)?
-    try HostCPU.withPreparedThread {
+    try PreparedThread.run {
       do { try body(bench) } catch { failure = error }
     }
     if let failure { throw failure }

@@ -5,6 +5,7 @@
 // it does, and the machine's vendor is the host's here, so that those need nothing.
 
 import CNative
+import Host
 import X86
 
 @testable import Translator

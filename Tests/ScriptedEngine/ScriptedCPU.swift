@@ -3,6 +3,7 @@
 // everything that stands on the engine contract.
 
 import Engine
+public import Host
 import Saving
 import Synchronization
 import X86
@@ -119,6 +120,7 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
 /// The rest of such an engine.
 public final class ScriptedEngine: MachineEngine {
   public init() {}
+  public func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) { try body() }
   public func evictUsedPages(limit: Int) -> Int { 0 }
   public var counters: EngineCounters { EngineCounters() }
   public var perfMap: String { "" }

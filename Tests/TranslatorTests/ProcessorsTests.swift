@@ -34,7 +34,7 @@ import X86
       second.state = state
       let exit = Mutex<VCPUExit>(.kicked)
       let thread = try HostThread(name: "second") { [self] in
-        do { try HostCPU.withPreparedThread { exit.withLock { $0 = second.run() } } } catch {
+        do { try PreparedThread.run { exit.withLock { $0 = second.run() } } } catch {
           Issue.record("no thread: \(error)")
         }
       }
@@ -119,7 +119,7 @@ import X86
     #expect(pair.guest.peek(UInt64.self, at: 0x2_2000) == 2 * count)
   }
 
-  /// Code of ours executes the guest's x87 instructions: where it lies is nobody's business, not for a moment.
+  /// Code of ours executes the guest's x87 instructions: the guest never sees where it lies.
   @Test("A state image being saved shows no host address to the other", arguments: [0, 1] as [UInt64])
   func images(isXSAVE: UInt64) throws {
     let pair = try Pair()

@@ -6,7 +6,6 @@ import GuestMemory
 import Host
 import Paravirt
 import Synchronization
-import Translator
 
 /// Guest RAM for structures shared with the guest.
 struct ParavirtMemory: GuestPhysicalWriter {

@@ -5,7 +5,6 @@
 import Host
 import Paravirt
 import SystemPackage
-import Translator
 
 /// A measurement under way.
 package struct TimestampCalibration {

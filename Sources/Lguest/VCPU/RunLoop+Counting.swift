@@ -2,7 +2,7 @@
 // What a vCPU counts: exits, hypercalls and their cycles, and where other threads get the numbers.
 
 import Engine
-import Translator
+import Host
 
 extension RunLoop {
   /// What this vCPU counted, with the hypercalls that translated code answered and the time it has waited. To be asked

@@ -8,7 +8,6 @@ import Host
 import Logging
 import Paravirt
 import Saving
-import Translator
 import X86
 
 /// Runs one vCPU, on one thread at a time: the one that took it from the scheduler.

@@ -3,6 +3,7 @@
 // snapshots store.
 
 import CHost
+import Host
 public import X86
 
 extension TranslatedCPU {

@@ -315,7 +315,7 @@ final class Kicking: Sendable {
 /// Runs `body` on this thread, made fit for translated code.
 func onPreparedThread(_ body: () throws -> Void) throws {
   var failure: (any Error)?
-  try HostCPU.withPreparedThread { () throws(HostError) in
+  try PreparedThread.run { () throws(HostError) in
     do { try body() } catch { failure = error }
   }
   if let failure { throw failure }
