@@ -44,7 +44,7 @@ INLINE uint64_t here(const chost_cpu *cpu, uint32_t info) { return cpu->page_va 
 INLINE uint64_t next(const chost_cpu *cpu, uint32_t info) { return here(cpu, info) + (info >> CHOST_INFO_SIZE_SHIFT & 0xff); }
 
 // The host address of `count` bytes of supervisor memory inside one page, or 0. The tables hold no user's page under SMAP,
-// and a stack in one, with EFLAGS.AC set, is Swift's business too.
+// and a stack in one, with EFLAGS.AC set, is left to Swift too.
 INLINE uint8_t *supervisor(chost_cpu *cpu, uint64_t linear, unsigned count, bool write) {
   const chost_tlb_entry *cached = &tlb_table(cpu, 0, write)[tlb_index(linear)];
   uint64_t addend = cached->addend;
@@ -90,7 +90,7 @@ INLINE bool is_loaded(chost_cpu *cpu, unsigned number, uint16_t selector) {
   return base_of(found) == segment->base && limit_of(found) == segment->limit && attributes_of(found) == segment->attributes;
 }
 
-// Data segments that the outer level may not use are cleared by IRET: Swift's business.
+// IRET clears data segments that the outer level may not use: that is left to Swift.
 INLINE bool keeps_data_segments(const chost_cpu *cpu) {
   static const uint8_t numbers[] = {CHOST_ES, CHOST_DS, CHOST_FS, CHOST_GS};
   for (unsigned i = 0; i < 4; i++) {

@@ -29,7 +29,7 @@ INLINE bool is_flat_code(const chost_segment *segment) {
 }
 
 // The first offset that may not be accessed. `typed`: in protected mode the descriptor's type counts too. An expand-down
-// segment allows what lies above its limit: Swift's business, as everything is that 0 refuses.
+// segment allows what lies above its limit; for it the answer is 0: every access then goes to Swift, which knows them all.
 INLINE uint64_t bound(const chost_segment *segment, bool typed, bool write) {
   const uint32_t attributes = segment->attributes;
   if (typed) {

@@ -129,7 +129,7 @@ extension LocalAPICState {
   private mutating func write(
     _ entry: LocalVector, _ value: UInt32, _ clock: Clock, _ effects: inout LocalAPICEffects
   ) {
-    // What expired under the old entry is that entry's business: masked, it is gone.
+    // What expired under the old entry was for that entry: masked, it is gone.
     if entry == .timer { advanceTimer(clock, &effects) }
     let wasMasked = self[entry] & LocalVector.masked != 0
     var new = value & entry.writableBits | self[entry] & LocalVector.remoteIRR

@@ -35,7 +35,7 @@ struct PITChannel: Sendable {
 
   /// What a count is counted down modulo, and what 0 means.
   private var limit: UInt64 { isBCD ? 10_000 : 65_536 }
-  /// In BCD nobody keeps a guest from writing digits above 9.
+  /// In BCD a guest may write digits above 9.
   private var largestCount: UInt64 { isBCD ? PITChannel.fromBCD(.max) : limit }
 
   // MARK: Programming

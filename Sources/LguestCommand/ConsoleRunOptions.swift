@@ -57,7 +57,7 @@ struct ConsoleRunOptions: ParsableArguments {
   @Option(help: "Borrow the terminal: auto does when stdin and stdout are both terminals.")
   var tty = TTY.auto
 
-  /// No time at all, which a limit may be, is none for a page to come back.
+  /// A limit may be 0; the time that a page takes to come back may not.
   private static func delay(_ text: String) throws -> Duration {
     let delay = try TimeLimit.parse(text) ?? .zero
     try VirtualMachine.Configuration.checkSlowMemory(delay)

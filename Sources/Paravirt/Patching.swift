@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The other vendor's hypercall instruction: performed for the guest each time, or replaced in guest memory the first
 // time, as KVM does since 2007 (Anthony Liguori, "KVM: Refactor hypercall infrastructure (v3)", kvm-devel). A guest
-// that moves between vendors heals call by call; an instruction that is no hypercall is none of our business.
+// that moves between vendors heals call by call; other instructions are left alone.
 
 import Engine
 import X86

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// 64 KiB at 0xFF000000 in the test machine that behave as memory and are none: every access arrives here, so that
+// 64 KiB at 0xFF000000 in the test machine that look like memory and are a device: every access arrives here, so that
 // tests can tell whether each form of each instruction reaches a device with the right bytes.
 
 public import Saving

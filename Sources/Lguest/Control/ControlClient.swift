@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whoever asks a run over its control socket. A run may be stopped, or busy with somebody else: nothing here waits
+// The asking side of a run's control socket. A run may be stopped, or busy with somebody else: nothing here waits
 // without a limit.
 
 import Host
@@ -63,7 +63,7 @@ package struct ControlClient {
     }
     for process in waiting { answers[process] = .some(nil) }
     for var client in asked {
-      // A run that has ended since, or refuses, is none that could be listed.
+      // A run that has ended since, or refuses, cannot be listed.
       do throws(ControlFailure) { answers[client.process] = try client.answer(until: deadline) } catch {
         if error.isSilence { answers[client.process] = .some(nil) }
       }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The last wall: before the first guest instruction every thread gives up what it will not need again, so that whoever
-// breaks out of the translator finds himself in a process that can open, execute and connect to nothing.
+// The last wall: before the first guest instruction every thread gives up what it will not need again, so that code
+// which has escaped from the translator is in a process that can open, execute and connect to nothing.
 
 import Host
 import Synchronization

@@ -146,7 +146,8 @@ extension VirtualMachine {
   /// - Parameters:
   ///   - path: What `save` wrote. It must not be changed while the machine runs: its pages are the machine's RAM.
   ///   - adjust: May change limits, console, vendor and the hypercall policy.
-  /// - Throws: `ConfigurationError` if the file is none, truncated, damaged or newer. RAM is checked by `run`.
+  /// - Throws: `ConfigurationError` if the file is not a saved machine, truncated, damaged or newer. RAM is checked by
+  ///   `run`.
   public static func restore(
     _ path: FilePath, adjust: (inout Configuration) -> Void = { _ in }
   ) throws(ConfigurationError) -> VirtualMachine {

@@ -81,7 +81,7 @@ extension VirtualMachine.Configuration {
   /// The configuration of a saved machine, with its vendor and policies. Time limits, console, counters, host threads,
   /// vendor and the policy for the other vendor's hypercalls may be changed; the rest is as it was.
   ///
-  /// - Throws: `ConfigurationError` if the file is none, truncated, damaged or newer.
+  /// - Throws: `ConfigurationError` if the file is not a saved machine, truncated, damaged or newer.
   package init(restoring path: FilePath) throws(ConfigurationError) {
     let file = try SaveFile(path)
     let saved = try file.configuration

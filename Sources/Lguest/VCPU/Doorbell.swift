@@ -10,8 +10,8 @@ import Synchronization
 
 /// Where one vCPU is, and the bell that brings it back to the run loop.
 final class Doorbell: Sendable {
-  /// Where a vCPU is. Asleep, it also says for the how manieth time: whoever is late with ending one sleep does not end
-  /// the next.
+  /// Where a vCPU is. Each sleep has a number, so that a thread that is late with ending one sleep does not end the
+  /// next.
   struct Place: RawRepresentable, AtomicRepresentable, Hashable {
     let rawValue: UInt32
 
@@ -62,7 +62,7 @@ final class Doorbell: Sendable {
     }
   }
 
-  /// Whoever ends a sleep, and only he, decides who runs the vCPU.
+  /// Ends a sleep; true for one caller only, which then decides who runs the vCPU.
   private func endSleep(_ sleep: Place) -> Bool {
     place.compareExchange(expected: sleep, desired: .loop, ordering: .sequentiallyConsistent).exchanged
   }

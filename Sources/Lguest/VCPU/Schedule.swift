@@ -71,7 +71,7 @@ struct Schedule: Hashable, Sendable {
     return (result, deadline < before)
   }
 
-  /// When `expire` has something to do; `.max` if nobody waits whom no thread is about to take.
+  /// When `expire` has something to do; `.max` while a thread is on its way to every vCPU that waits.
   var deadline: UInt64 {
     guard lacking > 0, !isPaused, !hasEnded else { return .max }
     var earliest = UInt64.max
@@ -79,7 +79,7 @@ struct Schedule: Hashable, Sendable {
     return earliest
   }
 
-  /// How many vCPUs wait for whom no thread is on its way.
+  /// How many vCPUs wait to which no thread is on its way.
   private var lacking: Int {
     var busy = idle.count
     for stay in running where stay != nil { busy += 1 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Asynchronous page faults: when a page of guest RAM is still on its way from a slow store, the guest is told which
-// task to put to sleep (a #PF that is none, with a token in CR2), runs another, and is told by an interrupt, with the
-// same token, when the page has come (Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_ASYNC_PF_EN, _INT and _ACK;
-// Vitaly Kuznetsov, "KVM: x86: interrupt based APF 'page ready' event delivery", kvm, 2020).
+// Asynchronous page faults: when a page of guest RAM is still on its way from a slow store, the guest is told to put
+// a task to sleep (by vector 14 with a token in CR2, which reports no fault), runs another, and is told by an
+// interrupt, with the same token, when the page has come (Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_ASYNC_PF_EN,
+// _INT and _ACK; Vitaly Kuznetsov, "KVM: x86: interrupt based APF 'page ready' event delivery", kvm, 2020).
 
 public import Saving
 import X86

@@ -16,7 +16,7 @@ extension BlockBuilder {
     Int64(nextOffset) &+ Int64(bitPattern: instruction.immediate)
   }
 
-  /// A near branch with 16-bit operand size truncates IP: Swift's business.
+  /// A near branch with 16-bit operand size truncates IP: it is executed in Swift.
   private var truncatesIP: Bool { !isLong && instruction.operandSize == 2 }
 
   /// Whether a target in this page may be linked: the block there must not depend on how the next page is mapped.
