@@ -362,13 +362,14 @@ extension MutantMachine {
   /// RAX, RCX and RDX, where they are written without being named.
   private func hidden(_ s: HostStep) -> Int {
     let rax = 1, rcx = 2, rdx = 4, opcode = s.i.opcode
-    if s.i.hasVEX { return opcode >= 0x60 && opcode <= 0x63 && s.row.map == .vex0F3A ? rcx : 0 }
+    if s.i.hasVEX { return (opcode == 0x61 || opcode == 0x63) && s.row.map == .vex0F3A ? rcx : 0 }
     switch s.row.map {
     case .one:
       if s.rule == .x87 { return opcode == 0xDF && s.i.modRM == 0xE0 ? rax : 0 }
       if opcode == 0x98 || opcode == 0x9F { return rax }
       if opcode == 0x99 { return rdx }
-      if opcode & 0xFE == 0xF6 { return s.i.modRM & 0x20 != 0 ? rax | rdx : 0 }
+      // Of bytes the product, or quotient and remainder, are in AX.
+      if opcode & 0xFE == 0xF6 { return s.i.modRM & 0x20 == 0 ? 0 : opcode == 0xF6 ? rax : rax | rdx }
       switch s.row.operand1 {
       case .AL, .AX, .rAX, .eAX: return s.row.access == .read ? 0 : rax
       default: return s.row.operand2 == .rAX && s.row.form == .plus ? rax : 0
@@ -381,7 +382,7 @@ extension MutantMachine {
       case 0x01: return rax | rcx | rdx
       default: return 0
       }
-    case .x0F3A: return opcode >= 0x60 && opcode <= 0x63 ? rcx : 0
+    case .x0F3A: return opcode == 0x61 || opcode == 0x63 ? rcx : 0
     default: return 0
     }
   }
