@@ -332,6 +332,9 @@ extension Generator {
       }
       // XSAVEC and XSAVEOPT depend on what the processor tracks; standard XSAVE does not.
       if c.row.feature == .xsavec || c.row.feature == .xsaveopt || c.row.feature == .xsaves { return false }
+      // XSAVE of neither x87 nor SSE state leaves the image's first 512 bytes alone (SDM volume 1, 13.7), and Intel's
+      // processors do not mind where they lie. The engine checks the whole operand first (docs/design.md, 13).
+      if c.row.rule == .saveState, bench[0] & 3 == 0, !isWritable(target, c.size) { bench[0] |= 1 }
     }
     guard c.row.rule == .restoreState || c.row.loadsMXCSR else { return true }
     if random.chance(10) {
