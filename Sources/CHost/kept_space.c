@@ -4,6 +4,14 @@
 #include "paging.h"
 
 uint32_t chost_walk_kept(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
+  if (cpu->kept_pages_physical && linear >= cpu->kept_pages) {
+    // The machine's: read only, and no page is the user's.
+    if (access & (CHOST_ACCESS_USER | CHOST_ACCESS_WRITE)) return fault(cpu, access, ERROR_P);
+    out->physical = cpu->kept_pages_physical + (linear - cpu->kept_pages);
+    out->shift = 12;
+    out->user = out->global = false;
+    return 0;
+  }
   switch (cpu->space) {
   case CHOST_SPACE_NARROW: return walk_narrow(cpu, cpu->kept_root, (uint32_t)linear, access, update, out);
   case CHOST_SPACE_WIDE: return walk_wide(cpu, cpu->kept_pdpte, (uint32_t)linear, access, update, out);

@@ -95,6 +95,8 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   /// Where linear addresses are looked up. Setting it forgets every translation of an address. Not a part of `state`, nor
   /// saved: whoever chose one sets it again after a restore.
   var addressSpace: AddressSpace { get set }
+  /// Pages of the machine's own in kept address spaces; the same holds. nil: none.
+  var machinePages: MachinePages? { get set }
   /// Where exceptions, interrupts and INT n go; the same holds.
   var trapPolicy: TrapPolicy { get set }
 

@@ -48,6 +48,7 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public var isAPICEnabled = true
   public var everyLevelLeavesForPages = false
   public var addressSpace = AddressSpace.controlRegisters
+  public var machinePages: MachinePages?
   public var trapPolicy = TrapPolicy.guest
   public var isSingleStepping = false
   public var breakpoints: Set<UInt64> = []

@@ -119,6 +119,8 @@ typedef struct chost_cpu {
   uint32_t space;             // CHOST_SPACE_*: where linear addresses are looked up
   uint64_t kept_root;         // of CHOST_SPACE_NARROW: the page directory
   uint64_t kept_pdpte[4];     // of CHOST_SPACE_WIDE: the top entries
+  // Of every kept space: linear addresses from here to 4 GiB are the machine's pages, at this guest-physical address; 0: none.
+  uint64_t kept_pages, kept_pages_physical;
 } chost_cpu;
 
 // Displacements from ENV of the fields that emitted code names: what Swift's `Slot` is made of.

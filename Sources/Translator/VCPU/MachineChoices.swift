@@ -26,6 +26,20 @@ extension TranslatedCPU {
     }
   }
 
+  public var machinePages: MachinePages? {
+    get {
+      page[\.kept_pages_physical] == 0
+        ? nil
+        : MachinePages(
+          linear: UInt32(truncatingIfNeeded: page[\.kept_pages]), physical: page[\.kept_pages_physical])
+    }
+    set {
+      page[\.kept_pages] = UInt64(newValue?.linear ?? 0) & ~4095
+      page[\.kept_pages_physical] = (newValue?.physical ?? 0) & ~4095
+      flushTLB()
+    }
+  }
+
   /// A top entry of PAE paging; 0, not present, if there is none.
   private func topEntry(_ physical: UInt64) -> UInt64 {
     guard processor.isRAM(physical) else { return 0 }
