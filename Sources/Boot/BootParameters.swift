@@ -32,6 +32,12 @@ struct BootParameters {
     bytes.setLittle(UInt32(truncatingIfNeeded: address), at: 0x214)
   }
 
+  /// Which start-up code the kernel takes (hardware_subarch, 0 for a PC), and that it must not load segments before.
+  mutating func setSubarchitecture(_ number: UInt32) {
+    bytes.setLittle(number, at: 0x23C)
+    bytes[0x211] |= 0x40  // KEEP_SEGMENTS
+  }
+
   /// Whether the kernel may place its memory at random (loadflags, KASLR_FLAG): what its decompressor would tell it.
   mutating func setRandomized(_ isRandomized: Bool) { if isRandomized { bytes[0x211] |= 2 } }
 

@@ -53,6 +53,9 @@ extension VirtualMachine {
       case year2007 = "2007"
     }
 
+    /// Which interface the guest meets: a PC under KVM, or lguest's, for a 32-bit kernel that runs at level 1.
+    public enum ABI: String, Sendable, CaseIterable { case kvm, lguest }
+
     /// How a kernel starts the processors but the first.
     public enum ProcessorStart: String, Sendable, CaseIterable {
       /// By INIT and start-up IPIs, in real mode.
@@ -70,11 +73,15 @@ extension VirtualMachine {
 
       /// A serial console, and panics and reboots that end the machine at once.
       package static let defaultText = "console=ttyS0 panic=-1 reboot=a,panic_warm"
+      /// The same for a guest of lguest's interface, which has no serial port.
+      package static let lguestText = "console=hvc0 panic=-1"
 
-      package var text: String {
-        switch self {
-        case .appending(""): CommandLine.defaultText
-        case .appending(let more): CommandLine.defaultText + " " + more
+      /// The whole line.
+      package func text(for abi: ABI) -> String {
+        let start = abi == .lguest ? CommandLine.lguestText : CommandLine.defaultText
+        return switch self {
+        case .appending(""): start
+        case .appending(let more): start + " " + more
         case .complete(let text): text
         }
       }
@@ -136,6 +143,8 @@ extension VirtualMachine {
     public var debugExit = false
     /// What hardware there is.
     public var machine = MachineKind.pc
+    /// Which interface the guest meets.
+    public var abi = ABI.kvm
     /// How the kernel is entered.
     public var entry = EntryPoint.auto
     package var engine = Engine.translator
@@ -158,6 +167,8 @@ extension VirtualMachine {
 
     /// The least RAM a 64-bit kernel can begin to unpack itself in. Most want more.
     public static let minimumMemory: UInt64 = 16 << 20
+    /// What a kernel without high memory maps, with room to spare.
+    static let maximumLguestMemory: UInt64 = 800 << 20
     /// The engine's tables, and APIC IDs that every kernel can address.
     public static let maximumCPUCount = 64
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
@@ -175,6 +186,11 @@ extension VirtualMachine {
     package func validate() throws(ConfigurationError) {
       try validateValues()
       try Configuration.checkMemory(memorySize)
+      if abi == .lguest, memorySize > Configuration.maximumLguestMemory {
+        throw ConfigurationError(
+          "\(ByteSize.text(memorySize)) of memory is more than a guest of lguest's interface can use",
+          remedy: "ask for at most \(ByteSize.text(Configuration.maximumLguestMemory))")
+      }
       if let saved { try validate(against: saved) } else { try validateFiles() }
     }
 
@@ -183,6 +199,10 @@ extension VirtualMachine {
       try validateMemory()
       try validateKVM()
       try validateRun()
+      if abi == .lguest, cpuCount > 1 {
+        throw ConfigurationError(
+          "\(cpuCount) CPUs were asked for, and a guest of lguest's interface has one", remedy: "ask for 1")
+      }
       guard (1...Configuration.maximumCPUCount).contains(cpuCount) else {
         throw ConfigurationError(
           "\(cpuCount) CPUs were asked for", remedy: "ask for 1 to \(Configuration.maximumCPUCount)")
@@ -196,7 +216,7 @@ extension VirtualMachine {
           "unknown CPU feature '\(unknown)'",
           remedy: "choose of \(Configuration.cpuFeatureNames.joined(separator: ", "))")
       }
-      let text = commandLine.text
+      let text = commandLine.text(for: abi)
       guard text.utf8.count < Configuration.commandLineSize else {
         throw ConfigurationError(
           "the kernel command line has \(text.utf8.count) bytes",

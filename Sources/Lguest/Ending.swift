@@ -4,7 +4,7 @@
 
 /// Why a run ended, as the word that `--json` carries.
 public enum Cause: String, Sendable, CaseIterable {
-  case poweroff, reset, exit, signal, timeout, usage, exec, panic, interrupted, saved
+  case poweroff, reset, exit, signal, timeout, usage, exec, panic, killed, interrupted, saved
   case bootTimeout = "boot-timeout"
   case cannotStart = "cannot-start"
   case `internal` = "internal"
@@ -34,6 +34,8 @@ public enum Ending: Sendable, Hashable {
   /// Our bug.
   case `internal`
   case panic
+  /// A ring-1 guest of lguest did what it may not.
+  case killed
   case tripleFault
   case interrupted(Interruption)
   /// `--debug-exit`: the low eight bits the guest wrote to the port.
@@ -65,6 +67,7 @@ public enum Ending: Sendable, Hashable {
     case .cannotStart: .cannotStart
     case .internal: .internal
     case .panic: .panic
+    case .killed: .killed
     case .tripleFault: .tripleFault
     case .interrupted: .interrupted
     case .debugExit: .debugExit
@@ -83,7 +86,7 @@ public enum Ending: Sendable, Hashable {
     case .commandNotFound: 127
     case .cannotStart: 69
     case .internal: 70
-    case .panic, .tripleFault: 255
+    case .panic, .killed, .tripleFault: 255
     case .interrupted(.interrupt): 130
     case .interrupted(.terminate): 143
     case .interrupted(.hangUp): 129
@@ -105,6 +108,7 @@ public enum Ending: Sendable, Hashable {
     case .cannotStart: "the machine could not be started"
     case .internal: "internal error"
     case .panic: "the guest kernel panicked"
+    case .killed: "the guest was killed"
     case .tripleFault: "the guest CPU shut down after a triple fault"
     case .interrupted(.interrupt): "interrupted"
     case .interrupted(.terminate): "terminated"

@@ -33,9 +33,9 @@ struct RunCommand: ParsableCommand {
   var cmdline: String?
 
   @Option(
-    help: ArgumentHelp("Guest memory; K, M and G are binary. (default: 1G)", valueName: "size"),
+    help: ArgumentHelp("Guest memory; K, M and G are binary. (default: 1G, for --abi lguest 256M)", valueName: "size"),
     transform: ByteSize.parse)
-  var memory: UInt64 = 1 << 30
+  var memory: UInt64?
 
   @Option(
     help: ArgumentHelp(
@@ -45,6 +45,9 @@ struct RunCommand: ParsableCommand {
 
   @Option(help: "How the kernel starts the vCPUs but the first: by IPIs, or through ACPI's wakeup mailbox.")
   var processorStart = VirtualMachine.Configuration.ProcessorStart.ipi
+
+  @Option(help: "The interface the guest meets: a PC under KVM, or lguest's for 32-bit kernels with its guest side.")
+  var abi = VirtualMachine.Configuration.ABI.kvm
 
   @OptionGroup var console: ConsoleRunOptions
 
@@ -142,13 +145,14 @@ struct RunCommand: ParsableCommand {
     var configuration = VirtualMachine.Configuration(kernel: FilePath(kernel))
     configuration.initrd = initrd.map { FilePath($0) }
     configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
-    configuration.memorySize = memory
-    configuration.cpuCount = cpus ?? VirtualMachine.Configuration.hostCPUCount
+    configuration.memorySize = memory ?? (abi == .lguest ? 256 << 20 : 1 << 30)
+    configuration.cpuCount = cpus ?? (abi == .lguest ? 1 : VirtualMachine.Configuration.hostCPUCount)
     configuration.processorStart = processorStart
     configuration.debugExit = debugExit
     configuration.machine = machine
     configuration.entry = entry
     configuration.engine = engine
+    configuration.abi = abi
     configuration.cpuModel = cpuModel
     configuration.cpuFeatures = cpuFeatures
     configuration.cpuVendor = cpuVendor
@@ -168,6 +172,7 @@ struct RunCommand: ParsableCommand {
 }
 
 extension VirtualMachine.Configuration.Engine: ExpressibleByArgument {}
+extension VirtualMachine.Configuration.ABI: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.MachineKind: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.ProcessorStart: ExpressibleByArgument {}
 extension VirtualMachine.Configuration.CPUVendor: ExpressibleByArgument {}

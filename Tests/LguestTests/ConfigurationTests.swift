@@ -33,7 +33,7 @@ import Testing
   @Test("the defaults pass") func defaults() {
     #expect(refusal { $0.memorySize = 64 << 20 } == nil)
     let configuration = VirtualMachine.Configuration(kernel: file)
-    #expect(configuration.commandLine.text == "console=ttyS0 panic=-1 reboot=a,panic_warm")
+    #expect(configuration.commandLine.text(for: .kvm) == "console=ttyS0 panic=-1 reboot=a,panic_warm")
     #expect(configuration.memorySize == 1 << 30)
     #expect(configuration.bootTimeout == .seconds(120))
     #expect(configuration.timeout == nil)

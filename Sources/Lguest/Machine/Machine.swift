@@ -31,6 +31,11 @@ final class Machine: Sendable {
   let model: CPUModel
   /// What takes pages of RAM away, if anything does.
   let slowMemory: SlowMemory?
+  /// The timer of a ring-1 guest; nil: the guest is a PC's.
+  let lguestTimer: LguestTimer?
+  /// Its devices.
+  let lguestBus: LguestBus?
+  private let lguestInterrupts = LguestInterrupts()
 
   /// The places of the deadline sources; behind the local APICs come the platform's devices.
   enum Source {
@@ -83,16 +88,35 @@ final class Machine: Sendable {
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
     platform = Platform(devices)
-    if configuration.saved == nil {
+    if configuration.saved == nil, configuration.abi == .kvm {
       let mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
       do throws(BootError) {
         try BootLoader.place(
           acpiTables: platform.acpiTables(mailbox: mailbox), at: PlatformAddress.acpiTables, in: memory)
       } catch { throw ConfigurationError(error) }
     }
-    let sources: [any DeadlineSource] =
-      [scheduler] + platform.interrupts.localAPICs + platform.deadlineSources
-    console.connect(platform.serial)
+    let lguestSource = 1 + platform.interrupts.localAPICs.count + platform.deadlineSources.count
+    lguestTimer =
+      configuration.abi == .lguest
+      ? LguestTimer(
+        lguestInterrupts, wake: { doorbells[0].ring() }, rearm: { timers.rearm(lguestSource) }) : nil
+    var sources: [any DeadlineSource] = [scheduler]
+    sources += platform.interrupts.localAPICs
+    sources += platform.deadlineSources
+    if let lguestTimer { sources.append(lguestTimer) }
+    if configuration.abi == .lguest {
+      let interrupts = lguestInterrupts
+      lguestBus = LguestBus(
+        memory, page: configuration.memorySize,
+        raise: {
+          interrupts.raise($0)
+          doorbells[0].ring()
+        }, write: { console.write($0) }, wantsInput: { console.fill() })
+    } else {
+      lguestBus = nil
+    }
+    lguestBus?.describe()
+    console.connect(lguestBus?.console ?? platform.serial)
     if parts.isParked { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
@@ -148,6 +172,22 @@ final class Machine: Sendable {
     saved.timestampKilohertz = counter.kilohertz
     saved.kernel = configuration.kernel.string
     return saved
+  }
+
+  /// The host side of a ring-1 guest; nil if the guest is a PC's.
+  func makeLguestHost(
+    _ configuration: VirtualMachine.Configuration, _ memory: ParavirtMemory
+  ) -> LguestHost<ParavirtMemory>? {
+    guard let lguestTimer else { return nil }
+    let limit = LguestLayout.limit(configuration.memorySize)
+    return LguestHost(
+      memory: memory, limit: limit, page: limit, interrupts: lguestInterrupts,
+      services: LguestServices(
+        timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,
+        wallTime: {
+          let now = Machine.wallTime()
+          return (UInt32(truncatingIfNeeded: now.seconds), now.nanoseconds)
+        }, setTimer: { lguestTimer.set($0) }))
   }
 
   // MARK: Facts

@@ -41,7 +41,9 @@ extension MachineParts {
       memory = try saved.makeMemory(configuration.logger, fetchDelay: fetchDelay)
     } else {
       do throws(HostError) {
-        memory = try GuestMemory(byteCount: configuration.memorySize, fetchDelay: fetchDelay)
+        memory = try GuestMemory(
+          byteCount: configuration.abi == .lguest
+            ? LguestLayout.byteCount(configuration.memorySize) : configuration.memorySize, fetchDelay: fetchDelay)
       } catch { throw ConfigurationError(error) }
       state = try MachineParts.loadKernel(configuration, into: memory)
     }
@@ -148,11 +150,19 @@ extension MachineParts {
   ) throws(ConfigurationError) -> CPUState {
     do throws(BootError) {
       let image = try KernelImage(configuration.kernel)
+      if configuration.abi == .lguest {
+        let entry = try LguestBoot.load(
+          image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
+          commandLine: configuration.commandLine.text(for: .lguest),
+          byteCount: configuration.memorySize, into: memory)
+        return LguestHost<ParavirtMemory>.firstState(entry: entry)
+      }
       let isMultiboot = try image.resolve(configuration.entry) == .multiboot
       return try BootLoader.load(
         image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
         commandLine: isMultiboot
-          ? configuration.commandLine.multibootText(kernel: configuration.kernel) : configuration.commandLine.text,
+          ? configuration.commandLine.multibootText(kernel: configuration.kernel)
+          : configuration.commandLine.text(for: .kvm),
         into: memory, rsdp: PlatformAddress.acpiTables, entry: configuration.entry)
     } catch { throw ConfigurationError(error) }
   }

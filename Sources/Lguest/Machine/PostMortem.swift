@@ -19,6 +19,8 @@ extension Machine {
     case .power(.debugExit(let code)): (.debugExit(code), nil)
     case .panicked: (.panic, console.tail.panicReason)
     case .tripleFault: (.tripleFault, nil)
+    case .shutDown(let text): (.panic, PlainText.of(text))
+    case .killed(let reason): (.killed, reason)
     case .failed(let text): (.internal, text)
     }
   }

@@ -5,9 +5,27 @@
 import Devices
 import Synchronization
 
-/// The host's end of COM1.
+/// Where input arrives in the guest: a device with room for it or without.
+protocol ConsolePort: AnyObject, Sendable {
+  /// Whether the guest wants input and has room.
+  var takesInput: Bool { get }
+  /// Hands over a byte.
+  func take(_ byte: UInt8)
+}
+
+extension UART: ConsolePort {
+  var takesInput: Bool { isListening && receiveCapacity > 0 }
+  func take(_ byte: UInt8) { receive(CollectionOfOne(byte)) }
+}
+
+extension VirtioConsole: ConsolePort {
+  var takesInput: Bool { hasRoom }
+  func take(_ byte: UInt8) { _ = receive(byte) }
+}
+
+/// The host's end of the guest's console.
 final class SerialConsole: Sendable {
-  private struct Port { weak var uart: UART? }
+  private struct Port { weak var device: (any ConsolePort)? }
 
   private let recent = Mutex(ConsoleTail())
   private let port = Mutex(Port())
@@ -23,8 +41,8 @@ final class SerialConsole: Sendable {
   }
 
   /// Names the port that input goes to, and lets it flow.
-  func connect(_ uart: UART) {
-    port.withLock { $0.uart = uart }
+  func connect(_ device: any ConsolePort) {
+    port.withLock { $0.device = device }
     input.onArrival { [weak self] in self?.fill() }
     fill()
   }
@@ -32,14 +50,14 @@ final class SerialConsole: Sendable {
   /// Input stays where it is from now on.
   func disconnect() {
     input.onArrival(nil)
-    port.withLock { $0.uart = nil }
+    port.withLock { $0.device = nil }
   }
 
   /// Moves input to the port while the guest wants it and there is room. Any thread; the lock keeps bytes in order.
   func fill() {
     port.withLock { port in
-      guard let uart = port.uart else { return }
-      while uart.isListening, uart.receiveCapacity > 0, let byte = input.take() { uart.receive(CollectionOfOne(byte)) }
+      guard let device = port.device else { return }
+      while device.takesInput, let byte = input.take() { device.take(byte) }
     }
   }
 

@@ -20,6 +20,10 @@ final class RunLoop: @unchecked Sendable {
     /// The kernel said all it had to say about its panic.
     case panicked
     case tripleFault
+    /// A ring-1 guest shut down with this text, which is that of a panic.
+    case shutDown(String)
+    /// A ring-1 guest did what it may not.
+    case killed(String)
     case failed(String)
   }
 
@@ -32,6 +36,8 @@ final class RunLoop: @unchecked Sendable {
   private let hypercalls: KVMHypercalls<ParavirtMemory, ParavirtMachine>
   private let patching: HypercallPatching
   let interface: KVMInterface
+  /// The host side of a ring-1 guest; nil: the guest is a PC's.
+  var lguest: LguestHost<ParavirtMemory>?
   let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
@@ -75,6 +81,8 @@ final class RunLoop: @unchecked Sendable {
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
     countsCosts = configuration.collectStatistics
+    lguest = machine.makeLguestHost(configuration, memory)
+    lguest?.prepare(engine)
     firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }
@@ -92,8 +100,9 @@ final class RunLoop: @unchecked Sendable {
         if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
           // Asked before the vCPU sleeps: then it may run elsewhere.
           let canAccept = engine.canAcceptInterrupt
-          if doorbell.sleep(unless: { [apic, machine, number] in
-            RunLoop.hasNews(apic, canAccept: canAccept, machine.slowMemory, number)
+          if doorbell.sleep(unless: { [apic, machine, number, news = lguest?.news] in
+            if let news { return news.isThere }
+            return RunLoop.hasNews(apic, canAccept: canAccept, machine.slowMemory, number)
           }) {
             return .halted
           }
@@ -131,7 +140,8 @@ final class RunLoop: @unchecked Sendable {
   // MARK: Halted
 
   private var hasNews: Bool {
-    RunLoop.hasNews(apic, canAccept: engine.canAcceptInterrupt, machine.slowMemory, number)
+    if let lguest { return lguest.news.isThere }
+    return RunLoop.hasNews(apic, canAccept: engine.canAcceptInterrupt, machine.slowMemory, number)
   }
 
   /// Whether there is something that ends HLT, or starts a vCPU that waits for that.
@@ -145,6 +155,7 @@ final class RunLoop: @unchecked Sendable {
 
   /// Gives the engine the interrupt that is due, or asks to be told when it could be given.
   private func deliver() -> Outcome? {
+    if lguest != nil { return deliverLguest() }
     if apic.hasPendingEvent {
       if apic.takeNMI() { engine.injectNMI() }
       if let event = apic.takeStartupEvent(), let outcome = start(event) { return outcome }
@@ -202,7 +213,9 @@ final class RunLoop: @unchecked Sendable {
       if let value = read(register: index) { engine.completeRead(value) } else { refuse(index) }
     case .msrWrite(let index, let value):
       if write(register: index, value) { engine.completeWrite() } else { refuse(index) }
-    case .hypercall: performHypercall()
+    case .hypercall:
+      if lguest != nil { return handleLguest(nil) }
+      performHypercall()
     case .foreignHypercall:
       switch patching.answer(engine) {
       case .perform:
@@ -221,6 +234,7 @@ final class RunLoop: @unchecked Sendable {
       if machine.scheduler.isCrowded { doorbell.preempt() }
     case .interruptWindow, .kicked, .stepped, .breakpoint: break
     case .trap(let trap):
+      if lguest != nil { return handleLguest(trap) }
       return .failed("a trap of vector \(trap.vector) that nobody takes")
     case .shutdown:
       return .tripleFault

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The run loop of a ring-1 guest of lguest: its interrupts come from its host and not from an APIC, and its traps are
+// answered there.
+
+import Devices
+import Engine
+import Paravirt
+
+extension RunLoop {
+  /// Delivers the interrupt that is due, if there is one.
+  func deliverLguest() -> Outcome? {
+    switch lguest?.deliver(to: engine) {
+    case .nothing?, nil: break
+    case .done?: statistics.interrupts &+= 1
+    case .later?: machine.lguestTimer?.lookAgain()
+    case .killed(let reason)?: return .killed(reason)
+    }
+    return nil
+  }
+
+  /// Answers a trap, or VMCALL from level 1.
+  func handleLguest(_ trap: Trap?) -> Outcome? {
+    guard let effect = trap.map({ lguest?.take($0, on: engine) }) ?? lguest?.performHypercall(engine) else {
+      return nil
+    }
+    switch effect {
+    case .none: return nil
+    case .halt:
+      isHalted = true
+      return nil
+    case .shutdown(_, restarts: true): return .power(.reset(.resetControl))
+    case .shutdown("Power down", _): return .power(.powerOff)
+    case .shutdown(let text, _): return .shutDown(text)
+    case .killed(let reason): return .killed(reason)
+    case .notify(let address):
+      // Where no device is, it is a string on the early console.
+      if machine.lguestBus?.notify(address) == true { return nil }
+      if let text = lguest?.string(at: address, limit: 4096) { for byte in text.utf8 { machine.console.write(byte) } }
+      return nil
+    }
+  }
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// lguest's hypercalls, performed: first those that wait in the ring, in order, then the one that was made.
+
+import Engine
+import X86
+
+extension LguestHost {
+  /// A call as the guest left it: its number and four arguments.
+  private struct Call {
+    let number: UInt32
+    let arguments: (UInt32, UInt32, UInt32, UInt32)
+  }
+
+  /// INT 1Fh, or VMCALL, from level 1. EIP is past it.
+  public mutating func performHypercall(_ engine: some CPUEngine) -> LguestEffect {
+    let registers = engine.generalRegisters
+    func word(_ number: UInt8) -> UInt32 { UInt32(truncatingIfNeeded: registers[number]) }
+    let call = Call(
+      number: word(GPR.rax), arguments: (word(GPR.rbx), word(GPR.rcx), word(GPR.rdx), word(GPR.rsi)))
+    if let effect = drainRing(engine) { return effect }
+    return perform(call, engine)
+  }
+
+  /// Performs what waits in the ring; what ends the guest is returned.
+  private mutating func drainRing(_ engine: some CPUEngine) -> LguestEffect? {
+    guard let data, let layout else { return nil }
+    let count = LguestDataLayout.ringCount
+    let statuses = (0..<count).map { memory.loadByte(at: data + layout.status + UInt64($0)) ?? 0xFF }
+    for _ in 0..<count {
+      let index = ringIndex
+      if statuses[index] == 0xFF { return nil }
+      ringIndex = (index + 1) % count
+      let place = data + layout.calls + UInt64(index) * layout.callBytes
+      let words = (0..<5).map { memory.loadWord(at: place + UInt64($0) * 4) ?? 0 }
+      let effect = perform(
+        Call(number: words[0], arguments: (words[1], words[2], words[3], words[4])), engine)
+      memory.store(UInt8(0xFF), at: data + layout.status + UInt64(index))
+      if effect != .none { return effect }
+    }
+    return nil
+  }
+
+  private mutating func perform(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
+    count(call.number)
+    let (a, b, c, d) = call.arguments
+    guard let name = LguestCall(rawValue: call.number) else { return kill("Bad hypercall \(call.number)") }
+    if name == .initialize { return initialize(UInt64(a)) }
+    guard data != nil else { return kill("hypercall \(call.number) before LGUEST_INIT") }
+    switch name {
+    case .flushAsync, .sendInterrupts: return .none
+    case .initialize: return .none
+    case .shutdown: return shutdown(UInt64(a), restarts: b == 2)
+    case .loadGDT: return loadGDT(UInt64(a), count: b)
+    case .newPageTable: newPageTable(a, engine)
+    case .flushTLB: mustFlush = true
+    case .loadIDTEntry:
+      do { try idt.set(a, low: b, high: c) } catch { return kill(error.reason) }
+    case .setStack: return setStack(a, b, pages: c)
+    case .taskSwitched:
+      var state = engine.state
+      state.cr0 = a == 0 ? state.cr0 & ~CR0.ts : state.cr0 | CR0.ts
+      engine.state = state
+    case .setClockEvent: services.setTimer(a == 0 ? nil : a)
+    case .halt:
+      isHalted = true
+      return .halt
+    case .setPTE:
+      if b >= LguestHost.reserved { return kill("attempt to set pte into Switcher pages") }
+      if isCurrent(a, b) { mustFlush = true }
+      _ = (c, d)
+    case .setPMD: mustFlush = true
+    case .setPGD:
+      if b >= (isWide ? 4 : 1024) { return kill("attempt to set pgd \(b)") }
+      if a == root {
+        if isWide { engine.addressSpace = .extendedTables(root: root) } else { mustFlush = true }
+      }
+    case .loadTLS:
+      guard memory.contains(UInt64(a), byteCount: 24) else { return kill("bad address 0x\(String(a, radix: 16))") }
+      for index in UInt32(0)..<3 { load(entry: 6 + index, from: UInt64(a) + UInt64(index) * 8) }
+    case .loadGDTEntry:
+      guard a < LguestGDT<Memory>.count else { return kill("too large GDT index \(a)") }
+      gdt.set(a, low: b, high: c)
+    case .notify: return .notify(UInt64(a))
+    }
+    return .none
+  }
+
+  /// Whether a change of a linear address in tables with this root can have been seen since the last flush.
+  private func isCurrent(_ table: UInt32, _ linear: UInt32) -> Bool {
+    guard let data, let layout else { return true }
+    return table == root || linear >= memory.loadWord(at: data + layout.kernelAddress) ?? 0
+  }
+
+  private mutating func initialize(_ address: UInt64) -> LguestEffect {
+    guard data == nil else { return kill("second LGUEST_INIT") }
+    guard let layout = LguestDataLayout.identify(memory, at: address, limit: LguestHost.reserved),
+      address &+ layout.byteCount <= limit
+    else { return kill("bad guest page at 0x\(String(address, radix: 16)): no struct lguest_data of a known kernel") }
+    self.layout = layout
+    data = address
+    memory.store(services.timestampKilohertz, at: address + layout.timestampKilohertz)
+    memory.store(0 &- LguestHost.reserved, at: address + layout.reserveMemory)
+    writeTime()
+    mustFlush = true
+    return .none
+  }
+
+  private mutating func shutdown(_ address: UInt64, restarts: Bool) -> LguestEffect {
+    guard let text = string(at: address, limit: 127) else {
+      return restarts ? .shutdown(text: "", restarts: true) : kill("bad address 0x\(String(address, radix: 16))")
+    }
+    return .shutdown(text: text, restarts: restarts)
+  }
+
+  /// The text at an address up to a zero; nil outside RAM.
+  public func string(at address: UInt64, limit most: Int) -> String? {
+    guard address < limit, var next = memory.loadByte(at: address) else { return nil }
+    var bytes: [UInt8] = []
+    while next != 0 && bytes.count < most {
+      bytes.append(next)
+      next = memory.loadByte(at: address + UInt64(bytes.count)) ?? 0
+    }
+    return String(decoding: bytes, as: UTF8.self)
+  }
+
+  private mutating func loadGDT(_ address: UInt64, count: UInt32) -> LguestEffect {
+    guard count <= LguestGDT<Memory>.count, memory.contains(address, byteCount: UInt64(count) * 8) else {
+      return kill("bad GDT at 0x\(String(address, radix: 16))")
+    }
+    for index in 0..<count { load(entry: index, from: address + UInt64(index) * 8) }
+    return .none
+  }
+
+  private func load(entry index: UInt32, from address: UInt64) {
+    let value = memory.loadQuadword(at: address) ?? 0
+    gdt.set(index, low: UInt32(truncatingIfNeeded: value), high: UInt32(truncatingIfNeeded: value >> 32))
+  }
+
+  private mutating func newPageTable(_ table: UInt32, _ engine: some CPUEngine) {
+    if isLinear {
+      // A directory's entry has its rights and A and D; a top entry of PAE paging is present and no more.
+      isWide = (memory.loadQuadword(at: UInt64(table)) ?? 0) & 0xFFFF_FFFF_0000_0FFF == 1
+      isLinear = false
+    }
+    root = table
+    mustFlush = false
+    engine.addressSpace = isWide ? .extendedTables(root: table) : .tables(root: table)
+  }
+
+  private mutating func setStack(_ selector: UInt32, _ pointer: UInt32, pages: UInt32) -> LguestEffect {
+    guard selector & 3 == 1 else { return kill("bad stack segment \(selector)") }
+    guard pages <= 2 else { return kill("bad stack pages \(pages)") }
+    stack = (UInt16(truncatingIfNeeded: selector), pointer)
+    return .none
+  }
+}

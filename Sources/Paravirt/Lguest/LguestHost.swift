@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host side of lguest: what a ring-1 guest's traps lead to. Its kernel runs at level 1 and loads no control register:
+// page tables, descriptors, interrupts and time are hypercalls, and every trap comes here first, to be answered or
+// reflected to the guest's own handler. What is wrong kills the guest; the first reason stays.
+
+public import Engine
+import Synchronization
+public import X86
+
+/// Interrupts that wait for the guest, by number; any thread may add one.
+public final class LguestInterrupts: Sendable {
+  private let bits = Atomic<UInt32>(0)
+
+  public init() {}
+
+  /// Makes interrupt `number`, 0...31, wait.
+  public func raise(_ number: UInt8) { _ = bits.bitwiseOr(1 << UInt32(number & 31), ordering: .sequentiallyConsistent) }
+
+  /// Takes it back, for it is being delivered.
+  func clear(_ number: UInt8) { _ = bits.bitwiseAnd(~(1 << UInt32(number & 31)), ordering: .sequentiallyConsistent) }
+
+  /// All that wait, a bit each.
+  public var waiting: UInt32 { bits.load(ordering: .sequentiallyConsistent) }
+}
+
+/// Whether anything waits that the guest does not block: what ends its sleep.
+public struct LguestNews<Memory: GuestPhysicalWriter>: Sendable {
+  let interrupts: LguestInterrupts
+  let memory: Memory
+  let data: UInt64?
+
+  public var isThere: Bool {
+    guard let data else { return false }
+    return interrupts.waiting & ~(memory.loadWord(at: data + LguestDataLayout.blockedInterrupts) ?? .max) != 0
+  }
+}
+
+/// What the host does by itself for a guest, given by the machine.
+public struct LguestServices: Sendable {
+  /// Seconds and nanoseconds since 1970.
+  let wallTime: @Sendable () -> (seconds: UInt32, nanoseconds: UInt32)
+  /// Sets the guest's timer to so many nanoseconds from now, or stops it.
+  let setTimer: @Sendable (UInt32?) -> Void
+  /// kHz of the time-stamp counter; 0 if it is no clock.
+  let timestampKilohertz: UInt32
+
+  public init(
+    timestampKilohertz: UInt32, wallTime: @escaping @Sendable () -> (seconds: UInt32, nanoseconds: UInt32),
+    setTimer: @escaping @Sendable (UInt32?) -> Void
+  ) {
+    (self.wallTime, self.setTimer) = (wallTime, setTimer)
+    self.timestampKilohertz = timestampKilohertz
+  }
+}
+
+/// One guest's host. Belongs to the vCPU's thread; `interrupts` is anybody's.
+public struct LguestHost<Memory: GuestPhysicalWriter> {
+  /// The first linear address that the guest's tables do not map: the host's own page is there.
+  public static var reserved: UInt32 { 0xFFC0_0000 }
+  static var kernelCode: UInt16 { 0x61 }
+  static var kernelData: UInt16 { 0x69 }
+
+  public let interrupts: LguestInterrupts
+  let memory: Memory
+  let services: LguestServices
+  /// The first guest-physical address that is neither RAM nor a device's.
+  let limit: UInt64
+  let gdt: LguestGDT<Memory>
+  var idt = LguestIDT()
+  var layout: LguestDataLayout?
+  /// Where struct lguest_data is, once it is registered.
+  var data: UInt64?
+  /// Before the first NEW_PGTABLE a linear address is the physical one.
+  var isLinear = true
+  var isWide = false
+  var root: UInt32 = 0
+  /// Whether a translation may have changed since the guest last ran.
+  var mustFlush = false
+  var stack: (selector: UInt16, pointer: UInt32) = (0, 0)
+  var isHalted = false
+  /// The slot of the ring that is drained next.
+  var ringIndex = 0
+  /// Calls made, for counting.
+  public private(set) var calls: [UInt32: UInt64] = [:]
+  private var death: String?
+
+  /// - Parameters:
+  ///   - limit: The first guest-physical address that the guest has not.
+  ///   - page: A page behind it, for its descriptors.
+  ///   - interrupts: What waits for the guest.
+  public init(
+    memory: Memory, limit: UInt64, page: UInt64, interrupts: LguestInterrupts, services: LguestServices
+  ) {
+    (self.memory, self.limit, self.interrupts, self.services) = (memory, limit, interrupts, services)
+    gdt = LguestGDT(memory: memory, address: page)
+  }
+
+  /// What a vCPU must be told once, before its first instruction.
+  public func prepare(_ engine: some CPUEngine) {
+    gdt.reset()
+    // The task state's I/O bitmap is beyond its limit: no port is the guest's.
+    memory.store(UInt32(0x68 << 16), at: gdt.address + LguestHost.taskState + 100)
+    engine.machinePages = MachinePages(linear: LguestHost.reserved, physical: gdt.address)
+    engine.addressSpace = .identity
+    engine.trapPolicy = .machine
+  }
+
+  static var taskState: UInt64 { 0x800 }
+
+  /// The state in which a kernel begins.
+  public static func firstState(entry: UInt64) -> CPUState {
+    var state = CPUState()
+    state.rip = entry
+    state.rflags = RFLAGS.ones | RFLAGS.if
+    state.cs = Segment(selector: kernelCode, limit: .max, attributes: 0xC0BB)
+    let data = Segment(selector: kernelData, limit: .max, attributes: 0xC0B3)
+    (state.ds, state.es, state.ss, state.fs, state.gs) = (data, data, data, .unusable, .unusable)
+    state.ldtr = .unusable
+    state.tr = Segment(selector: 0x80, base: UInt64(reserved) + taskState, limit: 0x67, attributes: 0x8B)
+    state.gdtr = DescriptorTable(base: UInt64(reserved), limit: 0xFF)
+    state.idtr = DescriptorTable(base: 0, limit: 0)
+    state.cr0 = CR0.pe | CR0.et | CR0.ne | CR0.wp | CR0.mp
+    state.cr4 = CR4.osfxsr | CR4.osxmmexcpt
+    return state
+  }
+
+  /// What ends the guest's sleep.
+  public var news: LguestNews<Memory> { LguestNews(interrupts: interrupts, memory: memory, data: data) }
+
+  // MARK: Traps
+
+  /// Answers a trap.
+  public mutating func take(_ trap: Trap, on engine: some CPUEngine) -> LguestEffect {
+    let effect = answer(trap, engine)
+    if let death { return .killed(death) }
+    return effect
+  }
+
+  private mutating func answer(_ trap: Trap, _ engine: some CPUEngine) -> LguestEffect {
+    let level = engine.currentPrivilegeLevel
+    switch trap.kind {
+    case .software:
+      if trap.vector == LguestCall.vector && level == 1 { return performHypercall(engine) }
+      let needed = idt[trap.vector]?.level ?? 0
+      if level > needed {
+        moveBack(engine, over: trap.vector)
+        return reflect(13, errorCode: UInt32(trap.vector) << 3 | 2, isFault: true, engine)
+      }
+      return reflect(trap.vector, errorCode: nil, isFault: false, engine)
+    case .exception:
+      if trap.vector == Vector.generalProtection, trap.errorCode == 0, level == 1, emulate(engine) { return .none }
+      if trap.vector == Vector.pageFault, let data {
+        memory.store(UInt32(truncatingIfNeeded: trap.address), at: data + LguestDataLayout.cr2)
+      }
+      return reflect(
+        trap.vector, errorCode: trap.errorCode, isFault: trap.vector != Vector.debug, address: trap.address, engine)
+    case .interrupt, .nmi: return .none
+    }
+  }
+
+  /// Back to an INT n, INT3 or INTO that has raised a fault.
+  private func moveBack(_ engine: some CPUEngine, over vector: UInt8) {
+    var state = engine.state
+    let last = engine.read(linear: engine.linearInstructionPointer &- 1, count: 1, as: .code).first
+    let isShort = vector == Vector.breakpoint && last == 0xCC || vector == Vector.overflow && last == 0xCE
+    state.rip = (state.rip &- (isShort ? 1 : 2)) & 0xFFFF_FFFF
+    engine.state = state
+  }
+
+  /// Instructions that level 1 may not execute and that kernels do: CLI, whose work is done elsewhere; a read of CR4,
+  /// which is 0; ports, where nothing is.
+  private func emulate(_ engine: some CPUEngine) -> Bool {
+    let code = engine.read(linear: engine.linearInstructionPointer, count: 8, as: .code)
+    guard let first = code.first else { return false }
+    if first == 0xFA {
+      engine.skip(byteCount: 1)
+      return true
+    }
+    if code.count >= 3, first == 0x0F, code[1] == 0x20, code[2] & 0x38 == 0x20 {
+      engine[register: code[2] & 7] = 0
+      engine.skip(byteCount: 3)
+      return true
+    }
+    let prefix = first == 0x66 ? 1 : 0
+    guard code.count > prefix + 1 else { return false }
+    let opcode = code[prefix]
+    guard [0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF].contains(opcode) else { return false }
+    if opcode & 2 == 0 {
+      let ones: UInt64 = opcode & 1 == 0 ? 0xFF : prefix == 1 ? 0xFFFF : 0xFFFF_FFFF
+      engine[register: GPR.rax] = engine[register: GPR.rax] | ones
+    }
+    engine.skip(byteCount: prefix + (opcode & 8 == 0 ? 2 : 1))
+    return true
+  }
+
+  /// Goes on in the guest's own handler, on its kernel stack.
+  private mutating func reflect(
+    _ vector: UInt8, errorCode: UInt32?, isFault: Bool, address: UInt64 = 0, _ engine: some CPUEngine
+  ) -> LguestEffect {
+    guard let gate = idt[vector] else {
+      let where_ = String(engine.linearInstructionPointer, radix: 16)
+      let what = String(vector == Vector.pageFault ? address : UInt64(errorCode ?? 0), radix: 16)
+      return kill("unhandled trap \(vector) at 0x\(where_) (0x\(what))")
+    }
+    var state = engine.state
+    let isEnabled = data.map { (memory.loadWord(at: $0 + LguestDataLayout.irqEnabled) ?? 0) & 0x200 != 0 } ?? false
+    var flags = UInt32(truncatingIfNeeded: state.rflags) & ~UInt32(RFLAGS.if)
+    if isEnabled { flags |= UInt32(RFLAGS.if) }
+    if isFault { flags |= UInt32(RFLAGS.rf) }
+    var frame: [UInt32] = [UInt32(truncatingIfNeeded: state.rip), UInt32(state.cs.selector), flags]
+    if let errorCode { frame.insert(errorCode, at: 0) }
+    var pointer = UInt32(truncatingIfNeeded: state[register: GPR.rsp])
+    if state.ss.selector & 3 != 1 {
+      frame += [pointer, UInt32(state.ss.selector)]
+      pointer = stack.pointer
+      state.ss = Segment(selector: stack.selector, limit: .max, attributes: 0xC0B3)
+    }
+    pointer &-= UInt32(frame.count * 4)
+    state[register: GPR.rsp] = UInt64(pointer)
+    state.cs = Segment(selector: LguestHost.kernelCode, limit: .max, attributes: 0xC0BB)
+    state.rip = UInt64(gate.handler)
+    state.rflags &= ~(RFLAGS.tf | RFLAGS.nt | RFLAGS.rf | RFLAGS.vm)
+    state.interruptShadow = false
+    engine.state = state
+    settleTranslations(engine)
+    let bytes = frame.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> UInt32($0 * 8)) } }
+    if engine.write(linear: UInt64(pointer), bytes, as: .data) != nil {
+      return kill("bad stack page at 0x\(String(pointer, radix: 16))")
+    }
+    if gate.isInterruptGate, let data { memory.store(UInt32(0), at: data + LguestDataLayout.irqEnabled) }
+    return .none
+  }
+
+  // MARK: Interrupts
+
+  /// What `deliver` found.
+  public enum Delivery: Sendable, Equatable {
+    case nothing
+    case done
+    /// It cannot be delivered yet, and the guest may not say when it can: to be asked again soon.
+    case later
+    case killed(String)
+  }
+
+  /// Delivers the interrupt that is due, if there is one; before every entry.
+  public mutating func deliver(to engine: some CPUEngine) -> Delivery {
+    settleTranslations(engine)
+    guard let data, let layout else { return .nothing }
+    func word(_ offset: UInt64) -> UInt32 { memory.loadWord(at: data + offset) ?? 0 }
+    let due = interrupts.waiting & ~word(LguestDataLayout.blockedInterrupts)
+    guard due != 0 else { return .nothing }
+    let pointer = UInt32(truncatingIfNeeded: engine.linearInstructionPointer)
+    var reusesFrame = false
+    switch layout.iretWindow {
+    case .none: break
+    case .range(let start, let end): if pointer >= word(start) && pointer < word(end) { return .later }
+    case .point(let place): reusesFrame = pointer == word(place) && engine.currentPrivilegeLevel == 1
+    }
+    if isHalted {
+      memory.store(UInt32(0x200), at: data + LguestDataLayout.irqEnabled)
+      isHalted = false
+    } else if word(LguestDataLayout.irqEnabled) == 0 {
+      if let pending = layout.irqPending { memory.store(UInt32(0x200), at: data + pending) }
+      return .later
+    }
+    let number = UInt8(due.trailingZeroBitCount)
+    var result = Delivery.nothing
+    if let gate = idt[0x20 + number] {
+      interrupts.clear(number)
+      result = .done
+      if reusesFrame {
+        resume(at: gate.handler, engine)
+        if gate.isInterruptGate { memory.store(UInt32(0), at: data + LguestDataLayout.irqEnabled) }
+      } else if case .killed(let reason) = reflect(0x20 + number, errorCode: nil, isFault: false, engine) {
+        return .killed(reason)
+      }
+    }
+    writeTime()
+    let more = interrupts.waiting & ~word(LguestDataLayout.blockedInterrupts) != 0
+    if let pending = layout.irqPending { memory.store(more ? UInt32(0x200) : UInt32(0), at: data + pending) }
+    return result
+  }
+
+  /// The guest was about to execute IRET: the frame on its stack is the one that the handler would find after it.
+  private func resume(at handler: UInt32, _ engine: some CPUEngine) {
+    var state = engine.state
+    let bytes = engine.read(linear: (state[register: GPR.rsp] + 8) & 0xFFFF_FFFF, count: 4, as: .data)
+    if bytes.count == 4 {
+      let flags = bytes.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
+      let kept = RFLAGS.tf | RFLAGS.nt | RFLAGS.rf | RFLAGS.vm
+      state.rflags = flags & ~kept & 0xFFFF_FFFF | RFLAGS.ones | RFLAGS.if
+    }
+    state.rip = UInt64(handler)
+    engine.state = state
+  }
+
+  /// Forgets translations that may have changed.
+  mutating func settleTranslations(_ engine: some CPUEngine) {
+    if mustFlush { engine.flushTLB() }
+    mustFlush = false
+  }
+
+  func writeTime() {
+    guard let data, let time = layout?.time else { return }
+    let now = services.wallTime()
+    memory.store(now.seconds, at: data + time)
+    memory.store(now.nanoseconds, at: data + time + 4)
+  }
+
+  // MARK: Ending
+
+  /// The guest was wrong. The first reason stays.
+  mutating func kill(_ reason: String) -> LguestEffect {
+    if death == nil { death = reason }
+    return .killed(death ?? reason)
+  }
+
+  mutating func count(_ number: UInt32) { calls[number < 32 ? number : .max, default: 0] &+= 1 }
+}

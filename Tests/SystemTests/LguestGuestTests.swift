@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ring-1 guests of lguest's interface: the project's own, in the layouts of three eras, and kernels that are given.
+
+import Foundation
+import TestSupport
+import Testing
+
+extension SystemTests {
+  @Suite(
+    "Guests of lguest's interface", .serialized,
+    .enabled(if: Guest.hasExecutable && Guest.guests != nil, "the guests are not built; run scripts/test"))
+  struct LguestGuestTests {
+    /// 31: Linux 2.6.31 to 3.0, 311: 3.1 to 3.19, 40: 4.0 to 4.13.
+    private static let layouts = ["31", "311", "40"]
+
+    private func run(_ layout: String, _ words: String, _ more: [String] = [], expecting: Int32) throws -> Finished {
+      try Guest.run(
+        [
+          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-\(layout)", "--memory",
+          "32M",
+          "--cmdline", words, "--timeout", "30s",
+        ] + more, limit: 40, expecting: expecting)
+    }
+
+    @Test("hypercalls, traps, interrupts, pages and a program", arguments: layouts, [[], ["--single-instruction"]])
+    func everything(layout: String, more: [String]) throws {
+      let result = try run(layout, "all", more, expecting: 0)
+      #expect(result.output == "all passed\n" && result.errorLines.isEmpty, "\(result)")
+    }
+
+    @Test(
+      "what kills a guest",
+      arguments: [
+        ("before-init", "hypercall 10 before LGUEST_INIT"), ("bad-init", "bad guest page at 0xfffff000"),
+        ("init-twice", "second LGUEST_INIT"), ("call-99", "Bad hypercall 99"), ("idt-index", "Setting idt entry 256"),
+        ("idt-type", "bad IDT type 5"), ("gdt-index", "too large GDT index 32"),
+        ("stack-level", "bad stack segment 104"), ("stack-pages", "bad stack pages 3"),
+        ("set-pte", "attempt to set pte into Switcher pages"), ("set-pgd", "attempt to set pgd 1024"),
+        ("tls", "bad address 0xfffffff0"), ("no-gate", "unhandled trap 13"), ("ring", "Bad hypercall 99"),
+        ("stack-nowhere", "unhandled trap 6"),
+      ])
+    func killed(sin: String, reason: String) throws {
+      let json = Guest.temporaryPath()
+      let result = try run("40", sin, ["--json", json], expecting: 255)
+      #expect(result.errorLines.count == 1 && result.errors.contains("the guest was killed: \(reason)"), "\(result)")
+      let object = try Guest.json(json)
+      #expect(object["cause"] as? String == "killed")
+      #expect((object["detail"] as? String)?.hasPrefix(reason) == true)
+    }
+
+    @Test("a panic is told by its text; a restart ends the run") func shutdown() throws {
+      let panic = try run("311", "panic", expecting: 255)
+      #expect(panic.errors.hasPrefix("lguest: the guest kernel panicked: no root today\n"))
+      let json = Guest.temporaryPath()
+      // The reason for a restart lies outside RAM, as a kernel's does that gives none.
+      _ = try run("40", "restart", ["--json", json], expecting: 0)
+      #expect(try Guest.json(json)["cause"] as? String == "reset")
+    }
+
+    @Test("refusals are one line") func refusals() throws {
+      for (more, status, text) in [
+        (["--cpus", "2"], 125, "ask for 1"), (["--memory", "801M"], 69, "ask for at most 800M"),
+      ] as [([String], Int32, String)] {
+        let kernel = "\(try #require(Guest.guests))/lguest/ring1-40"
+        let result = try Guest.run(
+          ["run", "--abi", "lguest", "--kernel", kernel, "--timeout", "5s"] + more, limit: 10, expecting: status)
+        #expect(result.errors.contains(text) && result.output.isEmpty, "\(result)")
+      }
+      let foreign = try Guest.run(
+        ["run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/hello", "--timeout", "5s"], limit: 10,
+        expecting: 69)
+      #expect(foreign.errorLines.count == 1 && foreign.errors.contains("is no 32-bit Linux kernel"))
+      let save = try Guest.Running(
+        [
+          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-40", "--memory", "32M",
+          "--cmdline", "wait", "--timeout", "30s",
+        ], limit: 40, name: "lguest-save")
+      #expect(save.waitForOutput("waiting", seconds: 20))
+      let refused = try Guest.run(["save", "\(save.process.processIdentifier)", Guest.temporaryPath()], expecting: 69)
+      #expect(refused.errors.contains("cannot be saved"))
+      save.send(SIGTERM)
+      _ = save.finish(expecting: 143)
+    }
+
+    private static let kernels: [String] = {
+      guard let folder = ProcessInfo.processInfo.environment["LGUEST_KERNELS"] else { return [] }
+      let names = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
+      return names.sorted().filter { $0.hasSuffix(".vmlinux") || $0.hasSuffix(".bzImage") }.map { "\(folder)/\($0)" }
+    }()
+
+    /// Of Linux 3.11 and older it says on its early console what it is, and panics for want of a root.
+    @Test(
+      "RealLguestKernels: a kernel without a root panics and says so",
+      .enabled(
+        if: !kernels.isEmpty, "LGUEST_KERNELS names a folder of kernels built with CONFIG_LGUEST_GUEST: 0 given"),
+      arguments: kernels)
+    func real(kernel: String) throws {
+      let result = try Guest.run(
+        ["run", "--abi", "lguest", "--kernel", kernel, "--memory", "64M", "--timeout", "60s"], limit: 70, expecting: 255
+      )
+      #expect(result.output.contains("Booting paravirtualized kernel on lguest"))
+      #expect(result.errors.contains("the guest kernel panicked: VFS: Unable to mount root fs"))
+    }
+  }
+}
