@@ -6,64 +6,14 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// 64 KiB of RAM.
-private final class Memory: DeviceMemory {
-  private let bytes = Mutex([UInt8](repeating: 0, count: 65536))
-
-  func bytes(at address: UInt64, count: Int) -> [UInt8]? {
-    guard address <= 65536, count <= 65536 - Int(address) else { return nil }
-    return bytes.withLock { Array($0[Int(address)..<Int(address) + count]) }
-  }
-  func store(_ new: [UInt8], at address: UInt64) -> Bool {
-    guard address <= 65536, new.count <= 65536 - Int(address) else { return false }
-    bytes.withLock { $0.replaceSubrange(Int(address)..<Int(address) + new.count, with: new) }
-    return true
-  }
-  func loadShort(at address: UInt64) -> UInt16? {
-    bytes(at: address, count: 2).map { UInt16($0[0]) | UInt16($0[1]) << 8 }
-  }
-  func storeShort(_ value: UInt16, at address: UInt64) -> Bool {
-    store([UInt8(truncatingIfNeeded: value), UInt8(value >> 8)], at: address)
-  }
-}
-
-/// The driver's side of a queue of eight at 0x1000, in the legacy layout.
-private struct Driver {
-  static let size: UInt16 = 8
-  static let start: UInt64 = 0x1000, available: UInt64 = 0x1080, used: UInt64 = 0x2000
-  static let next: UInt16 = 1, write: UInt16 = 2, indirect: UInt16 = 4
-  let memory = Memory()
-  var queue: VirtQueue { VirtQueue(memory, size: Driver.size, legacyAt: Driver.start, mostBytes: 65536) }
-
-  func describe(_ index: UInt16, _ address: UInt64, _ count: UInt32, flags: UInt16 = 0, next: UInt16 = 0) {
-    let words = [address, UInt64(count) | UInt64(flags) << 32 | UInt64(next) << 48]
-    let bytes = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) } }
-    #expect(memory.store(bytes, at: Driver.start + UInt64(index) * 16))
-  }
-
-  func offer(_ head: UInt16, at index: UInt16) {
-    _ = memory.storeShort(head, at: Driver.available + 4 + UInt64(index % Driver.size) * 2)
-    _ = memory.storeShort(index &+ 1, at: Driver.available + 2)
-  }
-
-  /// What has been returned: number and bytes.
-  func returned(_ index: UInt16) -> (head: UInt32, written: UInt32)? {
-    guard memory.loadShort(at: Driver.used + 2) != index,
-      let bytes = memory.bytes(at: Driver.used + 4 + UInt64(index % Driver.size) * 8, count: 8)
-    else { return nil }
-    func word(_ at: Int) -> UInt32 { (0..<4).reduce(0) { $0 | UInt32(bytes[at + $1]) << UInt32($1 * 8) } }
-    return (word(0), word(4))
-  }
-}
-
 @Suite("Virtqueues") struct VirtQueueTests {
   @Test("chains go round the rings, and come back with what was written") func chains() throws {
-    let driver = Driver()
+    let driver = QueueDriver()
     var queue = driver.queue
     #expect(try queue.takeNext() == nil && !queue.hasNext)
     for round in UInt16(0)..<20 {
-      driver.describe(3, 0x4000, 16, flags: Driver.next, next: 5)
-      driver.describe(5, 0x5000, 32, flags: Driver.write)
+      driver.describe(3, 0x4000, 16, flags: QueueDriver.next, next: 5)
+      driver.describe(5, 0x5000, 32, flags: QueueDriver.write)
       driver.offer(3, at: round)
       #expect(queue.hasNext)
       let chain = try #require(try queue.takeNext())
@@ -72,7 +22,7 @@ private struct Driver {
       #expect(try #require(driver.returned(round)) == (3, UInt32(round)))
     }
     #expect(queue.wantsInterrupt)
-    _ = driver.memory.storeShort(1, at: Driver.available)
+    _ = driver.memory.storeShort(1, at: QueueDriver.available)
     #expect(!queue.wantsInterrupt)
     #expect(VirtQueue.legacyByteCount(size: 256) == 3 * 4096)
   }
@@ -81,22 +31,22 @@ private struct Driver {
     "a driver's mistake is an error",
     arguments: ["round", "number", "order", "indirect", "length", "index", "outside", "nowhere"])
   func mistakes(kind: String) {
-    let driver = Driver()
+    let driver = QueueDriver()
     var queue = driver.queue
     driver.offer(0, at: 0)
     switch kind {
     case "round":
-      driver.describe(0, 0x4000, 1, flags: Driver.next, next: 1)
-      driver.describe(1, 0x4000, 1, flags: Driver.next, next: 0)
-    case "number": driver.describe(0, 0x4000, 1, flags: Driver.next, next: 8)
+      driver.describe(0, 0x4000, 1, flags: QueueDriver.next, next: 1)
+      driver.describe(1, 0x4000, 1, flags: QueueDriver.next, next: 0)
+    case "number": driver.describe(0, 0x4000, 1, flags: QueueDriver.next, next: 8)
     case "order":
-      driver.describe(0, 0x4000, 1, flags: Driver.next | Driver.write, next: 1)
+      driver.describe(0, 0x4000, 1, flags: QueueDriver.next | QueueDriver.write, next: 1)
       driver.describe(1, 0x4000, 1)
-    case "indirect": driver.describe(0, 0x4000, 16, flags: Driver.indirect)
+    case "indirect": driver.describe(0, 0x4000, 16, flags: QueueDriver.indirect)
     case "length":
-      driver.describe(0, 0x4000, 40000, flags: Driver.next, next: 1)
+      driver.describe(0, 0x4000, 40000, flags: QueueDriver.next, next: 1)
       driver.describe(1, 0x4000, 40000)
-    case "index": _ = driver.memory.storeShort(9, at: Driver.available + 2)
+    case "index": _ = driver.memory.storeShort(9, at: QueueDriver.available + 2)
     case "outside": queue = VirtQueue(driver.memory, size: 8, legacyAt: 0xFFF0, mostBytes: 65536)
     default: queue = VirtQueue(driver.memory, size: 0x8000, legacyAt: .max - 4, mostBytes: 65536)
     }
@@ -106,7 +56,7 @@ private struct Driver {
   @Test("a thousand rings of garbage") func garbage() {
     var random = SeededGenerator(seed: TestSeed.of("virtqueues"))
     for _ in 0..<1000 {
-      let memory = Memory()
+      let memory = QueueMemory()
       _ = memory.store((0..<8192).map { _ in UInt8.random(in: 0...255, using: &random) }, at: 0x1000)
       var queue = VirtQueue(
         memory, size: UInt16.random(in: 0...300, using: &random), descriptors: 0x1000,
@@ -122,7 +72,7 @@ private struct Driver {
   }
 
   @Test("the console takes output, and hands over input where there is room") func console() {
-    let driver = Driver()
+    let driver = QueueDriver()
     let text = Mutex<[UInt8]>([])
     let interrupts = Mutex<[Int]>([])
     let console = VirtioConsole(
@@ -138,18 +88,18 @@ private struct Driver {
     console.setQueue(1, nil)
     console.kick(1)
 
-    let input = Driver()
+    let input = QueueDriver()
     let listener = VirtioConsole(
       input.memory, write: { _ in }, wantsInput: {}, interrupt: { number in interrupts.withLock { $0.append(number) } })
     listener.setQueue(0, input.queue)
     #expect(!listener.hasRoom)
-    input.describe(2, 0x5000, 4096, flags: Driver.write)
+    input.describe(2, 0x5000, 4096, flags: QueueDriver.write)
     input.offer(2, at: 0)
     #expect(listener.hasRoom && listener.receive(66) && !listener.hasRoom)
     #expect(input.memory.bytes(at: 0x5000, count: 1) == [66])
     #expect(input.returned(0).map { $0 == (2, 1) } == true && interrupts.withLock { $0 } == [1, 0])
     // A buffer outside RAM ends it; nothing else happens.
-    input.describe(2, 0x1_0000, 1, flags: Driver.write)
+    input.describe(2, 0x1_0000, 1, flags: QueueDriver.write)
     input.offer(2, at: 1)
     #expect(!listener.receive(67) && !listener.hasRoom)
   }

@@ -5,13 +5,16 @@
 import Synchronization
 
 /// The console device.
-public final class VirtioConsole: Sendable {
+public final class VirtioConsole: VirtioDevice {
   /// Of `queues`.
   private static let input = 0, output = 1
-  /// How many queues it has, and its type.
-  public static let queueCount = 2, deviceType: UInt8 = 3
-  /// What a chain may hold.
-  public static let mostBytes: UInt64 = 1 << 20
+  /// VIRTIO_CONSOLE_F_EMERG_WRITE, and where in the configuration such a byte is written (5.3.3 and 5.3.4).
+  private static let emergencyWrite: UInt64 = 1 << 2, emergencyOffset = 8
+
+  public let deviceType: UInt8 = 3, queueCount = 2, mostBytes: UInt64 = 1 << 20
+  public let features = VirtioConsole.emergencyWrite
+  /// No size in columns and rows, one port, and the place for a byte in an emergency.
+  public let configuration: [UInt8] = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
 
   private let queues = Mutex<[VirtQueue?]>([nil, nil])
   private let memory: any DeviceMemory
@@ -30,10 +33,12 @@ public final class VirtioConsole: Sendable {
     (self.memory, self.write, self.wantsInput, self.interrupt) = (memory, write, wantsInput, interrupt)
   }
 
-  /// Gives it a queue, or takes it away: it was reset.
+  public func writeConfiguration(offset: Int, size: Int, value: UInt32) {
+    if offset == VirtioConsole.emergencyOffset { write(UInt8(truncatingIfNeeded: value)) }
+  }
+
   public func setQueue(_ number: Int, _ queue: VirtQueue?) { queues.withLock { $0[number] = queue } }
 
-  /// The driver has made buffers available.
   public func kick(_ number: Int) {
     if number == VirtioConsole.input { return wantsInput() }
     while let text = takeOutput() { for byte in text { write(byte) } }

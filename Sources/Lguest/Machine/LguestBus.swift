@@ -52,15 +52,15 @@ final class LguestBus: Sendable {
     self.memory = GuestDeviceMemory(memory: memory)
     self.page = page
     let bytes = VirtQueue.legacyByteCount(size: LguestBus.queueSize)
-    queues = (0..<UInt64(VirtioConsole.queueCount)).map { page + 4096 + $0 * bytes }
     // Interrupt 0 is the timer's.
     console = VirtioConsole(self.memory, write: write, wantsInput: wantsInput) { raise(UInt8(1 + $0)) }
+    queues = (0..<UInt64(console.queueCount)).map { page + 4096 + $0 * bytes }
   }
 
   /// Writes the page of descriptors: type, queues, lengths of features and configuration, status, and for each queue
   /// its size, interrupt and first page.
   func describe() {
-    var bytes: [UInt8] = [VirtioConsole.deviceType, UInt8(queues.count), 0, 0, 0]
+    var bytes: [UInt8] = [console.deviceType, UInt8(queues.count), 0, 0, 0]
     for (number, queue) in queues.enumerated() {
       let words = UInt64(LguestBus.queueSize) | UInt64(1 + number) << 16 | (queue >> 12) << 32
       bytes += (0..<8).map { UInt8(truncatingIfNeeded: words >> UInt64($0 * 8)) }
@@ -84,7 +84,7 @@ final class LguestBus: Sendable {
         isReset
           ? nil
           : VirtQueue(
-            memory, size: LguestBus.queueSize, legacyAt: queue, mostBytes: VirtioConsole.mostBytes))
+            memory, size: LguestBus.queueSize, legacyAt: queue, mostBytes: console.mostBytes))
     }
     return true
   }

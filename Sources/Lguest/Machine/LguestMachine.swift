@@ -15,6 +15,8 @@ import X86
 enum LguestLayout {
   static let deviceBytes: UInt64 = 1 << 20
   static func limit(_ memorySize: UInt64) -> UInt64 { memorySize + deviceBytes }
+  /// Where memory regions of PCI devices are, behind all RAM.
+  static func region(_ memorySize: UInt64) -> UInt64 { (byteCount(memorySize) + 0x1F_FFFF) & ~0xF_FFFF }
   static func byteCount(_ memorySize: UInt64) -> UInt64 { limit(memorySize) + 4096 }
 }
 

@@ -35,6 +35,8 @@ final class Machine: Sendable {
   let lguestTimer: LguestTimer?
   /// Its devices.
   let lguestBus: LguestBus?
+  let lguestPCI: LguestPCI?
+  private let consolePort: any ConsolePort
   private let lguestInterrupts = LguestInterrupts()
 
   /// The places of the deadline sources; behind the local APICs come the platform's devices.
@@ -106,17 +108,24 @@ final class Machine: Sendable {
     if let lguestTimer { sources.append(lguestTimer) }
     if configuration.abi == .lguest {
       let interrupts = lguestInterrupts
-      lguestBus = LguestBus(
-        memory, page: configuration.memorySize,
-        raise: {
-          interrupts.raise($0)
-          doorbells[0].ring()
-        }, write: { console.write($0) }, wantsInput: { console.fill() })
+      let raise: @Sendable (UInt8) -> Void = {
+        interrupts.raise($0)
+        doorbells[0].ring()
+      }
+      let bus = LguestBus(
+        memory, page: configuration.memorySize, raise: raise, write: { console.write($0) },
+        wantsInput: { console.fill() })
+      bus.describe()
+      let pci = LguestPCI(
+        memory, region: LguestLayout.region(configuration.memorySize), raise: raise, write: { console.write($0) },
+        wantsInput: { console.fill() })
+      (lguestBus, lguestPCI) = (bus, pci)
+      consolePort = LguestConsolePort(consoles: [bus.console, pci.console])
     } else {
-      lguestBus = nil
+      (lguestBus, lguestPCI) = (nil, nil)
+      consolePort = platform.serial
     }
-    lguestBus?.describe()
-    console.connect(lguestBus?.console ?? platform.serial)
+    console.connect(consolePort)
     if parts.isParked { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
@@ -187,7 +196,8 @@ final class Machine: Sendable {
         wallTime: {
           let now = Machine.wallTime()
           return (UInt32(truncatingIfNeeded: now.seconds), now.nanoseconds)
-        }, setTimer: { lguestTimer.set($0) }))
+        }, setTimer: { lguestTimer.set($0) }, readPort: { [lguestPCI] in lguestPCI?.readPort($0, size: $1) },
+        writePort: { [lguestPCI] in _ = lguestPCI?.writePort($0, size: $1, value: $2) }))
   }
 
   // MARK: Facts

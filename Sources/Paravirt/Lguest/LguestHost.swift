@@ -43,12 +43,18 @@ public struct LguestServices: Sendable {
   let setTimer: @Sendable (UInt32?) -> Void
   /// kHz of the time-stamp counter; 0 if it is no clock.
   let timestampKilohertz: UInt32
+  /// IN and OUT of a guest from Linux 4.0 on, of 1, 2 or 4 bytes; nil where nothing is.
+  let readPort: @Sendable (UInt16, Int) -> UInt32?
+  let writePort: @Sendable (UInt16, Int, UInt32) -> Void
 
   public init(
     timestampKilohertz: UInt32, wallTime: @escaping @Sendable () -> (seconds: UInt32, nanoseconds: UInt32),
-    setTimer: @escaping @Sendable (UInt32?) -> Void
+    setTimer: @escaping @Sendable (UInt32?) -> Void,
+    readPort: @escaping @Sendable (UInt16, Int) -> UInt32?,
+    writePort: @escaping @Sendable (UInt16, Int, UInt32) -> Void
   ) {
     (self.wallTime, self.setTimer) = (wallTime, setTimer)
+    (self.readPort, self.writePort) = (readPort, writePort)
     self.timestampKilohertz = timestampKilohertz
   }
 }
@@ -185,13 +191,25 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     guard code.count > prefix + 1 else { return false }
     let opcode = code[prefix]
     guard [0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF].contains(opcode) else { return false }
+    let size = opcode & 1 == 0 ? 1 : prefix == 1 ? 2 : 4
+    let port =
+      opcode & 8 == 0
+      ? UInt16(code[prefix + 1]) : UInt16(truncatingIfNeeded: engine[register: GPR.rdx])
+    // Of other bits of RAX nothing changes, but those of the upper half.
+    let mask: UInt64 = size == 4 ? 0xFFFF_FFFF : (1 << UInt64(size * 8)) - 1
+    let rax = engine[register: GPR.rax]
     if opcode & 2 == 0 {
-      let ones: UInt64 = opcode & 1 == 0 ? 0xFF : prefix == 1 ? 0xFFFF : 0xFFFF_FFFF
-      engine[register: GPR.rax] = engine[register: GPR.rax] | ones
+      let value = hasPorts ? (port == 0x64 ? 1 : services.readPort(port, size)) : nil
+      engine[register: GPR.rax] = rax & ~mask & 0xFFFF_FFFF | UInt64(value ?? .max) & mask
+    } else if hasPorts {
+      services.writePort(port, size, UInt32(truncatingIfNeeded: rax & mask))
     }
     engine.skip(byteCount: prefix + (opcode & 8 == 0 ? 2 : 1))
     return true
   }
+
+  /// Whether the guest knows devices by ports.
+  private var hasPorts: Bool { layout == .from4_0 }
 
   /// Goes on in the guest's own handler, on its kernel stack.
   private mutating func reflect(

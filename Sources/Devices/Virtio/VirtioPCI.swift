@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// A virtio device as a PCI function (Virtual I/O Device specification 1.0, 4.1): 152 bytes of configuration space whose
+// capabilities say where in its one memory region the common configuration, the notifications, the interrupt status and
+// the device's own configuration are, and a window in configuration space through which the region is reached as well.
+
+import Synchronization
+
+/// The interrupt status of a PCI function, which reading clears (4.1.4.5).
+public final class VirtioInterruptStatus: Sendable {
+  private let bits = Atomic<UInt8>(0)
+
+  public init() {}
+
+  /// A queue has been used: to be noted before the line is raised.
+  public func noteQueue() { _ = bits.bitwiseOr(1, ordering: .sequentiallyConsistent) }
+  func take() -> UInt8 { bits.exchange(0, ordering: .sequentiallyConsistent) }
+}
+
+/// A PCI function with one memory region.
+public final class VirtioPCI: Sendable {
+  private static let version1: UInt64 = 1 << 32
+  private static let queueSize: UInt16 = 256
+  // Places in the region.
+  private static let notify = 0x38, interruptPlace = 0x3A, device = 0x3C
+  // Places in configuration space.
+  private static let command = 0x04, bar0 = 0x10, line = 0x3C
+  private static let windowBar = 0x88, windowOffset = 0x8C, windowLength = 0x90, windowData = 0x94
+  /// Bytes of configuration space.
+  public static let configurationBytes = 152
+
+  private struct Queue {
+    var size = VirtioPCI.queueSize
+    var isEnabled = false
+    /// Descriptors, available and used, each in two words.
+    var places = [UInt32](repeating: 0, count: 6)
+    func address(_ part: Int) -> UInt64 { UInt64(places[part * 2]) | UInt64(places[part * 2 + 1]) << 32 }
+  }
+
+  private struct State {
+    var space: [UInt8]
+    var deviceSelect: UInt32 = 0, driverSelect: UInt32 = 0
+    var driverFeatures: [UInt32] = [0, 0]
+    var status: UInt8 = 0
+    var queueSelect: UInt16 = 0
+    var queues: [Queue]
+  }
+
+  private let deviceOnIt: any VirtioDevice
+  private let memory: any DeviceMemory
+  private let interruptStatus: VirtioInterruptStatus
+  private let state: Mutex<State>
+  /// Where its memory region is, and its size, a power of two.
+  public let region: UInt64
+  public let regionBytes: UInt64
+
+  /// - Parameters:
+  ///   - classCode: Class and subclass.
+  ///   - line: The interrupt line that configuration space names.
+  ///   - region: Where the memory region is, a multiple of its size, below 4 GiB.
+  public init(
+    _ device: any VirtioDevice, _ memory: any DeviceMemory, interruptStatus: VirtioInterruptStatus,
+    classCode: (UInt8, UInt8), line: UInt8, region: UInt64
+  ) {
+    (deviceOnIt, self.memory, self.interruptStatus, self.region) = (device, memory, interruptStatus, region)
+    let bytes = VirtioPCI.device + device.configuration.count
+    regionBytes = UInt64(bytes).nextPowerOfTwo
+    var space = [UInt8](repeating: 0, count: VirtioPCI.configurationBytes)
+    func put(_ offset: Int, _ bytes: [UInt8]) { space.replaceSubrange(offset..<offset + bytes.count, with: bytes) }
+    put(0x00, [0xF4, 0x1A, 0x40 + device.deviceType, 0x10])
+    space[0x06] = 0x10  // there is a list of capabilities
+    space[0x08] = 1
+    put(0x0A, [classCode.1, classCode.0])
+    put(VirtioPCI.bar0, (0..<4).map { UInt8(truncatingIfNeeded: region >> UInt64($0 * 8)) })
+    put(0x2C, [0xF4, 0x1A, 0x40, 0x00])
+    space[0x34] = 0x40
+    put(VirtioPCI.line, [line, 1])
+    let own = device.configuration.count
+    // Kind of region, place and length of each; the last but one is the window's.
+    put(0x40, VirtioPCI.capability(next: 0x50, length: 16, kind: 1, offset: 0, bytes: VirtioPCI.notify))
+    put(0x50, VirtioPCI.capability(next: 0x64, length: 20, kind: 2, offset: VirtioPCI.notify, bytes: 2))
+    put(0x64, VirtioPCI.capability(next: 0x84, length: 16, kind: 3, offset: VirtioPCI.interruptPlace, bytes: 1))
+    put(0x74, VirtioPCI.capability(next: 0, length: 16, kind: 4, offset: VirtioPCI.device, bytes: own))
+    put(0x84, VirtioPCI.capability(next: own > 0 ? 0x74 : 0, length: 20, kind: 5, offset: 0, bytes: 0))
+    state = Mutex(State(space: space, queues: Array(repeating: Queue(), count: device.queueCount)))
+  }
+
+  private static func capability(next: UInt8, length: UInt8, kind: UInt8, offset: Int, bytes: Int) -> [UInt8] {
+    [0x09, next, length, kind, 0, 0, 0, 0]
+      + [offset, bytes].flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
+  }
+
+  // MARK: Configuration space
+
+  /// Reads 1, 2 or 4 bytes; what lies beyond is all ones.
+  public func readSpace(_ offset: Int, size: Int) -> UInt32 {
+    guard offset >= 0, offset + size <= VirtioPCI.configurationBytes else { return .max }
+    if offset == VirtioPCI.windowData, let (place, size) = window { return readRegion(place, size: size) }
+    return state.withLock { state in
+      (0..<size).reduce(0) { $0 | UInt32(state.space[offset + $1]) << UInt32($1 * 8) }
+    }
+  }
+
+  /// Writes 1, 2 or 4 bytes; what may not be written stays as it is.
+  public func writeSpace(_ offset: Int, size: Int, value: UInt32) {
+    guard offset >= 0, offset + size <= VirtioPCI.configurationBytes else { return }
+    if offset == VirtioPCI.windowData {
+      if let (place, size) = window { writeRegion(place, size: size, value: value) }
+      return
+    }
+    state.withLock { state in
+      var value = value
+      switch offset {
+      // Bits below the size are 0, so that a driver finds it by writing ones; the region does not move for it.
+      case VirtioPCI.bar0 where size == 4:
+        value = value == .max ? UInt32(truncatingIfNeeded: 0 &- regionBytes) : UInt32(truncatingIfNeeded: region)
+      case VirtioPCI.command..<VirtioPCI.command + 2, VirtioPCI.line, 0x0C, 0x0D: break
+      case VirtioPCI.windowBar, VirtioPCI.windowOffset..<VirtioPCI.windowData: break
+      default: return
+      }
+      for index in 0..<size { state.space[offset + index] = UInt8(truncatingIfNeeded: value >> UInt32(index * 8)) }
+    }
+  }
+
+  /// What the window shows; nil if that is nothing.
+  private var window: (place: Int, size: Int)? {
+    state.withLock { state in
+      func word(_ offset: Int) -> UInt32 {
+        (0..<4).reduce(0) { $0 | UInt32(state.space[offset + $1]) << UInt32($1 * 8) }
+      }
+      let (place, size) = (word(VirtioPCI.windowOffset), word(VirtioPCI.windowLength))
+      guard state.space[VirtioPCI.windowBar] == 0, [1, 2, 4].contains(size), place % size == 0,
+        UInt64(place) + UInt64(size) <= regionBytes
+      else { return nil }
+      return (Int(place), Int(size))
+    }
+  }
+
+  // MARK: The memory region
+
+  /// Reads 1, 2 or 4 bytes of the region.
+  public func readRegion(_ offset: Int, size: Int) -> UInt32 {
+    let own = deviceOnIt.configuration
+    if offset >= VirtioPCI.device {
+      let start = offset - VirtioPCI.device
+      guard start + size <= own.count else { return 0 }
+      return (0..<size).reduce(0) { $0 | UInt32(own[start + $1]) << UInt32($1 * 8) }
+    }
+    if offset == VirtioPCI.interruptPlace { return UInt32(interruptStatus.take()) }
+    let features = deviceOnIt.features | VirtioPCI.version1
+    return state.withLock { state in
+      let number = Int(state.queueSelect)
+      let queue = state.queues.indices.contains(number) ? state.queues[number] : nil
+      switch offset {
+      case 0: return state.deviceSelect
+      case 4:
+        return state.deviceSelect < 2 ? UInt32(truncatingIfNeeded: features >> UInt64(state.deviceSelect * 32)) : 0
+      case 8: return state.driverSelect
+      case 12: return state.driverSelect < 2 ? state.driverFeatures[Int(state.driverSelect)] : 0
+      case 16, 26: return 0xFFFF  // no message-signalled interrupts
+      case 18: return UInt32(state.queues.count)
+      case 20: return UInt32(state.status)
+      case 22: return UInt32(state.queueSelect)
+      case 24: return UInt32(queue?.size ?? 0)
+      case 28: return queue?.isEnabled == true ? 1 : 0
+      case 32, 36, 40, 44, 48, 52: return queue?.places[(offset - 32) / 4] ?? 0
+      default: return 0
+      }
+    }
+  }
+
+  /// Writes 1, 2 or 4 bytes of the region.
+  public func writeRegion(_ offset: Int, size: Int, value: UInt32) {
+    if offset >= VirtioPCI.device {
+      let start = offset - VirtioPCI.device
+      if start + size <= deviceOnIt.configuration.count {
+        deviceOnIt.writeConfiguration(offset: start, size: size, value: value)
+      }
+      return
+    }
+    if offset == VirtioPCI.notify {
+      let number = Int(value & 0xFFFF)
+      if number < deviceOnIt.queueCount { deviceOnIt.kick(number) }
+      return
+    }
+    let (isReset, started) = state.withLock { state -> (Bool, (Int, Queue)?) in
+      let number = Int(state.queueSelect)
+      let exists = state.queues.indices.contains(number)
+      switch offset {
+      case 0: state.deviceSelect = value
+      case 8: state.driverSelect = value
+      case 12: if state.driverSelect < 2 { state.driverFeatures[Int(state.driverSelect)] = value }
+      case 20:
+        state.status = UInt8(truncatingIfNeeded: value)
+        guard state.status == 0 else { break }
+        (state.driverFeatures, state.queueSelect) = ([0, 0], 0)
+        for index in state.queues.indices { state.queues[index] = Queue() }
+        return (true, nil)
+      case 22: state.queueSelect = UInt16(truncatingIfNeeded: value)
+      case 24:
+        let size = UInt16(truncatingIfNeeded: value)
+        if exists, size > 0, size <= VirtioPCI.queueSize, size & (size - 1) == 0 { state.queues[number].size = size }
+      case 28:
+        guard exists, value & 1 == 1, !state.queues[number].isEnabled else { break }
+        state.queues[number].isEnabled = true
+        return (false, (number, state.queues[number]))
+      case 32, 36, 40, 44, 48, 52:
+        if exists, !state.queues[number].isEnabled { state.queues[number].places[(offset - 32) / 4] = value }
+      default: break
+      }
+      return (false, nil)
+    }
+    if isReset {
+      _ = interruptStatus.take()
+      for number in 0..<deviceOnIt.queueCount { deviceOnIt.setQueue(number, nil) }
+    }
+    if let (number, queue) = started {
+      deviceOnIt.setQueue(
+        number,
+        VirtQueue(
+          memory, size: queue.size, descriptors: queue.address(0), available: queue.address(1), used: queue.address(2),
+          mostBytes: deviceOnIt.mostBytes))
+    }
+  }
+}
+
+extension UInt64 {
+  /// The least power of two that is not less.
+  fileprivate var nextPowerOfTwo: UInt64 { self <= 1 ? 1 : 1 << UInt64(64 - (self - 1).leadingZeroBitCount) }
+}

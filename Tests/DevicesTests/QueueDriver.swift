@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// A driver of a virtqueue, and the RAM in which it puts chains.
+
+import Devices
+import Synchronization
+import Testing
+
+/// 64 KiB of RAM.
+final class QueueMemory: DeviceMemory {
+  private let bytes = Mutex([UInt8](repeating: 0, count: 65536))
+
+  func bytes(at address: UInt64, count: Int) -> [UInt8]? {
+    guard address <= 65536, count <= 65536 - Int(address) else { return nil }
+    return bytes.withLock { Array($0[Int(address)..<Int(address) + count]) }
+  }
+  func store(_ new: [UInt8], at address: UInt64) -> Bool {
+    guard address <= 65536, new.count <= 65536 - Int(address) else { return false }
+    bytes.withLock { $0.replaceSubrange(Int(address)..<Int(address) + new.count, with: new) }
+    return true
+  }
+  func loadShort(at address: UInt64) -> UInt16? {
+    bytes(at: address, count: 2).map { UInt16($0[0]) | UInt16($0[1]) << 8 }
+  }
+  func storeShort(_ value: UInt16, at address: UInt64) -> Bool {
+    store([UInt8(truncatingIfNeeded: value), UInt8(value >> 8)], at: address)
+  }
+}
+
+/// The driver's side of a queue of eight at 0x1000, in the legacy layout.
+struct QueueDriver {
+  static let size: UInt16 = 8
+  static let start: UInt64 = 0x1000, available: UInt64 = 0x1080, used: UInt64 = 0x2000
+  static let next: UInt16 = 1, write: UInt16 = 2, indirect: UInt16 = 4
+  let memory = QueueMemory()
+  var queue: VirtQueue { VirtQueue(memory, size: QueueDriver.size, legacyAt: QueueDriver.start, mostBytes: 65536) }
+
+  func describe(_ index: UInt16, _ address: UInt64, _ count: UInt32, flags: UInt16 = 0, next: UInt16 = 0) {
+    let words = [address, UInt64(count) | UInt64(flags) << 32 | UInt64(next) << 48]
+    let bytes = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) } }
+    #expect(memory.store(bytes, at: QueueDriver.start + UInt64(index) * 16))
+  }
+
+  func offer(_ head: UInt16, at index: UInt16) {
+    _ = memory.storeShort(head, at: QueueDriver.available + 4 + UInt64(index % QueueDriver.size) * 2)
+    _ = memory.storeShort(index &+ 1, at: QueueDriver.available + 2)
+  }
+
+  /// What has been returned: number and bytes.
+  func returned(_ index: UInt16) -> (head: UInt32, written: UInt32)? {
+    guard memory.loadShort(at: QueueDriver.used + 2) != index,
+      let bytes = memory.bytes(at: QueueDriver.used + 4 + UInt64(index % QueueDriver.size) * 8, count: 8)
+    else { return nil }
+    func word(_ at: Int) -> UInt32 { (0..<4).reduce(0) { $0 | UInt32(bytes[at + $1]) << UInt32($1 * 8) } }
+    return (word(0), word(4))
+  }
+}
