@@ -39,7 +39,6 @@ import X86
       memory.store(UInt32(0xC000_0000), at: data + layout.kernelAddress)
       memory.store(UInt32(0x80), at: data + layout.syscallVector)
       switch layout.iretWindow {
-      case .none: break
       case .point(let place): memory.store(LguestHostTests.iret, at: data + place)
       case .range(let start, let end):
         memory.store(LguestHostTests.iret, at: data + start)

@@ -4,9 +4,8 @@
 
 /// Where the fields are, in bytes from the start.
 struct LguestDataLayout: Sendable, Equatable {
-  /// Where interrupts must not be delivered: nowhere special, between two addresses, or at one (that of an IRET).
+  /// Where interrupts must not be delivered: between two addresses, or at one (that of an IRET).
   enum IretWindow: Equatable {
-    case none
     case range(start: UInt64, end: UInt64)
     case point(UInt64)
   }
@@ -19,7 +18,6 @@ struct LguestDataLayout: Sendable, Equatable {
   let callBytes: UInt64
   let reserveMemory: UInt64
   let timestampKilohertz: UInt64
-  let pageDirectory: UInt64?
   let iretWindow: IretWindow
   let kernelAddress: UInt64
   let syscallVector: UInt64
@@ -34,16 +32,16 @@ struct LguestDataLayout: Sendable, Equatable {
   /// Linux 4.0 to 4.13.
   static let from4_0 = LguestDataLayout(
     irqPending: 20, time: 12, status: 24, calls: 88, callBytes: 20, reserveMemory: 1368, timestampKilohertz: 1372,
-    pageDirectory: nil, iretWindow: .point(1376), kernelAddress: 1380, syscallVector: 1384, byteCount: 1388)
+    iretWindow: .point(1376), kernelAddress: 1380, syscallVector: 1384, byteCount: 1388)
   /// Linux 3.1 to 3.19.
   static let from3_1 = LguestDataLayout(
     irqPending: 20, time: 12, status: 24, calls: 88, callBytes: 20, reserveMemory: 1368, timestampKilohertz: 1372,
-    pageDirectory: nil, iretWindow: .range(start: 1376, end: 1380), kernelAddress: 1384, syscallVector: 1388,
+    iretWindow: .range(start: 1376, end: 1380), kernelAddress: 1384, syscallVector: 1388,
     byteCount: 1392)
-  /// Linux 2.6.31 to 3.0.
+  /// Linux 2.6.31 to 3.0. (At 1376 they find the page tables that a host may make for them.)
   static let from2_6_31 = LguestDataLayout(
     irqPending: 20, time: 12, status: 24, calls: 88, callBytes: 20, reserveMemory: 1368, timestampKilohertz: 1372,
-    pageDirectory: 1376, iretWindow: .range(start: 1380, end: 1384), kernelAddress: 1388, syscallVector: 1392,
+    iretWindow: .range(start: 1380, end: 1384), kernelAddress: 1388, syscallVector: 1392,
     byteCount: 1396)
 
   static let all = [from4_0, from3_1, from2_6_31]

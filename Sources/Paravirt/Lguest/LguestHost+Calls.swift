@@ -41,7 +41,6 @@ extension LguestHost {
   }
 
   private mutating func perform(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
-    count(call.number)
     let (a, b, c, d) = call.arguments
     guard let name = LguestCall(rawValue: call.number) else { return kill("Bad hypercall \(call.number)") }
     if name == .initialize { return initialize(UInt64(a)) }

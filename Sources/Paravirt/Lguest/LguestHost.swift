@@ -63,8 +63,11 @@ public struct LguestServices: Sendable {
 public struct LguestHost<Memory: GuestPhysicalWriter> {
   /// The first linear address that the guest's tables do not map: the host's own page is there.
   public static var reserved: UInt32 { 0xFFC0_0000 }
-  static var kernelCode: UInt16 { 0x61 }
-  static var kernelData: UInt16 { 0x69 }
+  /// The kernel's code, and its data or stack: flat, of level 1.
+  static var codeSegment: Segment { Segment(selector: 0x61, limit: .max, attributes: 0xC0BB) }
+  static func dataSegment(_ selector: UInt16 = 0x69) -> Segment {
+    Segment(selector: selector, limit: .max, attributes: 0xC0B3)
+  }
 
   public let interrupts: LguestInterrupts
   let memory: Memory
@@ -86,8 +89,6 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   var isHalted = false
   /// The slot of the ring that is drained next.
   var ringIndex = 0
-  /// Calls made, for counting.
-  public private(set) var calls: [UInt32: UInt64] = [:]
   private var death: String?
 
   /// - Parameters:
@@ -118,9 +119,9 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     var state = CPUState()
     state.rip = entry
     state.rflags = RFLAGS.ones | RFLAGS.if
-    state.cs = Segment(selector: kernelCode, limit: .max, attributes: 0xC0BB)
-    let data = Segment(selector: kernelData, limit: .max, attributes: 0xC0B3)
-    (state.ds, state.es, state.ss, state.fs, state.gs) = (data, data, data, .unusable, .unusable)
+    state.cs = codeSegment
+    (state.ds, state.es, state.ss) = (dataSegment(), dataSegment(), dataSegment())
+    (state.fs, state.gs) = (.unusable, .unusable)
     state.ldtr = .unusable
     state.tr = Segment(selector: 0x80, base: UInt64(reserved) + taskState, limit: 0x67, attributes: 0x8B)
     state.gdtr = DescriptorTable(base: UInt64(reserved), limit: 0xFF)
@@ -231,16 +232,15 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     if state.ss.selector & 3 != 1 {
       frame += [pointer, UInt32(state.ss.selector)]
       pointer = stack.pointer
-      state.ss = Segment(selector: stack.selector, limit: .max, attributes: 0xC0B3)
+      state.ss = LguestHost.dataSegment(stack.selector)
     }
     pointer &-= UInt32(frame.count * 4)
     state[register: GPR.rsp] = UInt64(pointer)
-    state.cs = Segment(selector: LguestHost.kernelCode, limit: .max, attributes: 0xC0BB)
+    state.cs = LguestHost.codeSegment
     state.rip = UInt64(gate.handler)
     state.rflags &= ~(RFLAGS.tf | RFLAGS.nt | RFLAGS.rf | RFLAGS.vm)
     state.interruptShadow = false
     engine.state = state
-    settleTranslations(engine)
     let bytes = frame.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> UInt32($0 * 8)) } }
     if engine.write(linear: UInt64(pointer), bytes, as: .data) != nil {
       return kill("bad stack page at 0x\(String(pointer, radix: 16))")
@@ -262,7 +262,8 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
 
   /// Delivers the interrupt that is due, if there is one; before every entry.
   public mutating func deliver(to engine: some CPUEngine) -> Delivery {
-    settleTranslations(engine)
+    if mustFlush { engine.flushTLB() }
+    mustFlush = false
     guard let data, let layout else { return .nothing }
     func word(_ offset: UInt64) -> UInt32 { memory.loadWord(at: data + offset) ?? 0 }
     let due = interrupts.waiting & ~word(LguestDataLayout.blockedInterrupts)
@@ -270,7 +271,6 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     let pointer = UInt32(truncatingIfNeeded: engine.linearInstructionPointer)
     var reusesFrame = false
     switch layout.iretWindow {
-    case .none: break
     case .range(let start, let end): if pointer >= word(start) && pointer < word(end) { return .later }
     case .point(let place): reusesFrame = pointer == word(place) && engine.currentPrivilegeLevel == 1
     }
@@ -312,12 +312,6 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     engine.state = state
   }
 
-  /// Forgets translations that may have changed.
-  mutating func settleTranslations(_ engine: some CPUEngine) {
-    if mustFlush { engine.flushTLB() }
-    mustFlush = false
-  }
-
   func writeTime() {
     guard let data, let time = layout?.time else { return }
     let now = services.wallTime()
@@ -332,6 +326,4 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     if death == nil { death = reason }
     return .killed(death ?? reason)
   }
-
-  mutating func count(_ number: UInt32) { calls[number < 32 ? number : .max, default: 0] &+= 1 }
 }
