@@ -17,9 +17,10 @@ final class BuiltInGuest: Sendable {
 
   private let file: MemoryFile
 
+  /// - Parameter isLong: 64-bit code; else 32-bit code for lguest's interface.
   /// - Throws: `ConfigurationError` if the host gives no memory file.
-  init(code: [UInt8]) throws(ConfigurationError) {
-    let image = BuiltInGuest.executable(code)
+  init(code: [UInt8], isLong: Bool = true) throws(ConfigurationError) {
+    let image = isLong ? BuiltInGuest.executable(code) : BuiltInGuest.executable32(code)
     do throws(HostError) { file = try MemoryFile(name: "lguest-built-in", byteCount: image.count) } catch {
       throw ConfigurationError(error)
     }
@@ -41,6 +42,23 @@ final class BuiltInGuest: Sendable {
     configuration.bootTimeout = nil
     configuration.timeout = .seconds(60)
     return configuration
+  }
+
+  /// The same of 32 bits (System V ABI, Intel386 supplement; Tool Interface Standard, ELF 1.2).
+  private static func executable32(_ code: [UInt8]) -> [UInt8] {
+    let headerSize: UInt64 = 52, entrySize: UInt64 = 32
+    var bytes: [UInt8] = [0x7F, 0x45, 0x4C, 0x46, 1, 1, 1] + [UInt8](repeating: 0, count: 9)
+    func put(_ value: UInt64, _ count: Int) {
+      for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) }
+    }
+    put(2, 2)  // ET_EXEC
+    put(3, 2)  // EM_386
+    put(1, 4)
+    for value in [origin, headerSize, 0, 0] { put(value, 4) }  // entry, program headers, no sections, no flags
+    for value in [headerSize, entrySize, 1, 0, 0, 0] { put(value, 2) }
+    let size = UInt64(code.count)
+    for value in [1, headerSize + entrySize, origin, origin, size, size, 7, 1] { put(value, 4) }  // PT_LOAD, rwx
+    return bytes + code
   }
 
   /// An ELF executable of one segment (System V ABI, AMD64 supplement; ELF-64 object file format).

@@ -242,9 +242,9 @@ extension HypercallBenchmark.Technique {
   /// instruction, and its rewriting into the software interrupt.
   package var figuresOf2009: [Int]? {
     switch self {
-    case .native: [2915, 2789, 2764, 2721, 2898]
-    case .emulated: [3410, 3681, 3466, 3392, 3780]
-    case .patched: [2977, 2975, 2891, 2637, 2884]
+    case .native: LguestHypercallBenchmark.Technique.direct.figuresOf2009
+    case .emulated: LguestHypercallBenchmark.Technique.emulated.figuresOf2009
+    case .patched: LguestHypercallBenchmark.Technique.patched.figuresOf2009
     case .program, .patchedFirst, .stub2007, .port, .mmio: nil
     }
   }

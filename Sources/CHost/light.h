@@ -10,7 +10,7 @@ enum {
   RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R11 = 11,
 
   FLAG_TF = 1 << 8, FLAG_IF = 1 << 9, FLAG_IOPL = 3 << 12, FLAG_NT = 1 << 14, FLAG_RF = 1 << 16, FLAG_VM = 1 << 17,
-  FLAG_AC = 1 << 18,
+  FLAG_AC = 1 << 18, FLAG_VIF = 1 << 19, FLAG_VIP = 1 << 20,
   SYSTEM_FLAGS = 0x3f7700, // what `system_flags` holds: TF IF DF IOPL NT RF VM AC VIF VIP ID
 
   FLAT_CODE64 = 0xa09b, FLAT_CODE32 = 0xc09b, FLAT_DATA = 0xc093, DPL3 = 0x60,

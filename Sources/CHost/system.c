@@ -137,7 +137,7 @@ uint64_t chost_light_wrmsr(chost_cpu *cpu, uint32_t info) {
 // Delivers an exception with an error code through a 64-bit interrupt or trap gate to level 0, without IST.
 static uint64_t deliver(chost_cpu *cpu, unsigned vector, uint32_t error, uint64_t rip) {
   uint32_t offset = vector * 16;
-  if (offset + 15 > cpu->idtr.limit || (cpu->system_flags & (FLAG_TF | FLAG_VM)) || (cpu->dr[7] & 0xff)) return 0;
+  if (offset + 15 > cpu->idtr.limit || cpu->machine_vectors[0] || (cpu->system_flags & (FLAG_TF | FLAG_VM)) || (cpu->dr[7] & 0xff)) return 0;
   const uint8_t *entry = supervisor(cpu, cpu->idtr.base + offset, 16, false);
   if (!entry) return 0;
   uint64_t low = load64(entry), high = load64(entry + 8);

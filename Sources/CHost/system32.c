@@ -9,6 +9,7 @@ enum {
   CODE_MASK = 0x60fd, CODE0 = 0x4099, CODE3 = 0x40f9,
   // P, level 0 or 3, S, writable data that grows up, accessed, B.
   STACK_MASK = 0x40ff, STACK0 = 0x4093, STACK3 = 0x40f3,
+  LEVEL_SHIFT = 5, // of attributes
 };
 
 // Flat 32-bit protected mode, without single-stepping and breakpoints.
@@ -56,10 +57,20 @@ uint64_t chost_light_sysexit(chost_cpu *cpu, uint32_t info) {
   return go_to(cpu, target);
 }
 
-// Through a 32-bit interrupt or trap gate to level 0. `software`: INT n, which needs the gate's permission.
+// A word of RAM that a guest and the machine share, `place` plus 1; 0 if it is not simply there.
+INLINE uint8_t *shared_word(chost_cpu *cpu, uint64_t place) {
+  uint64_t physical = place - 1;
+  if (physical >= cpu->ram_low_end || is_absent(cpu, physical)) return 0;
+  uint8_t *flags = page_flags(cpu, physical);
+  // Beside translated code a store is Swift's.
+  if ((__atomic_load_n(flags, __ATOMIC_ACQUIRE) & (CHOST_PAGE_CODE | CHOST_PAGE_DIRTY)) != CHOST_PAGE_DIRTY) return 0;
+  return (uint8_t *)(cpu->ram + physical);
+}
+
+// Through a 32-bit interrupt or trap gate to level 0 or 1. `software`: INT n, which needs the gate's permission.
 INLINE uint64_t through_gate(chost_cpu *cpu, unsigned vector, bool has_error, uint32_t error, uint32_t eip, bool software) {
   uint32_t offset = vector * 8;
-  if (!plain(cpu) || offset + 7 > cpu->idtr.limit) return 0;
+  if (!plain(cpu) || offset + 7 > cpu->idtr.limit || (cpu->machine_vectors[vector >> 6] >> (vector & 63) & 1)) return 0;
   const uint8_t *entry = supervisor(cpu, cpu->idtr.base + offset, 8, false);
   if (!entry) return 0;
   uint64_t gate = load64(entry);
@@ -68,25 +79,30 @@ INLINE uint64_t through_gate(chost_cpu *cpu, unsigned vector, bool has_error, ui
   uint32_t target = (gate & 0xffff) | (uint32_t)(gate >> 32 & 0xffff0000);
   uint16_t selector = gate >> 16 & 0xfffc;
   uint64_t code = descriptor(cpu, selector), stack = 0;
-  if (!is_flat_code(code, CODE0)) return 0;
+  unsigned level = attributes_of(code) >> LEVEL_SHIFT & 3;
+  if (level > 1 || level > privilege || !is_flat_code(code, CODE0 | level << LEVEL_SHIFT)) return 0;
   uint32_t esp = (uint32_t)cpu->gpr[RSP], old_esp = esp, count = has_error ? 16 : 12;
   uint16_t ss = 0;
-  if (privilege) {
+  if (privilege != level) {
     const chost_segment *task = &cpu->segments[CHOST_TR];
-    if ((task->attributes & 13) != 9 || task->limit < 9) return 0; // a 32-bit TSS with SS0:ESP0
-    const uint8_t *top = supervisor(cpu, task->base + 4, 6, false);
+    if ((task->attributes & 13) != 9 || task->limit < 9 + level * 8) return 0; // a 32-bit TSS with the level's SS:ESP
+    const uint8_t *top = supervisor(cpu, task->base + 4 + level * 8, 6, false);
     if (!top) return 0;
     esp = load32(top);
     ss = *(const volatile uint16_t *)(top + 4);
-    if (ss & 3) return 0;
+    if ((ss & 3) != level) return 0;
     stack = descriptor(cpu, ss);
-    if (!is_flat_stack(stack, STACK0)) return 0;
+    if (!is_flat_stack(stack, STACK0 | level << LEVEL_SHIFT)) return 0;
     count += 8;
   }
+  uint8_t *flag = 0, *address = 0;
+  if (cpu->virtual_flag && !(flag = shared_word(cpu, cpu->virtual_flag))) return 0;
+  if (cpu->fault_address && vector == 14 && !(address = shared_word(cpu, cpu->fault_address))) return 0;
   esp -= count;
   uint8_t *frame = supervisor(cpu, esp, count, true);
   if (!frame) return 0;
   uint32_t flags = (uint32_t)rflags(cpu);
+  if (flag) flags = (flags & ~(uint32_t)FLAG_IF) | (load32(flag) & FLAG_IF);
   if (has_error) {
     store32(frame, error);
     frame += 4;
@@ -95,14 +111,17 @@ INLINE uint64_t through_gate(chost_cpu *cpu, unsigned vector, bool has_error, ui
   store32(frame + 4, cpu->segments[CHOST_CS].selector);
   // Faults set RF in the image, so that a breakpoint does not trap again.
   store32(frame + 8, software ? flags : flags | FLAG_RF);
-  if (privilege) {
+  if (privilege != level) {
     store32(frame + 12, old_esp);
     store32(frame + 16, cpu->segments[CHOST_SS].selector);
     set_segment(&cpu->segments[CHOST_SS], ss, stack);
   }
   cpu->gpr[RSP] = esp;
-  cpu->system_flags &= ~(uint32_t)(FLAG_NT | FLAG_RF | (type == 0x8e ? FLAG_IF : 0));
-  set_segment(&cpu->segments[CHOST_CS], selector, code);
+  bool masks = type == 0x8e;
+  if (flag && masks) store32(flag, 0);
+  if (address) store32(address, (uint32_t)cpu->cr2);
+  cpu->system_flags &= ~(uint32_t)(FLAG_NT | FLAG_RF | (masks && !flag ? FLAG_IF : 0));
+  set_segment(&cpu->segments[CHOST_CS], selector | level, code);
   chost_update_mode(cpu);
   return go_to(cpu, target);
 }
@@ -116,10 +135,11 @@ uint64_t chost_light_int(chost_cpu *cpu, uint32_t info) {
   return through_gate(cpu, cpu->scratch[0] & 255, false, 0, (uint32_t)next(cpu, info), true);
 }
 
-// IRETD, to the same code segment or out to level 3.
+// IRETD at level 0 or 1, to the same code segment or out to level 3.
 uint64_t chost_light32_iret(chost_cpu *cpu, uint32_t info) {
   (void)info;
-  if (!plain_kernel(cpu) || (cpu->system_flags & FLAG_NT) || cpu->interrupt_waiting) return CHOST_LIGHT_DECLINED;
+  unsigned privilege = cpu->mode & CHOST_MODE_CPL;
+  if (!plain(cpu) || privilege > 1 || (cpu->system_flags & FLAG_NT) || cpu->interrupt_waiting) return CHOST_LIGHT_DECLINED;
   uint32_t esp = (uint32_t)cpu->gpr[RSP];
   const uint8_t *frame = supervisor(cpu, esp, 12, false);
   if (!frame) return CHOST_LIGHT_DECLINED;
@@ -140,8 +160,11 @@ uint64_t chost_light32_iret(chost_cpu *cpu, uint32_t info) {
     if (!is_loaded(cpu, CHOST_CS, cs)) return CHOST_LIGHT_DECLINED;
     esp += 12;
   }
-  // Without breakpoints, for which there is no light way, RF would only be stale at the next instruction but one.
-  set_rflags(cpu, flags & 0x3e7fd7);
+  // Without breakpoints, for which there is no light way, RF would only be stale at the next instruction but one. IOPL, VIF
+  // and VIP are level 0's, IF that of levels up to IOPL (SDM volume 2, IRET).
+  uint32_t kept = privilege ? FLAG_IOPL | FLAG_VIF | FLAG_VIP : 0;
+  if (privilege > (cpu->system_flags >> 12 & 3)) kept |= FLAG_IF;
+  set_rflags(cpu, (flags & 0x3e7fd7 & ~kept) | (cpu->system_flags & kept));
   cpu->gpr[RSP] = esp;
   if (code) {
     set_segment(&cpu->segments[CHOST_CS], cs, code);

@@ -31,6 +31,8 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   /// Raises an exception at RIP, at once. What the last exit owed is forgotten, and with it an instruction that is half
   /// done.
   func raise(_ exception: Exception)
+  /// Sends a trap of `VCPUExit.trap` on through its gate, at RIP. What prevents that is a trap of its own.
+  func forward(_ trap: Trap)
   /// Moves RIP past an instruction of `byteCount` bytes (1...15), whose effect is complete.
   func skip(byteCount: Int)
 
@@ -63,6 +65,8 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   var isLongModeActive: Bool { get }
   /// CR0.PE.
   var isProtected: Bool { get }
+  /// CR0.TS.
+  var isTaskSwitched: Bool { get set }
   /// CR0.PG.
   var isPaging: Bool { get }
   /// CPUID.1:EAX, which EDX holds after INIT.
@@ -92,8 +96,9 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
 
   // MARK: What the machine does in the guest's place
 
-  /// Where linear addresses are looked up. Setting it forgets every translation of an address. Not a part of `state`, nor
-  /// saved: whoever chose one sets it again after a restore.
+  /// Where linear addresses are looked up. Setting it forgets every translation of an address, but for another root of the
+  /// same kind, which is a MOV CR3: what is global stays (SDM volume 3, 4.10.4.1). Not a part of `state`, nor saved:
+  /// whoever chose one sets it again after a restore.
   var addressSpace: AddressSpace { get set }
   /// Pages of the machine's own in kept address spaces; the same holds. nil: none.
   var machinePages: MachinePages? { get set }
@@ -115,11 +120,13 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   func refetchCode()
   /// Forgets every translation of an address, global ones too.
   func flushTLB()
+  /// Forgets the translations of an address in this page, a global one too, as INVLPG does.
+  func flushPage(linear address: UInt64)
 
   // MARK: Hypercalls
 
-  /// The hypercall instruction of the CPU's vendor.
-  var nativeHypercall: HypercallOpcode { get }
+  /// The hypercall instruction of the CPU's vendor; nil: it has none.
+  var nativeHypercall: HypercallOpcode? { get }
   /// How often each hypercall was made that the engine answers by itself.
   var constantHypercalls: [(number: UInt64, count: UInt64)] { get }
 

@@ -118,8 +118,9 @@ extension VirtualMachine {
     public var slowMemory: Duration?
     /// Whose processor CPUID names.
     public var cpuVendor = CPUVendor.intel
-    /// What becomes of the other vendor's hypercall instruction.
-    public var foreignHypercall = ForeignHypercall.native
+    /// What becomes of the other vendor's hypercall instruction; with lguest's interface, of KVM's, which it replaces by
+    /// its own. nil: it works as well; with lguest's interface it is replaced.
+    public var foreignHypercall: ForeignHypercall?
     /// Which of KVM's interfaces the guest finds.
     public var kvmAPI = KVMAPI.modern
     /// What KVM offers: EAX of CPUID leaf 0x40000001. What is not offered does not work.

@@ -184,7 +184,10 @@ extension VirtualMachine {
     let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)
     result.vcpuStatistics = loops.map(\.totalStatistics)
-    for loop in loops { result.statistics.add(loop.statistics) }
+    for loop in loops {
+      result.statistics.add(loop.statistics)
+      loop.addLguestCalls(to: &result.statistics)
+    }
     // Of the same moment: a vCPU that was ready at the end goes on waiting.
     result.statistics.stealNanoseconds = result.vcpuStatistics.reduce(0) { $0 &+ $1.stealNanoseconds }
     result.statistics.longestWaitNanoseconds = result.vcpuStatistics.map(\.longestWaitNanoseconds).max() ?? 0

@@ -21,8 +21,11 @@ struct HypercallBenchCommand: ParsableCommand {
       vendor's instruction, replaced in guest memory, the first time and later. stub2007: the stub that hosts of \
       February 2007 patched. port and mmio: reads of a device register, for comparison. The figures of 2009 are \
       those of "lguest: use KVM hypercalls" by Matias Zabaljauregui: a direct software interrupt, emulation and \
-      rewriting.
+      rewriting. With --abi lguest a ring-1 guest makes FLUSH_ASYNC by these three techniques.
       """)
+
+  @Option(help: "The interface of the guest that makes the calls, kvm or lguest.")
+  var abi = VirtualMachine.Configuration.ABI.kvm
 
   @Flag(help: "Print a JSON list, one object for a technique.") var json = false
 
@@ -40,9 +43,11 @@ struct HypercallBenchCommand: ParsableCommand {
       throw ValidationError("--cpus must be 1 to \(VirtualMachine.Configuration.maximumCPUCount)")
     }
     if svg?.isEmpty == true { throw ValidationError("--svg needs a file name") }
+    if abi == .lguest, svg != nil || !cpus.isEmpty { throw ValidationError("--abi lguest has no --svg and no --cpus") }
   }
 
   func run() throws {
+    if abi == .lguest { return try runLguest() }
     if let svg, let problem = OutputFile.problem(FilePath(svg)) {
       Messages.say("--svg: \(problem); name a file in a directory you can write")
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
@@ -64,5 +69,19 @@ struct HypercallBenchCommand: ParsableCommand {
     if let svg, !OutputFile.write(report.chart, to: FilePath(svg)) {
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }
+  }
+
+  private func runLguest() throws {
+    var measurements: [LguestHypercallBenchmark.Measurement] = []
+    do {
+      for technique in LguestHypercallBenchmark.Technique.allCases {
+        measurements.append(try LguestHypercallBenchmark(technique).measure())
+      }
+    } catch {
+      Messages.say("\(error)")
+      throw CommandEnding(status: Ending.cannotStart.exitStatus)
+    }
+    let report = LguestHypercallReport(measurements: measurements)
+    try CommandOutput.write(json ? report.json.text() : report.table.joined(separator: "\n"))
   }
 }

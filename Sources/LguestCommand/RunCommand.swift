@@ -79,9 +79,9 @@ struct RunCommand: ParsableCommand {
 
   @Option(
     help: ArgumentHelp(
-      "The other vendor's hypercall instruction: works as well (native), is performed by the machine each time, is replaced in guest memory, or raises #UD in the guest.",
+      "The other vendor's hypercall instruction, with --abi lguest KVM's: works as well (native), is performed by the machine each time, is replaced in guest memory, or raises #UD in the guest. (default: native, with --abi lguest patch)",
       valueName: "policy"))
-  var hypercallInsn = VirtualMachine.Configuration.ForeignHypercall.native
+  var hypercallInsn: VirtualMachine.Configuration.ForeignHypercall?
 
   @Option(
     help: ArgumentHelp(

@@ -20,7 +20,7 @@ public struct TranslationOptions: Sendable {
   /// MAXPHYADDR of the CPU model, 36...46 bits.
   public var physicalAddressBits: Int = 46
   /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
-  public var nativeHypercall = HypercallOpcode.vmcall
+  public var nativeHypercall: HypercallOpcode? = .vmcall
   public var hypercallPolicy = HypercallPolicy.native
   /// Hypercalls of 64-bit code at level 0 that the engine answers by itself, by number (0..<16): those whose answer
   /// depends on nothing. The others are exits.
@@ -77,7 +77,8 @@ public final class Translation: MachineEngine {
     let translator = BlockTranslator(
       supports: options.supports, singleInstruction: options.singleInstruction, exactFlags: options.exactFlags,
       countsBlocks: options.countsBlocks, countsPauses: options.pausesToExit != nil,
-      acceptedHypercalls: options.hypercallPolicy == .native ? HypercallOpcode.allCases : [options.nativeHypercall])
+      acceptedHypercalls: options.hypercallPolicy == .native
+        ? HypercallOpcode.allCases : options.nativeHypercall.map { [$0] } ?? [])
     cache = try CodeCache(
       memory: memory, translator: translator, hotLimit: options.codeBytes ?? CodeCache.coldStart,
       isChecked: !options.isUnchecked)

@@ -22,15 +22,17 @@ import X86
     let timer = Mutex<[UInt32?]>([])
     var host: LguestHost<TestMemory>
 
-    init(_ layout: LguestDataLayout, initialized: Bool = true) {
+    init(_ layout: LguestDataLayout, initialized: Bool = true, policy: HypercallPolicy = .patch) {
       host = LguestHost(
-        memory: memory, limit: LguestHostTests.limit, page: LguestHostTests.page, interrupts: interrupts,
+        memory: memory, limit: LguestHostTests.limit, page: LguestHostTests.page, hypercallPolicy: policy,
+        interrupts: interrupts,
         services: LguestServices(
           timestampKilohertz: 2_000_000, wallTime: { (1_700_000_000, 5) }, setTimer: { _ in },
           readPort: { _, _ in nil },
           writePort: { _, _, _ in }))
       host.prepare(cpu)
       cpu.currentPrivilegeLevel = 1
+      cpu.canAcceptInterrupt = true
       cpu.code = [UInt8](repeating: 0, count: 4096)
       cpu.state = LguestHost<TestMemory>.firstState(entry: 0x1000)
       cpu.state[register: GPR.rsp] = 0x1F00
@@ -101,14 +103,14 @@ import X86
         setup.queue(index % 64, [LguestCall.taskSwitched.rawValue, UInt32(index % 2)])
       }
       #expect(setup.call(.flushAsync) == .none)
-      #expect(setup.cpu.state.cr0 & CR0.ts != 0)
+      #expect(setup.cpu.isTaskSwitched)
       #expect(setup.host.ringIndex == Int((start + 40) % 64))
     }
     #expect((0..<64).allSatisfy { setup.memory.loadByte(at: Self.data + 24 + $0) == 0xFF })
     // A slot that is not the next one waits.
     setup.queue(63, [LguestCall.taskSwitched.rawValue, 0])
     setup.call(.flushAsync)
-    #expect(setup.cpu.state.cr0 & CR0.ts != 0)
+    #expect(setup.cpu.isTaskSwitched)
   }
 
   @Test("the lowest interrupt that is not blocked, when they are on; the rest is pending") func interrupts() {
@@ -129,7 +131,7 @@ import X86
     #expect(setup.interrupts.waiting == 1 << 5 | 1)
   }
 
-  @Test("before 4.0 an IRET comes to its end first; elsewhere a frame is stored") func frames() {
+  @Test("before 4.0 an IRET comes to its end first; elsewhere the gate takes the interrupt") func window() {
     let setup = Setup(.from3_1)
     setup.gate(0x21, 0x4000_1000)
     setup.interrupts.raise(1)
@@ -137,13 +139,90 @@ import X86
     #expect(setup.host.deliver(to: setup.cpu) == .later && setup[20] == 0)
     setup[1376] = 0
     setup[1380] = 0
+    setup.cpu.canAcceptInterrupt = false
+    #expect(setup.host.deliver(to: setup.cpu) == .later && setup.interrupts.waiting == 2)
+    setup.cpu.canAcceptInterrupt = true
     #expect(setup.host.deliver(to: setup.cpu) == .done)
-    let stored = setup.cpu.events.compactMap { event -> (UInt64, [UInt8])? in
-      if case .stored(let address, let bytes, .data) = event { (address, bytes) } else { nil }
+    #expect(setup.cpu.events.last == .injected(0x21) && setup.interrupts.waiting == 0 && setup[20] == 0)
+  }
+
+  @Test("gates lead to level 1, and those of the host's vectors nowhere") func gates() {
+    let setup = Setup(.from3_1)
+    setup.call(.loadIDTEntry, 0x80, 0x0008_5678, 0x1234_FF34)
+    #expect(setup.memory.loadQuadword(at: Self.page + 0x800 + 0x80 * 8) == 0x1234_EF00_0061_5678)
+    for vector in [UInt32(2), 8, 15, 0x1F] { setup.gate(vector, 0x4000_0000) }
+    setup.gate(5, 0x4000_0000)
+    setup.call(.loadIDTEntry, 5, 0, 0)
+    for vector in [UInt64(2), 5, 8, 15, 0x1F] {
+      #expect(setup.memory.loadQuadword(at: Self.page + 0x800 + vector * 8) == 0)
     }
-    #expect(stored.count == 1 && stored[0].0 == 0x1F00 - 12)
-    #expect(stored[0].1 == [0, 0x10, 0, 0, 0x61, 0, 0, 0, 0x02, 0x02, 0, 0])
-    #expect(setup.cpu.state.rip == 0x4000_1000 && setup[20] == 0)
+    setup.call(.setStack, 0x69, 0xC123_4567, 2)
+    #expect(setup.memory.loadWord(at: Self.page + 0x20C) == 0xC123_4567)
+    #expect(setup.memory.loadWord(at: Self.page + 0x210) == 0x69)
+    let data = Self.data
+    #expect(
+      setup.cpu.trapPolicy
+        == .gates(VirtualInterrupts(machineFirst: [6, 13, 0x1F], flag: data, faultAddress: data + 8)))
+  }
+
+  @Test("VMCALL of level 1: replaced, performed or refused; elsewhere #UD", arguments: HypercallPolicy.allCases)
+  func hypercallInstruction(policy: HypercallPolicy) {
+    let setup = Setup(.from3_1, policy: policy)
+    setup.gate(6, 0x4000_0000)
+    let invalid = Trap(vector: 6, kind: .exception)
+    func take(_ bytes: [UInt8], level: UInt8 = 1) -> [ScriptedCPU.Event] {
+      setup.cpu.code = bytes
+      setup.cpu.events = []
+      setup.cpu.currentPrivilegeLevel = level
+      setup.cpu[register: GPR.rax] = UInt64(LguestCall.taskSwitched.rawValue)
+      setup.cpu[register: GPR.rbx] = 8
+      #expect(setup.host.take(invalid, on: setup.cpu) == .none)
+      return setup.cpu.events
+    }
+    let vmcall: [UInt8] = [0x0F, 0x01, 0xC1]
+    let events = take(vmcall)
+    switch policy {
+    case .patch:
+      #expect(events == [.stored(0x1000, [0xCD, 0x1F, 0x90], .debugger), .refetched] && !setup.cpu.isTaskSwitched)
+    case .emulate: #expect(events == [.skipped(3)] && setup.cpu.isTaskSwitched)
+    case .native, .fault: #expect(events == [.forwarded(invalid)] && !setup.cpu.isTaskSwitched)
+    }
+    // Another instruction, and another level.
+    for (bytes, level) in [([0x0F, 0x01, 0xD9], 1), ([0x0F, 0x0B, 0xC1], 1), (vmcall, 3)] as [([UInt8], UInt8)] {
+      #expect(take(bytes, level: level) == [.forwarded(invalid)])
+    }
+    let counts = setup.host.instructionCounts
+    #expect(counts.traps == 4 && counts.rewritten == (policy == .patch ? 1 : 0))
+    #expect(counts.emulated == (policy == .emulate ? 1 : 0))
+    // The processor's own, which does not look at levels.
+    setup.cpu.state.rip = 0x1003
+    #expect(setup.host.takeNativeHypercall(setup.cpu) == .none)
+    #expect(setup.cpu.state.rip == 0x1000 && setup.cpu.events.last == .forwarded(invalid))
+    setup.cpu.currentPrivilegeLevel = 1
+    #expect(setup.host.takeNativeHypercall(setup.cpu) == .none && setup.cpu.isTaskSwitched)
+  }
+
+  @Test("changes of page tables forget as little as they can") func flushes() {
+    let setup = Setup(.from3_1)
+    setup.memory.store(UInt64(0x3001), at: 0x1000)
+    setup.memory.store(UInt64(0x4001), at: 0x1018)
+    #expect(setup.call(.newPageTable, 0x1000) == .none)
+    #expect(setup.cpu.addressSpace == .extendedTables(root: 0x1000))
+    func flushes(_ call: LguestCall, _ a: UInt32, _ b: UInt32 = 0) -> [ScriptedCPU.Event] {
+      (setup.cpu.events, setup.cpu.addressSpace) = ([], .identity)
+      setup.call(call, a, b)
+      return setup.cpu.events
+    }
+    #expect(flushes(.setPTE, 0x1000, 0x1234_5678) == [.flushedPage(0x1234_5678)])
+    #expect(flushes(.setPTE, 0x2000, 0x1234_5678) == [] && setup.cpu.addressSpace == .identity)
+    #expect(flushes(.setPTE, 0x2000, 0xC234_5678) == [.flushedPage(0xC234_5678)])
+    #expect(flushes(.flushTLB, 1) == [.flushed])
+    for (call, a) in [(LguestCall.flushTLB, UInt32(0)), (.setPMD, 0x4000), (.setPGD, 0x1000)] {
+      #expect(flushes(call, a) == [] && setup.cpu.addressSpace == .extendedTables(root: 0x1000))
+    }
+    for (call, a) in [(LguestCall.setPMD, UInt32(0x5000)), (.setPGD, 0x2000)] {
+      #expect(flushes(call, a) == [] && setup.cpu.addressSpace == .identity)
+    }
   }
 
   @Test("HALT ends whatever the flag says; a gate that is absent keeps the interrupt") func halt() {
@@ -162,19 +241,13 @@ import X86
     setup.gate(0x80, 0x5000_0000, type: 0xEF)
     setup.call(.setStack, 0x69, 0x1E00, 1)
     setup.cpu.currentPrivilegeLevel = 3
-    for (vector, handler, code) in [(0x80, 0x5000_0000, 0), (0x1F, 0x4000_0000, 0xFA), (0x40, 0x4000_0000, 0x202)] {
+    for (vector, code) in [(UInt8(0x80), UInt32?.none), (0x1F, 0xFA), (0x40, 0x202)] {
       setup.cpu.state.rip = 0x1002
-      setup.cpu.state.cs.selector = 0x73
-      setup.cpu.state.ss.selector = 0x7B
       setup.cpu.events = []
-      #expect(setup.host.take(Trap(vector: UInt8(vector), kind: .software), on: setup.cpu) == .none)
-      #expect(setup.cpu.state.rip == UInt64(handler) && setup.cpu.state.ss.selector == 0x69)
-      guard case .stored(let address, let bytes, _)? = setup.cpu.events.last else {
-        Issue.record("no frame")
-        continue
-      }
-      #expect(address == 0x1E00 - UInt64(bytes.count) && bytes.count == (code == 0 ? 20 : 24))
-      if code != 0 { #expect(Int(bytes[0]) | Int(bytes[1]) << 8 == code && bytes[4] == 0 && bytes[5] == 0x10) }
+      #expect(setup.host.take(Trap(vector: vector, kind: .software), on: setup.cpu) == .none)
+      let trap =
+        code.map { Trap(vector: 13, kind: .exception, errorCode: $0) } ?? Trap(vector: vector, kind: .software)
+      #expect(setup.cpu.events == [.forwarded(trap)] && setup.cpu.state.rip == (code == nil ? 0x1002 : 0x1000))
     }
   }
 }

@@ -22,6 +22,8 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
     case stored(UInt64, [UInt8], LinearAccess)
     case refetched
     case flushed
+    case flushedPage(UInt64)
+    case forwarded(Trap)
     case a20(isOpen: Bool)
   }
 
@@ -52,7 +54,7 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public var trapPolicy = TrapPolicy.guest
   public var isSingleStepping = false
   public var breakpoints: Set<UInt64> = []
-  public var nativeHypercall = HypercallOpcode.vmcall
+  public var nativeHypercall: HypercallOpcode? = .vmcall
   public var constantHypercalls: [(number: UInt64, count: UInt64)] = []
   /// The code at RIP, which is at `linearInstructionPointer`.
   public var code: [UInt8] = []
@@ -74,6 +76,9 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public func requestInterruptWindow(_ wanted: Bool) { events.append(.wantsWindow(wanted)) }
   public func refetchCode() { events.append(.refetched) }
   public func flushTLB() { events.append(.flushed) }
+  public func flushPage(linear address: UInt64) { events.append(.flushedPage(address)) }
+  public func forward(_ trap: Trap) { events.append(.forwarded(trap)) }
+  public var isTaskSwitched = false
   public func setA20(isOpen: Bool) { events.append(.a20(isOpen: isOpen)) }
   public func write(register index: UInt32, _ value: UInt64) -> Bool { false }
   public var signature: UInt32 { 0x106CA }

@@ -57,6 +57,15 @@ extension SystemTests {
       #expect(try Guest.json(json)["cause"] as? String == "reset")
     }
 
+    @Test("the three techniques of a hypercall, and what their counters say") func techniques() throws {
+      let result = try Guest.run(["bench", "hypercall", "--abi", "lguest", "--json"], limit: 60, expecting: 0)
+      let rows = try #require(try JSONSerialization.jsonObject(with: Data(result.output.utf8)) as? [[String: Any]])
+      #expect(rows.map { $0["technique"] as? String } == ["direct", "emulated", "patched"])
+      #expect(rows.map { $0["invalidOpcodes"] as? Int } == [0, 12000, 1])
+      #expect(rows.map { $0["rewrites"] as? Int } == [0, 0, 1])
+      #expect(rows.allSatisfy { ($0["calls"] as? Int) == 12000 && ($0["cycles"] as? [Double])?.count == 5 })
+    }
+
     @Test("refusals are one line") func refusals() throws {
       for (more, status, text) in [
         (["--cpus", "2"], 125, "ask for 1"), (["--memory", "801M"], 69, "ask for at most 800M"),

@@ -121,6 +121,10 @@ typedef struct chost_cpu {
   uint64_t kept_pdpte[4];     // of CHOST_SPACE_WIDE: the top entries
   // Of every kept space: linear addresses from here to 4 GiB are the machine's pages, at this guest-physical address; 0: none.
   uint64_t kept_pages, kept_pages_physical;
+  // Traps of a guest whose gates the machine keeps: vectors that go to the machine first, a bit each; and where in RAM its
+  // own interrupt flag is (bit 9 of a word) and the address of a page fault is stored, each plus 1; 0: nowhere.
+  uint64_t machine_vectors[4];
+  uint64_t virtual_flag, fault_address;
 } chost_cpu;
 
 // Displacements from ENV of the fields that emitted code names: what Swift's `Slot` is made of.

@@ -172,7 +172,7 @@ final class Machine: Sendable {
     saved.extras = model.extras
     saved.additions = model.additions
     saved.vendor = configuration.cpuVendor
-    saved.foreignHypercall = configuration.foreignHypercall
+    saved.foreignHypercall = configuration.effectiveForeignHypercall
     saved.kvmAPI = configuration.kvmAPI
     saved.features = configuration.kvmFeatures
     saved.hints = configuration.kvmHints
@@ -190,7 +190,8 @@ final class Machine: Sendable {
     guard let lguestTimer else { return nil }
     let limit = LguestLayout.limit(configuration.memorySize)
     return LguestHost(
-      memory: memory, limit: limit, page: limit, interrupts: lguestInterrupts,
+      memory: memory, limit: limit, page: limit, hypercallPolicy: configuration.hypercallPolicy,
+      interrupts: lguestInterrupts,
       services: LguestServices(
         timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,
         wallTime: {

@@ -130,6 +130,11 @@ extension MachineParts {
     options.tscOffset = time.timestampOffset
     options.nativeHypercall = configuration.nativeHypercall
     options.hypercallPolicy = configuration.hypercallPolicy
+    if configuration.abi == .lguest {
+      // KVM's instruction is no processor's here: it raises #UD, of which lguest's host makes what the policy says.
+      options.nativeHypercall = configuration.hypercallPolicy == .native ? .vmcall : nil
+      options.hypercallPolicy = .fault
+    }
     options.constantHypercalls = configuration.constantHypercalls
     // Some 10 us.
     if cpuCount > 1 { options.pausesToExit = 256 }

@@ -43,14 +43,18 @@ extension VirtualMachine {
 extension VirtualMachine.Configuration {
   var nativeHypercall: HypercallOpcode { cpuVendor == .intel ? .vmcall : .vmmcall }
 
+  /// What becomes of the hypercall instruction that is not the CPU's own.
   var hypercallPolicy: HypercallPolicy {
-    switch foreignHypercall {
+    switch effectiveForeignHypercall {
     case .native: .native
     case .emulate: .emulate
     case .patch: .patch
     case .fault: .fault
     }
   }
+
+  /// The policy as it was asked for, or that of the guest's interface.
+  var effectiveForeignHypercall: ForeignHypercall { foreignHypercall ?? (abi == .lguest ? .patch : .native) }
 
   var kvmInterface: KVMInterface {
     switch kvmAPI {

@@ -59,6 +59,8 @@ public struct Statistics: Sendable {
   /// Instructions executed by a Swift helper instead of translated code.
   package var helperInstructions: UInt64 = 0
   package var exceptions: UInt64 = 0
+  /// #UD that a machine with lguest's interface has taken.
+  package var invalidOpcodes: UInt64 = 0
   /// Hypercall instructions of the other vendor: performed for the guest, replaced in its memory, refused.
   package var hypercallsEmulated: UInt64 = 0
   package var hypercallsPatched: UInt64 = 0
@@ -134,6 +136,7 @@ public struct Statistics: Sendable {
     ("fullExits", \.fullExits),
     ("softFaults", \.softFaults),
     ("helperInstructions", \.helperInstructions),
+    ("invalidOpcodes", \.invalidOpcodes),
     ("hypercallsEmulated", \.hypercallsEmulated),
     ("hypercallsPatched", \.hypercallsPatched),
     ("hypercallsRefused", \.hypercallsRefused),

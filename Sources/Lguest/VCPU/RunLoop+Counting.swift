@@ -12,6 +12,7 @@ extension RunLoop {
     total.stealNanoseconds = waited
     total.longestWaitNanoseconds = machine.scheduler.wait(of: number).longest
     for (number, times) in engine.constantHypercalls { total.count(hypercall: number, times: times) }
+    addLguestCalls(to: &total)
     return total
   }
 

@@ -7,20 +7,18 @@ import Engine
 import Paravirt
 
 extension RunLoop {
-  /// Delivers the interrupt that is due, if there is one.
-  func deliverLguest() -> Outcome? {
+  /// Gives the engine the interrupt that is due, if there is one.
+  func deliverLguest() {
     switch lguest?.deliver(to: engine) {
     case .nothing?, nil: break
     case .done?: statistics.interrupts &+= 1
     case .later?: machine.lguestTimer?.lookAgain()
-    case .killed(let reason)?: return .killed(reason)
     }
-    return nil
   }
 
-  /// Answers a trap, or VMCALL from level 1.
+  /// Answers a trap, or VMCALL that the processor has executed.
   func handleLguest(_ trap: Trap?) -> Outcome? {
-    guard let effect = trap.map({ lguest?.take($0, on: engine) }) ?? lguest?.performHypercall(engine) else {
+    guard let effect = trap.map({ lguest?.take($0, on: engine) }) ?? lguest?.takeNativeHypercall(engine) else {
       return nil
     }
     switch effect {
@@ -38,5 +36,16 @@ extension RunLoop {
       if let text = lguest?.string(at: address, limit: 4096) { for byte in text.utf8 { machine.console.write(byte) } }
       return nil
     }
+  }
+
+  /// Counts the hypercalls that a ring-1 guest made, and what became of its VMCALL.
+  func addLguestCalls(to statistics: inout Statistics) {
+    guard let lguest else { return }
+    for (number, times) in lguest.callCounts.enumerated() where times > 0 {
+      statistics.count(hypercall: UInt64(number), times: times)
+    }
+    statistics.invalidOpcodes &+= lguest.instructionCounts.traps
+    statistics.hypercallsPatched &+= lguest.instructionCounts.rewritten
+    statistics.hypercallsEmulated &+= lguest.instructionCounts.emulated
   }
 }

@@ -59,8 +59,8 @@ extension RunLoop {
 
   /// The registration of 2007; false is #GP. Nothing reads what was registered: the guest calls its stub.
   private func register2007(_ address: UInt64) -> Bool {
-    let record = KVMParaState.register(
-      address, in: ParavirtMemory(memory: machine.memory), native: engine.nativeHypercall)
+    guard let native = engine.nativeHypercall else { return false }
+    let record = KVMParaState.register(address, in: ParavirtMemory(memory: machine.memory), native: native)
     machine.logger?.debug("\(record.text)")
     return record.guestVersion != nil
   }

@@ -155,7 +155,10 @@ final class RunLoop: @unchecked Sendable {
 
   /// Gives the engine the interrupt that is due, or asks to be told when it could be given.
   private func deliver() -> Outcome? {
-    if lguest != nil { return deliverLguest() }
+    if lguest != nil {
+      deliverLguest()
+      return nil
+    }
     if apic.hasPendingEvent {
       if apic.takeNMI() { engine.injectNMI() }
       if let event = apic.takeStartupEvent(), let outcome = start(event) { return outcome }

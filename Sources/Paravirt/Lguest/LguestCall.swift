@@ -25,8 +25,21 @@ public enum LguestCall: UInt32, Sendable, CaseIterable {
   case loadGDTEntry = 18
   case sendInterrupts = 19
 
+  /// Numbers begin at 0 and end below this.
+  static let numbers = 20
+
   /// The software interrupt that makes one.
   public static let vector: UInt8 = 0x1F
+}
+
+/// What became of VMCALL, by which some guests make these calls.
+public struct LguestInstructionCounts: Sendable, Equatable {
+  /// #UD of any cause.
+  public internal(set) var traps: UInt64 = 0
+  /// Places where it was replaced by the software interrupt.
+  public internal(set) var rewritten: UInt64 = 0
+  /// Calls that were performed for it.
+  public internal(set) var emulated: UInt64 = 0
 }
 
 /// What the machine must do after a trap of a ring-1 guest or a call of its.

@@ -3,7 +3,7 @@
 // with the years; a guest does not say which it has, but no two of them look alike before it is registered.
 
 /// Where the fields are, in bytes from the start.
-struct LguestDataLayout: Sendable, Equatable {
+package struct LguestDataLayout: Sendable, Equatable {
   /// Where interrupts must not be delivered: between two addresses, or at one (that of an IRET).
   enum IretWindow: Equatable {
     case range(start: UInt64, end: UInt64)
@@ -63,5 +63,21 @@ struct LguestDataLayout: Sendable, Equatable {
       else { return false }
       return kernel >= 0x4000_0000 && kernel & 0xF_FFFF == 0 && kernel < limit
     }
+  }
+}
+
+extension LguestDataLayout {
+  /// A structure of Linux 3.1 to 3.19 as a guest has it before it registers it: all slots of the ring free, all interrupts
+  /// blocked.
+  package static func blank3_1(kernelAddress: UInt32) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: Int(from3_1.byteCount))
+    func put(_ value: UInt32, at offset: UInt64) {
+      for index in 0..<4 { bytes[Int(offset) + index] = UInt8(truncatingIfNeeded: value >> UInt32(index * 8)) }
+    }
+    put(.max, at: blockedInterrupts)
+    for slot in 0..<UInt64(ringCount / 4) { put(.max, at: from3_1.status + slot * 4) }
+    put(kernelAddress, at: from3_1.kernelAddress)
+    put(systemCall, at: from3_1.syscallVector)
+    return bytes
   }
 }

@@ -25,25 +25,26 @@ extension LguestHost {
   private mutating func drainRing(_ engine: some CPUEngine) -> LguestEffect? {
     guard let data, let layout else { return nil }
     let count = LguestDataLayout.ringCount
-    let statuses = (0..<count).map { memory.loadByte(at: data + layout.status + UInt64($0)) ?? 0xFF }
+    // What is put there meanwhile waits for the next call: at most once around.
     for _ in 0..<count {
       let index = ringIndex
-      if statuses[index] == 0xFF { return nil }
+      let status = data + layout.status + UInt64(index)
+      if memory.loadByte(at: status) ?? 0xFF == 0xFF { return nil }
       ringIndex = (index + 1) % count
       let place = data + layout.calls + UInt64(index) * layout.callBytes
-      let words = (0..<5).map { memory.loadWord(at: place + UInt64($0) * 4) ?? 0 }
-      let effect = perform(
-        Call(number: words[0], arguments: (words[1], words[2], words[3], words[4])), engine)
-      memory.store(UInt8(0xFF), at: data + layout.status + UInt64(index))
+      func word(_ number: UInt64) -> UInt32 { memory.loadWord(at: place + number * 4) ?? 0 }
+      let effect = perform(Call(number: word(0), arguments: (word(1), word(2), word(3), word(4))), engine)
+      memory.store(UInt8(0xFF), at: status)
       if effect != .none { return effect }
     }
     return nil
   }
 
   private mutating func perform(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
-    let (a, b, c, d) = call.arguments
+    let (a, b, c, _) = call.arguments
     guard let name = LguestCall(rawValue: call.number) else { return kill("Bad hypercall \(call.number)") }
-    if name == .initialize { return initialize(UInt64(a)) }
+    callCounts[Int(call.number)] &+= 1
+    if name == .initialize { return initialize(UInt64(a), engine) }
     guard data != nil else { return kill("hypercall \(call.number) before LGUEST_INIT") }
     switch name {
     case .flushAsync, .sendInterrupts: return .none
@@ -51,27 +52,25 @@ extension LguestHost {
     case .shutdown: return shutdown(UInt64(a), restarts: b == 2)
     case .loadGDT: return loadGDT(UInt64(a), count: b)
     case .newPageTable: newPageTable(a, engine)
-    case .flushTLB: mustFlush = true
+    case .flushTLB: if a == 0 { forgetUserPages(engine) } else { engine.flushTLB() }
     case .loadIDTEntry:
       do { try idt.set(a, low: b, high: c) } catch { return kill(error.reason) }
     case .setStack: return setStack(a, b, pages: c)
-    case .taskSwitched:
-      var state = engine.state
-      state.cr0 = a == 0 ? state.cr0 & ~CR0.ts : state.cr0 | CR0.ts
-      engine.state = state
+    case .taskSwitched: engine.isTaskSwitched = a != 0
     case .setClockEvent: services.setTimer(a == 0 ? nil : a)
     case .halt:
       isHalted = true
       return .halt
     case .setPTE:
       if b >= LguestHost.reserved { return kill("attempt to set pte into Switcher pages") }
-      if isCurrent(a, b) { mustFlush = true }
-      _ = (c, d)
-    case .setPMD: mustFlush = true
+      if isCurrent(a, b) { engine.flushPage(linear: UInt64(b)) }
+    case .setPMD:
+      guard isWide else { return kill("Bad hypercall \(call.number)") }
+      if isDirectory(a) { forgetUserPages(engine) }
     case .setPGD:
       if b >= (isWide ? 4 : 1024) { return kill("attempt to set pgd \(b)") }
       if a == root {
-        if isWide { engine.addressSpace = .extendedTables(root: root) } else { mustFlush = true }
+        forgetUserPages(engine)
       }
     case .loadTLS:
       guard memory.contains(UInt64(a), byteCount: 24) else { return kill("bad address 0x\(String(a, radix: 16))") }
@@ -90,7 +89,7 @@ extension LguestHost {
     return table == root || linear >= memory.loadWord(at: data + layout.kernelAddress) ?? 0
   }
 
-  private mutating func initialize(_ address: UInt64) -> LguestEffect {
+  private mutating func initialize(_ address: UInt64, _ engine: some CPUEngine) -> LguestEffect {
     guard data == nil else { return kill("second LGUEST_INIT") }
     guard let layout = LguestDataLayout.identify(memory, at: address, limit: LguestHost.reserved),
       address &+ layout.byteCount <= limit
@@ -100,7 +99,8 @@ extension LguestHost {
     memory.store(services.timestampKilohertz, at: address + layout.timestampKilohertz)
     memory.store(0 &- LguestHost.reserved, at: address + layout.reserveMemory)
     writeTime()
-    mustFlush = true
+    useVirtualFlag(of: address, engine)
+    engine.flushTLB()
     return .none
   }
 
@@ -142,14 +142,25 @@ extension LguestHost {
       isLinear = false
     }
     root = table
-    mustFlush = false
-    engine.addressSpace = isWide ? .extendedTables(root: table) : .tables(root: table)
+    forgetUserPages(engine)
+  }
+
+  /// As MOV CR3 does, which reads the top entries of PAE paging again.
+  private func forgetUserPages(_ engine: some CPUEngine) {
+    engine.addressSpace = isLinear ? .identity : isWide ? .extendedTables(root: root) : .tables(root: root)
+  }
+
+  /// Whether a page is one of the directories that the current top entries of PAE paging lead to.
+  private func isDirectory(_ page: UInt32) -> Bool {
+    (0..<4).contains {
+      (memory.loadQuadword(at: UInt64(root) + $0 * 8) ?? 0) & 0xFFFF_F000 == UInt64(page) & 0xFFFF_F000
+    }
   }
 
   private mutating func setStack(_ selector: UInt32, _ pointer: UInt32, pages: UInt32) -> LguestEffect {
     guard selector & 3 == 1 else { return kill("bad stack segment \(selector)") }
     guard pages <= 2 else { return kill("bad stack pages \(pages)") }
-    stack = (UInt16(truncatingIfNeeded: selector), pointer)
+    taskState.setStack(selector, pointer)
     return .none
   }
 }

@@ -74,8 +74,10 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   let services: LguestServices
   /// The first guest-physical address that is neither RAM nor a device's.
   let limit: UInt64
+  let hypercallPolicy: HypercallPolicy
   let gdt: LguestGDT<Memory>
-  var idt = LguestIDT()
+  let idt: LguestIDT<Memory>
+  let taskState: LguestTaskState<Memory>
   var layout: LguestDataLayout?
   /// Where struct lguest_data is, once it is registered.
   var data: UInt64?
@@ -83,36 +85,55 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   var isLinear = true
   var isWide = false
   var root: UInt32 = 0
-  /// Whether a translation may have changed since the guest last ran.
-  var mustFlush = false
-  var stack: (selector: UInt16, pointer: UInt32) = (0, 0)
   var isHalted = false
   /// The slot of the ring that is drained next.
   var ringIndex = 0
+  /// Calls made, by number, those that were left in the ring too.
+  public internal(set) var callCounts = [UInt64](repeating: 0, count: LguestCall.numbers)
+  /// What became of VMCALL.
+  public private(set) var instructionCounts = LguestInstructionCounts()
   private var death: String?
 
   /// - Parameters:
   ///   - limit: The first guest-physical address that the guest has not.
   ///   - page: A page behind it, for its descriptors.
+  ///   - hypercallPolicy: What becomes of VMCALL.
   ///   - interrupts: What waits for the guest.
   public init(
-    memory: Memory, limit: UInt64, page: UInt64, interrupts: LguestInterrupts, services: LguestServices
+    memory: Memory, limit: UInt64, page: UInt64, hypercallPolicy: HypercallPolicy = .patch,
+    interrupts: LguestInterrupts, services: LguestServices
   ) {
+    self.hypercallPolicy = hypercallPolicy
     (self.memory, self.limit, self.interrupts, self.services) = (memory, limit, interrupts, services)
     gdt = LguestGDT(memory: memory, address: page)
+    taskState = LguestTaskState(memory: memory, address: page + LguestHost.taskState)
+    idt = LguestIDT(memory: memory, address: page + LguestHost.gates)
   }
 
   /// What a vCPU must be told once, before its first instruction.
   public func prepare(_ engine: some CPUEngine) {
     gdt.reset()
-    // The task state's I/O bitmap is beyond its limit: no port is the guest's.
-    memory.store(UInt32(0x68 << 16), at: gdt.address + LguestHost.taskState + 100)
+    idt.reset()
+    taskState.reset()
     engine.machinePages = MachinePages(linear: LguestHost.reserved, physical: gdt.address)
     engine.addressSpace = .identity
-    engine.trapPolicy = .machine
+    engine.trapPolicy = .gates(VirtualInterrupts(machineFirst: LguestHost.machineFirst))
   }
 
-  static var taskState: UInt64 { 0x800 }
+  /// What the host looks at before the guest: instructions that it executes in the guest's place, and hypercalls.
+  private static var machineFirst: VectorSet { [Vector.invalidOpcode, Vector.generalProtection, LguestCall.vector] }
+
+  /// From now on frames show the guest's own interrupt flag.
+  func useVirtualFlag(of data: UInt64, _ engine: some CPUEngine) {
+    engine.trapPolicy = .gates(
+      VirtualInterrupts(
+        machineFirst: LguestHost.machineFirst, flag: data + LguestDataLayout.irqEnabled,
+        faultAddress: data + LguestDataLayout.cr2))
+  }
+
+  // Places in the host's page, behind the global descriptor table.
+  private static var taskState: UInt64 { 0x200 }
+  private static var gates: UInt64 { 0x800 }
 
   /// The state in which a kernel begins.
   public static func firstState(entry: UInt64) -> CPUState {
@@ -123,11 +144,13 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     (state.ds, state.es, state.ss) = (dataSegment(), dataSegment(), dataSegment())
     (state.fs, state.gs) = (.unusable, .unusable)
     state.ldtr = .unusable
-    state.tr = Segment(selector: 0x80, base: UInt64(reserved) + taskState, limit: 0x67, attributes: 0x8B)
+    state.tr = Segment(
+      selector: 0x80, base: UInt64(reserved) + taskState, limit: LguestTaskState<Memory>.limit, attributes: 0x8B)
     state.gdtr = DescriptorTable(base: UInt64(reserved), limit: 0xFF)
-    state.idtr = DescriptorTable(base: 0, limit: 0)
+    state.idtr = DescriptorTable(base: UInt64(reserved) + gates, limit: 0x7FF)
     state.cr0 = CR0.pe | CR0.et | CR0.ne | CR0.wp | CR0.mp
-    state.cr4 = CR4.osfxsr | CR4.osxmmexcpt
+    // Global pages outlast NEW_PGTABLE; the guest, for which CR4 is 0, does not ask for them.
+    state.cr4 = CR4.osfxsr | CR4.osxmmexcpt | CR4.pge
     return state
   }
 
@@ -149,33 +172,81 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     case .software:
       if trap.vector == LguestCall.vector && level == 1 { return performHypercall(engine) }
       let needed = idt[trap.vector]?.level ?? 0
-      if level > needed {
-        moveBack(engine, over: trap.vector)
-        return reflect(13, errorCode: UInt32(trap.vector) << 3 | 2, isFault: true, engine)
-      }
-      return reflect(trap.vector, errorCode: nil, isFault: false, engine)
+      guard level > needed else { return forward(trap, engine) }
+      moveBack(engine, over: trap.vector)
+      return forward(
+        Trap(vector: Vector.generalProtection, kind: .exception, errorCode: UInt32(trap.vector) << 3 | 2), engine)
     case .exception:
       if trap.vector == Vector.generalProtection, trap.errorCode == 0, level == 1, emulate(engine) { return .none }
-      if trap.vector == Vector.pageFault, let data {
-        memory.store(UInt32(truncatingIfNeeded: trap.address), at: data + LguestDataLayout.cr2)
+      if trap.vector == Vector.invalidOpcode {
+        instructionCounts.traps &+= 1
+        if level == 1, let effect = takeHypercallInstruction(engine) { return effect }
       }
-      return reflect(
-        trap.vector, errorCode: trap.errorCode, isFault: trap.vector != Vector.debug, address: trap.address, engine)
+      return forward(trap, engine)
     case .interrupt, .nmi: return .none
     }
   }
 
+  /// INT 1Fh and NOP, which have VMCALL's three bytes.
+  private static var replacement: [UInt8] { [0xCD, LguestCall.vector, 0x90] }
+
+  /// #UD of level 1: VMCALL, of guests that make KVM's hypercalls, is replaced by what this interface has, and executed
+  /// again, or performed (Matias Zabaljauregui, "lguest: use KVM hypercalls", 2009); nil: it is no VMCALL, or #UD it is.
+  private mutating func takeHypercallInstruction(_ engine: some CPUEngine) -> LguestEffect? {
+    let place = engine.linearInstructionPointer
+    let code = engine.read(linear: place, count: HypercallOpcode.byteCount, as: .code)
+    guard HypercallOpcode(code: code) == .vmcall else { return nil }
+    switch hypercallPolicy {
+    case .fault, .native: return nil
+    case .patch:
+      // The kernel may have made its own code read-only by now.
+      if engine.write(linear: place, LguestHost.replacement, as: .debugger) == nil {
+        engine.refetchCode()
+        instructionCounts.rewritten &+= 1
+        return LguestEffect.none
+      }
+      fallthrough
+    case .emulate:
+      instructionCounts.emulated &+= 1
+      engine.skip(byteCount: HypercallOpcode.byteCount)
+      return performHypercall(engine)
+    }
+  }
+
+  /// VMCALL that the processor has executed. RIP is past it.
+  public mutating func takeNativeHypercall(_ engine: some CPUEngine) -> LguestEffect {
+    if engine.currentPrivilegeLevel == 1 { return performHypercall(engine) }
+    rewind(engine, by: HypercallOpcode.byteCount)
+    return forward(Trap(vector: Vector.invalidOpcode, kind: .exception), engine)
+  }
+
+  /// Goes on in the guest's own handler.
+  private mutating func forward(_ trap: Trap, _ engine: some CPUEngine) -> LguestEffect {
+    guard idt[trap.vector] != nil else {
+      let where_ = String(engine.linearInstructionPointer, radix: 16)
+      let what = String(trap.vector == Vector.pageFault ? trap.address : UInt64(trap.errorCode ?? 0), radix: 16)
+      return kill("unhandled trap \(trap.vector) at 0x\(where_) (0x\(what))")
+    }
+    engine.forward(trap)
+    return .none
+  }
+
   /// Back to an INT n, INT3 or INTO that has raised a fault.
   private func moveBack(_ engine: some CPUEngine, over vector: UInt8) {
-    var state = engine.state
     let last = engine.read(linear: engine.linearInstructionPointer &- 1, count: 1, as: .code).first
     let isShort = vector == Vector.breakpoint && last == 0xCC || vector == Vector.overflow && last == 0xCE
-    state.rip = (state.rip &- (isShort ? 1 : 2)) & 0xFFFF_FFFF
+    rewind(engine, by: isShort ? 1 : 2)
+  }
+
+  private func rewind(_ engine: some CPUEngine, by count: Int) {
+    var state = engine.state
+    state.rip = (state.rip &- UInt64(count)) & 0xFFFF_FFFF
     engine.state = state
   }
 
   /// Instructions that level 1 may not execute and that kernels do: CLI, whose work is done elsewhere; a read of CR4,
-  /// which is 0; ports, where nothing is.
+  /// which is 0; debug registers, without which a single step of a program's would end the kernel; ports, where nothing
+  /// is.
   private func emulate(_ engine: some CPUEngine) -> Bool {
     let code = engine.read(linear: engine.linearInstructionPointer, count: 8, as: .code)
     guard let first = code.first else { return false }
@@ -185,6 +256,11 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     }
     if code.count >= 3, first == 0x0F, code[1] == 0x20, code[2] & 0x38 == 0x20 {
       engine[register: code[2] & 7] = 0
+      engine.skip(byteCount: 3)
+      return true
+    }
+    if code.count >= 3, first == 0x0F, code[1] == 0x21 || code[1] == 0x23 {
+      moveDebugRegister(code[2] >> 3 & 7, general: code[2] & 7, isLoad: code[1] == 0x21, engine)
       engine.skip(byteCount: 3)
       return true
     }
@@ -209,45 +285,27 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     return true
   }
 
+  /// MOV to and from debug registers; 4 and 5 are 6 and 7 (SDM volume 3, 17.2.2). They are the processor's own, but for
+  /// general detection, which would be of no use to a guest whose accesses all come here.
+  private func moveDebugRegister(_ number: UInt8, general: UInt8, isLoad: Bool, _ engine: some CPUEngine) {
+    var state = engine.state
+    let value = engine[register: general] & 0xFFFF_FFFF
+    let paths: [WritableKeyPath<CPUState, UInt64>] = [\.dr0, \.dr1, \.dr2, \.dr3, \.dr6, \.dr7, \.dr6, \.dr7]
+    let path = paths[Int(number & 7)]
+    if isLoad {
+      engine[register: general] = state[keyPath: path] & 0xFFFF_FFFF
+      return
+    }
+    switch path {
+    case \.dr6: state.dr6 = value & 0xE00F | 0xFFFF_0FF0
+    case \.dr7: state.dr7 = value & 0xFFFF_03FF | 0x400
+    default: state[keyPath: path] = value
+    }
+    engine.state = state
+  }
+
   /// Whether the guest knows devices by ports.
   private var hasPorts: Bool { layout == .from4_0 }
-
-  /// Goes on in the guest's own handler, on its kernel stack.
-  private mutating func reflect(
-    _ vector: UInt8, errorCode: UInt32?, isFault: Bool, address: UInt64 = 0, _ engine: some CPUEngine
-  ) -> LguestEffect {
-    guard let gate = idt[vector] else {
-      let where_ = String(engine.linearInstructionPointer, radix: 16)
-      let what = String(vector == Vector.pageFault ? address : UInt64(errorCode ?? 0), radix: 16)
-      return kill("unhandled trap \(vector) at 0x\(where_) (0x\(what))")
-    }
-    var state = engine.state
-    let isEnabled = data.map { (memory.loadWord(at: $0 + LguestDataLayout.irqEnabled) ?? 0) & 0x200 != 0 } ?? false
-    var flags = UInt32(truncatingIfNeeded: state.rflags) & ~UInt32(RFLAGS.if)
-    if isEnabled { flags |= UInt32(RFLAGS.if) }
-    if isFault { flags |= UInt32(RFLAGS.rf) }
-    var frame: [UInt32] = [UInt32(truncatingIfNeeded: state.rip), UInt32(state.cs.selector), flags]
-    if let errorCode { frame.insert(errorCode, at: 0) }
-    var pointer = UInt32(truncatingIfNeeded: state[register: GPR.rsp])
-    if state.ss.selector & 3 != 1 {
-      frame += [pointer, UInt32(state.ss.selector)]
-      pointer = stack.pointer
-      state.ss = LguestHost.dataSegment(stack.selector)
-    }
-    pointer &-= UInt32(frame.count * 4)
-    state[register: GPR.rsp] = UInt64(pointer)
-    state.cs = LguestHost.codeSegment
-    state.rip = UInt64(gate.handler)
-    state.rflags &= ~(RFLAGS.tf | RFLAGS.nt | RFLAGS.rf | RFLAGS.vm)
-    state.interruptShadow = false
-    engine.state = state
-    let bytes = frame.flatMap { word in (0..<4).map { UInt8(truncatingIfNeeded: word >> UInt32($0 * 8)) } }
-    if engine.write(linear: UInt64(pointer), bytes, as: .data) != nil {
-      return kill("bad stack page at 0x\(String(pointer, radix: 16))")
-    }
-    if gate.isInterruptGate, let data { memory.store(UInt32(0), at: data + LguestDataLayout.irqEnabled) }
-    return .none
-  }
 
   // MARK: Interrupts
 
@@ -257,17 +315,16 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     case done
     /// It cannot be delivered yet, and the guest may not say when it can: to be asked again soon.
     case later
-    case killed(String)
   }
 
   /// Delivers the interrupt that is due, if there is one; before every entry.
   public mutating func deliver(to engine: some CPUEngine) -> Delivery {
-    if mustFlush { engine.flushTLB() }
-    mustFlush = false
     guard let data, let layout else { return .nothing }
     func word(_ offset: UInt64) -> UInt32 { memory.loadWord(at: data + offset) ?? 0 }
     let due = interrupts.waiting & ~word(LguestDataLayout.blockedInterrupts)
     guard due != 0 else { return .nothing }
+    // The processor's own flag is always set: it is an instruction that is half done, or the one behind a load of SS.
+    guard engine.canAcceptInterrupt else { return .later }
     let pointer = UInt32(truncatingIfNeeded: engine.linearInstructionPointer)
     var reusesFrame = false
     switch layout.iretWindow {
@@ -289,8 +346,8 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
       if reusesFrame {
         resume(at: gate.handler, engine)
         if gate.isInterruptGate { memory.store(UInt32(0), at: data + LguestDataLayout.irqEnabled) }
-      } else if case .killed(let reason) = reflect(0x20 + number, errorCode: nil, isFault: false, engine) {
-        return .killed(reason)
+      } else {
+        engine.inject(interrupt: 0x20 + number)
       }
     }
     writeTime()

@@ -127,11 +127,15 @@ extension TranslatedCPU {
 
   /// Delivers an event, as often as devices have to be asked first: tables and stacks may lie in one.
   func deliver(_ event: Event) -> VCPUExit? {
-    if trapPolicy == .machine { return .trap(Trap(event)) }
+    if processor.isMachines(event) { return .trap(Trap(event)) }
     let outcome: SystemOutcome
     do throws(Fault) {
       outcome = try executeWithDevices { () throws(Fault) in
-        processor.deliver(event) == .shutdown ? .shutdown : .done
+        switch processor.deliver(event) {
+        case .delivered: .done
+        case .shutdown: .shutdown
+        case .trap(let trap): .exit(.trap(trap))
+        }
       }
     } catch {
       preconditionFailure("deliveries do not throw")

@@ -45,10 +45,12 @@ struct Event: Equatable {
 }
 
 /// How far an event got.
-enum Delivery {
+enum Delivery: Equatable {
   case delivered
   /// A fault while delivering a double fault.
   case shutdown
+  /// To the machine.
+  case trap(Trap)
 }
 
 extension Processor {
@@ -82,6 +84,7 @@ extension Processor {
     defer { state.waitsForPages = false }
     var event = first
     while true {
+      if isMachines(event) { return .trap(Trap(event)) }
       if event.kind == .exception && event.vector == Vector.pageFault { page[\.cr2] = event.address }
       do throws(Fault) {
         try deliverOnce(event)
@@ -152,7 +155,7 @@ extension Processor {
 
   /// RFLAGS as the frame of an event shows them.
   func pushedFlags(_ event: Event) -> UInt64 {
-    event.pushesResume || state.isRepeating ? page.rflags | RFLAGS.rf : page.rflags
+    withVirtualFlag(event.pushesResume || state.isRepeating ? page.rflags | RFLAGS.rf : page.rflags)
   }
 
   // MARK: Software interrupts
@@ -179,7 +182,7 @@ extension Processor {
 
   /// Sends an instruction's event where the policy says.
   private func take(_ event: Event) throws(Fault) -> SystemOutcome {
-    if state.trapPolicy == .machine {
+    if isMachines(event) {
       page[\.rip] = event.returnAddress
       return .exit(.trap(Trap(event)))
     }

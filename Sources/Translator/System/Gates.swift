@@ -128,6 +128,7 @@ extension Processor {
     }
     adopt(frame)
     enterCode(target, gate.gateSelector, privilege: level, entry)
-    page.rflags = handlerFlags(masksInterrupts: gate.type & 1 == 0)
+    storeFaultAddress(event)
+    page.rflags = handlerFlags(masksInterrupts: gate.type & 1 == 0 && !clearVirtualFlag())
   }
 }

@@ -8,7 +8,7 @@ extension Processor {
   /// VMCALL, VMMCALL. Neither takes a 66, F2 or F3 prefix (SDM volume 3, chapter 31; APM volume 3).
   func hypercall(_ instruction: Instruction) throws(Fault) -> SystemOutcome {
     guard !instruction.hasOperandSizePrefix, instruction.repeatPrefix == 0 else { throw .invalidOpcode }
-    if instruction.modRM != state.nativeHypercall.rawValue {
+    if instruction.modRM != state.nativeHypercall?.rawValue {
       switch state.hypercallPolicy {
       case .native: break
       case .fault: throw .invalidOpcode

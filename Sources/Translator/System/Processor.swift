@@ -64,13 +64,15 @@ final class ProcessorState {
   var device = DeviceAccess()
 
   /// The hypercall instruction of the CPU's vendor, and what becomes of the other.
-  let nativeHypercall: HypercallOpcode
+  let nativeHypercall: HypercallOpcode?
   let hypercallPolicy: HypercallPolicy
   /// Code of every level leaves for the machine where a page is absent, not only that of level 3.
   var everyLevelLeavesForPages = false
   /// Where linear addresses are looked up, and where exceptions, interrupts and INT n go.
   var addressSpace = AddressSpace.controlRegisters
   var trapPolicy = TrapPolicy.guest
+  /// The vector of the trap that the machine is sending on, which does not come back to it.
+  var forwarded: UInt8?
   /// Code of level 3 waits for absent pages, as the kernel does, instead of leaving for the machine.
   var waitsForPages = false
 
@@ -88,7 +90,7 @@ final class ProcessorState {
 
   weak var codeObserver: (any CodeObserver)?
 
-  init(cpuid: CPUIDTable, hypercall: HypercallOpcode = .vmcall, policy: HypercallPolicy = .native) {
+  init(cpuid: CPUIDTable, hypercall: HypercallOpcode? = .vmcall, policy: HypercallPolicy = .native) {
     self.cpuid = cpuid
     nativeHypercall = hypercall
     hypercallPolicy = policy

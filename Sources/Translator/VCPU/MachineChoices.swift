@@ -9,6 +9,7 @@ extension TranslatedCPU {
   public var addressSpace: AddressSpace {
     get { processor.state.addressSpace }
     set {
+      let isOtherRoot = processor.state.addressSpace.hasKind(of: newValue)
       processor.state.addressSpace = newValue
       switch newValue {
       case .controlRegisters: page[\.space] = UInt32(CHOST_SPACE_REGISTERS)
@@ -22,7 +23,7 @@ extension TranslatedCPU {
         page[\.kept_pdpte] = (top[0], top[1], top[2], top[3])
         page[\.space] = UInt32(CHOST_SPACE_WIDE)
       }
-      flushTLB()
+      if isOtherRoot { flushNonglobal() } else { flushTLB() }
     }
   }
 
@@ -53,9 +54,102 @@ extension TranslatedCPU {
       processor.state.trapPolicy = newValue
       // An event that a device has yet to be asked about would go the old way.
       if undelivered != nil { dropDeviceAccess() }
-      // The light helpers know the guest's table alone.
-      page[\.no_light] = newValue == .guest && translation.options.lightPaths ? 0 : 1
+      // The light helpers know tables of gates alone.
+      page[\.no_light] = newValue != .machine && translation.options.lightPaths ? 0 : 1
+      var virtual = VirtualInterrupts(machineFirst: [])
+      if case .gates(let gates) = newValue { virtual = gates }
+      page[\.machine_vectors] = virtual.machineFirst.words
+      page[\.virtual_flag] = sharedWord(virtual.flag)
+      page[\.fault_address] = sharedWord(virtual.faultAddress)
     }
+  }
+
+  /// What the vCPU page has of the place of a word that the guest and the machine share.
+  private func sharedWord(_ place: UInt64?) -> UInt64 {
+    guard let place, place & 3 == 0, processor.isRAM(place) else { return 0 }
+    return place &+ 1
+  }
+
+  public func forward(_ trap: Trap) {
+    busy {
+      let kind: Event.Kind =
+        switch trap.kind {
+        case .exception: .exception
+        case .interrupt: .external
+        case .software: .int1
+        case .nmi: .nmi
+        }
+      processor.state.forwarded = trap.vector
+      defer { processor.state.forwarded = nil }
+      deliveryExit = deliver(
+        Event(
+          vector: trap.vector, kind: kind, errorCode: trap.errorCode, address: trap.address, returnAddress: page[\.rip])
+      )
+    }
+  }
+
+  public var isTaskSwitched: Bool {
+    get { page[\.cr0] & CR0.ts != 0 }
+    set {
+      page[\.cr0] = newValue ? page[\.cr0] | CR0.ts : page[\.cr0] & ~CR0.ts
+      page.updateMode()
+    }
+  }
+}
+
+extension AddressSpace {
+  /// Whether both are page tables of one format.
+  fileprivate func hasKind(of other: AddressSpace) -> Bool {
+    switch (self, other) {
+    case (.tables, .tables), (.extendedTables, .extendedTables): true
+    default: false
+    }
+  }
+}
+
+extension Processor {
+  /// Whether an event goes to the machine and not through a gate.
+  func isMachines(_ event: Event) -> Bool {
+    switch state.trapPolicy {
+    case .guest: return false
+    case .machine: return true
+    case .gates(let virtual):
+      if event.vector == state.forwarded { return false }
+      return !page.isProtected || page.isLMA || virtual.machineFirst.contains(event.vector) || !hasGate(event.vector)
+    }
+  }
+
+  /// Whether the interrupt descriptor table has a present gate for a vector.
+  private func hasGate(_ vector: UInt8) -> Bool {
+    let offset = UInt64(vector) &* 8
+    guard offset &+ 7 <= UInt64(page[\.idtr].limit) else { return false }
+    do throws(Fault) {
+      return try read(UInt8.self, at: page[\.idtr].base &+ offset &+ 5, as: .implicit) & 0x80 != 0
+    } catch {
+      return false
+    }
+  }
+
+  /// The word of a guest's own interrupt flag; nil: it has none.
+  private var virtualFlag: UInt64? { page[\.virtual_flag] == 0 ? nil : page[\.virtual_flag] &- 1 }
+
+  /// RFLAGS with the interrupt flag that the guest believes in.
+  func withVirtualFlag(_ flags: UInt64) -> UInt64 {
+    guard let word = virtualFlag else { return flags }
+    return flags & ~RFLAGS.if | UInt64(physicalLoad(UInt32.self, word)) & RFLAGS.if
+  }
+
+  /// Masks interrupts as an interrupt gate does, if the flag is the guest's own; false if it is not.
+  func clearVirtualFlag() -> Bool {
+    guard let word = virtualFlag else { return false }
+    physicalStore(UInt32(0), word)
+    return true
+  }
+
+  /// Tells a guest of such gates where a page fault was.
+  func storeFaultAddress(_ event: Event) {
+    guard event.vector == Vector.pageFault, event.kind == .exception, page[\.fault_address] != 0 else { return }
+    physicalStore(UInt32(truncatingIfNeeded: event.address), page[\.fault_address] &- 1)
   }
 }
 

@@ -127,7 +127,7 @@ extension TranslatedCPU {
     do throws(Fault) { return try processor.writeMSR(index, value) } catch { return false }
   }
 
-  public var nativeHypercall: HypercallOpcode { processor.state.nativeHypercall }
+  public var nativeHypercall: HypercallOpcode? { processor.state.nativeHypercall }
 
   public var constantHypercalls: [(number: UInt64, count: UInt64)] { page.constantHypercalls }
 }

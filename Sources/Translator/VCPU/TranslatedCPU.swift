@@ -230,11 +230,14 @@ import X86
       return
     }
     // The machine removes the cause, as a rule, and the instruction begins again.
-    if trapPolicy == .machine { debugger?.forgetStep() }
-    deliveryExit = deliver(processor.event(fault))
+    let event = processor.event(fault)
+    if processor.isMachines(event) { debugger?.forgetStep() }
+    deliveryExit = deliver(event)
   }
 
   public func flushTLB() { busy { unsafe chost_flush_all(page.pointer) } }
+  func flushNonglobal() { busy { unsafe chost_flush_nonglobal(page.pointer) } }
+  public func flushPage(linear address: UInt64) { busy { unsafe chost_flush_page(page.pointer, address) } }
 
   /// Others need not wait for the page too. What is known of this vCPU's tables, and of which other pages are there, may
   /// have changed afterwards.
