@@ -26,29 +26,52 @@ final class QueueMemory: DeviceMemory {
   }
 }
 
-/// The driver's side of a queue of eight at 0x1000, in the legacy layout.
+/// The driver's side of a queue of eight, the first at 0x1000, in the legacy layout.
 struct QueueDriver {
   static let size: UInt16 = 8
-  static let start: UInt64 = 0x1000, available: UInt64 = 0x1080, used: UInt64 = 0x2000
+  let start: UInt64, available: UInt64, used: UInt64
   static let next: UInt16 = 1, write: UInt16 = 2, indirect: UInt16 = 4
-  let memory = QueueMemory()
-  var queue: VirtQueue { VirtQueue(memory, size: QueueDriver.size, legacyAt: QueueDriver.start, mostBytes: 65536) }
+  let memory: QueueMemory
+  /// What the driver was told.
+  let events = Events()
+  var queue: VirtQueue {
+    VirtQueue(memory, size: QueueDriver.size, legacyAt: start, mostBytes: 65536, notify: { [events] in events.put($0) })
+  }
+
+  final class Events: Sendable {
+    private let all = Mutex<[VirtQueue.Event]>([])
+    func put(_ event: VirtQueue.Event) { all.withLock { $0.append(event) } }
+    /// What has come since this was asked last.
+    func take() -> [VirtQueue.Event] {
+      all.withLock { all in
+        defer { all = [] }
+        return all
+      }
+    }
+  }
+
+  /// - Parameter number: Queues of one device, in the same RAM, begin 8 KiB apart.
+  init(_ number: UInt64 = 0, in memory: QueueMemory = QueueMemory()) {
+    self.memory = memory
+    start = 0x1000 + number * 0x2000
+    (available, used) = (start + 0x80, start + 0x1000)
+  }
 
   func describe(_ index: UInt16, _ address: UInt64, _ count: UInt32, flags: UInt16 = 0, next: UInt16 = 0) {
     let words = [address, UInt64(count) | UInt64(flags) << 32 | UInt64(next) << 48]
     let bytes = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) } }
-    #expect(memory.store(bytes, at: QueueDriver.start + UInt64(index) * 16))
+    #expect(memory.store(bytes, at: start + UInt64(index) * 16))
   }
 
   func offer(_ head: UInt16, at index: UInt16) {
-    _ = memory.storeShort(head, at: QueueDriver.available + 4 + UInt64(index % QueueDriver.size) * 2)
-    _ = memory.storeShort(index &+ 1, at: QueueDriver.available + 2)
+    _ = memory.storeShort(head, at: available + 4 + UInt64(index % QueueDriver.size) * 2)
+    _ = memory.storeShort(index &+ 1, at: available + 2)
   }
 
   /// What has been returned: number and bytes.
   func returned(_ index: UInt16) -> (head: UInt32, written: UInt32)? {
-    guard memory.loadShort(at: QueueDriver.used + 2) != index,
-      let bytes = memory.bytes(at: QueueDriver.used + 4 + UInt64(index % QueueDriver.size) * 8, count: 8)
+    guard memory.loadShort(at: used + 2) != index,
+      let bytes = memory.bytes(at: used + 4 + UInt64(index % QueueDriver.size) * 8, count: 8)
     else { return nil }
     func word(_ at: Int) -> UInt32 { (0..<4).reduce(0) { $0 | UInt32(bytes[at + $1]) << UInt32($1 * 8) } }
     return (word(0), word(4))

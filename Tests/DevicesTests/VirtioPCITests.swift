@@ -12,8 +12,8 @@ import Testing
   /// A console as a function, and what it has written.
   private final class Setup: Sendable {
     let driver = QueueDriver()
-    let status = VirtioInterruptStatus()
     let text: Text
+    let line: Line
     let console: VirtioConsole
     let function: VirtioPCI
 
@@ -23,14 +23,17 @@ import Testing
       func put(_ byte: UInt8) { bytes.withLock { $0.append(byte) } }
     }
 
+    final class Line: Sendable {
+      private let count = Atomic(0)
+      var raised: Int { count.load(ordering: .relaxed) }
+      func raise() { count.add(1, ordering: .relaxed) }
+    }
+
     init() {
-      let text = Text()
-      let status = status
-      self.text = text
-      console = VirtioConsole(
-        driver.memory, write: { text.put($0) }, wantsInput: {}, interrupt: { _ in status.noteQueue() })
-      function = VirtioPCI(
-        console, driver.memory, interruptStatus: status, classCode: (7, 0), line: 1, region: VirtioPCITests.region)
+      let (text, line) = (Text(), Line())
+      (self.text, self.line) = (text, line)
+      console = VirtioConsole(write: { text.put($0) }, wantsInput: {})
+      function = VirtioPCI(console, driver.memory, line: 1, region: VirtioPCITests.region) { line.raise() }
     }
 
     /// The capabilities: kind, place and length in the region, and where they stand.
@@ -102,7 +105,7 @@ import Testing
     write(22, 1, 2)
     #expect(read(24, 2) == 256)
     write(24, 8, 2)
-    for (place, address) in [(32, QueueDriver.start), (40, QueueDriver.available), (48, QueueDriver.used)] {
+    for (place, address) in [(32, setup.driver.start), (40, setup.driver.available), (48, setup.driver.used)] {
       write(place, UInt32(address))
       write(place + 4, 0)
     }
@@ -115,7 +118,14 @@ import Testing
     write(0x38, 1, 2)
     write(0x38, 77, 2)
     #expect(setup.text.all == Array("hi".utf8))
-    #expect(read(0x3A, 1) == 1 && read(0x3A, 1) == 0)
+    #expect(setup.line.raised == 1 && read(0x3A, 1) == 1 && read(0x3A, 1) == 0)
+    // A broken rule is told: the device needs a reset, and its configuration has changed.
+    setup.driver.describe(0, 0x4000, 2, flags: QueueDriver.indirect)
+    setup.driver.offer(0, at: 1)
+    write(0x38, 1, 2)
+    #expect(setup.line.raised == 2 && read(0x3A, 1) == 2 && read(20, 1) == 0x4F)
+    write(20, 15, 1)
+    #expect(read(20, 1) == 0x4F)
     write(20, 0, 1)
     #expect(read(28, 2) == 0 && read(24, 2) == 256 && read(20, 1) == 0)
     setup.driver.offer(0, at: 1)

@@ -3,18 +3,6 @@
 // ring in which they are returned (Virtual I/O Device specification 1.0, 2.4). What the driver writes there is believed
 // nowhere: every number is checked before it is used.
 
-/// Guest RAM as devices see it: copied in and out, never held.
-public protocol DeviceMemory: Sendable {
-  /// The bytes of a range; nil if it is not all RAM.
-  func bytes(at address: UInt64, count: Int) -> [UInt8]?
-  /// Stores bytes; false, and nothing is stored, if the range is not all RAM.
-  func store(_ bytes: [UInt8], at address: UInt64) -> Bool
-  /// A number of 16 bits, little-endian, in one access; nil outside RAM.
-  func loadShort(at address: UInt64) -> UInt16?
-  /// Stores such a number, after everything that was stored before.
-  func storeShort(_ value: UInt16, at address: UInt64) -> Bool
-}
-
 /// The driver has broken the rules of a queue, which does no more work until it is reset.
 public struct VirtQueueError: Error, Equatable {
   /// Which rule.
@@ -29,6 +17,17 @@ public struct VirtQueue: Sendable {
     let head: UInt16
     /// What the device reads, and what it writes, in order.
     public let readable: [Buffer], writable: [Buffer]
+    /// Their bytes, at most what a chain of the device may hold.
+    public var readableCount: UInt64 { readable.reduce(0) { $0 &+ UInt64($1.count) } }
+    public var writableCount: UInt64 { writable.reduce(0) { $0 &+ UInt64($1.count) } }
+  }
+
+  /// What the driver is told of a queue.
+  public enum Event: Sendable {
+    /// Chains have been returned.
+    case used
+    /// The driver has broken the rules, and the queue does no more work until it is reset.
+    case broken
   }
 
   /// A piece of RAM.
@@ -46,25 +45,36 @@ public struct VirtQueue: Sendable {
   private let descriptors: UInt64, available: UInt64, used: UInt64
   /// Bytes of a chain, at most; more are a mistake of the driver's.
   private let mostBytes: UInt64
+  /// Whether the transport is one of before version 1.0, which decides the headers of some devices.
+  public let isLegacy: Bool
+  /// Tells the driver, by its transport's interrupt.
+  let notify: @Sendable (Event) -> Void
   private var nextAvailable: UInt16 = 0
   private var nextUsed: UInt16 = 0
 
   /// A queue whose three parts lie where the driver has put them.
   ///
-  /// - Parameter mostBytes: What a chain may hold.
+  /// - Parameters:
+  ///   - mostBytes: What a chain may hold.
+  ///   - notify: Tells the driver. Any thread.
   public init(
-    _ memory: any DeviceMemory, size: UInt16, descriptors: UInt64, available: UInt64, used: UInt64, mostBytes: UInt64
+    _ memory: any DeviceMemory, size: UInt16, descriptors: UInt64, available: UInt64, used: UInt64, mostBytes: UInt64,
+    isLegacy: Bool = false, notify: @escaping @Sendable (Event) -> Void
   ) {
     (self.memory, self.size, self.mostBytes) = (memory, size, mostBytes)
+    (self.isLegacy, self.notify) = (isLegacy, notify)
     (self.descriptors, self.available, self.used) = (descriptors, available, used)
   }
 
   /// A queue of the legacy layout: the parts follow each other, the last at the next page (2.4.2).
-  public init(_ memory: any DeviceMemory, size: UInt16, legacyAt start: UInt64, mostBytes: UInt64) {
+  public init(
+    _ memory: any DeviceMemory, size: UInt16, legacyAt start: UInt64, mostBytes: UInt64,
+    notify: @escaping @Sendable (Event) -> Void
+  ) {
     let available = start &+ UInt64(size) * 16
     self.init(
       memory, size: size, descriptors: start, available: available,
-      used: (available &+ 6 &+ UInt64(size) * 2 &+ 4095) & ~4095, mostBytes: mostBytes)
+      used: (available &+ 6 &+ UInt64(size) * 2 &+ 4095) & ~4095, mostBytes: mostBytes, isLegacy: true, notify: notify)
   }
 
   /// Bytes of a queue of the legacy layout.
@@ -115,6 +125,50 @@ public struct VirtQueue: Sendable {
       index = UInt16(truncatingIfNeeded: number(14..<16))
     }
     throw VirtQueueError(reason: "a chain that goes round")
+  }
+
+  // MARK: The bytes of a chain
+
+  /// Copies out what is readable from byte `offset` on, `count` bytes or as many as there are.
+  func read(_ chain: Chain, at offset: UInt64, count: Int) throws(VirtQueueError) -> [UInt8] {
+    var result: [UInt8] = []
+    for piece in try VirtQueue.pieces(chain.readable, offset, count) {
+      guard let bytes = memory.bytes(at: piece.address, count: Int(piece.count)) else {
+        throw VirtQueueError(reason: "a buffer outside RAM")
+      }
+      result += bytes
+    }
+    return result
+  }
+
+  /// Stores bytes in what is writable from byte `offset` on, as many as there is room for.
+  func write(_ bytes: [UInt8], to chain: Chain, at offset: UInt64) throws(VirtQueueError) {
+    var done = 0
+    for piece in try VirtQueue.pieces(chain.writable, offset, bytes.count) {
+      let part = Array(bytes[done..<done + Int(piece.count)])
+      guard memory.store(part, at: piece.address) else { throw VirtQueueError(reason: "a buffer outside RAM") }
+      done += part.count
+    }
+  }
+
+  /// Where those bytes are.
+  private static func pieces(
+    _ buffers: [Buffer], _ offset: UInt64, _ count: Int
+  ) throws(VirtQueueError) -> [Buffer] {
+    var (skip, left, found) = (offset, UInt64(max(count, 0)), [Buffer]())
+    for buffer in buffers where left > 0 {
+      let size = UInt64(buffer.count)
+      guard skip < size else {
+        skip -= size
+        continue
+      }
+      let (address, isBeyond) = buffer.address.addingReportingOverflow(skip)
+      guard !isBeyond else { throw VirtQueueError(reason: "a buffer outside RAM") }
+      let taken = min(size - skip, left)
+      found.append(Buffer(address: address, count: UInt32(taken)))
+      (skip, left) = (0, left - taken)
+    }
+    return found
   }
 
   /// Returns a chain to the driver.

@@ -8,15 +8,22 @@ public protocol VirtioDevice: AnyObject, Sendable {
   var deviceType: UInt8 { get }
   /// Device features but those of transports, a bit each.
   var features: UInt64 { get }
-  var queueCount: Int { get }
+  /// Those that a transport of before version 1.0 offers.
+  var legacyFeatures: UInt32 { get }
+  /// What the driver sets up, by number.
+  var queues: [DeviceQueue] { get }
   /// Bytes that a chain of its queues may hold.
   var mostBytes: UInt64 { get }
   /// Its configuration space as the driver reads it.
   var configuration: [UInt8] { get }
   /// The driver writes to it: `value` has `size` bytes (1, 2 or 4).
   func writeConfiguration(offset: Int, size: Int, value: UInt32)
-  /// Gives it a queue, or takes it away: it was reset.
-  func setQueue(_ number: Int, _ queue: VirtQueue?)
-  /// The driver has made buffers available.
+  /// The driver has made buffers available. Called on a vCPU's thread, which must not wait for a device.
   func kick(_ number: Int)
+}
+
+extension VirtioDevice {
+  public var legacyFeatures: UInt32 { UInt32(truncatingIfNeeded: features) }
+  /// Most configurations can only be read.
+  public func writeConfiguration(offset: Int, size: Int, value: UInt32) {}
 }

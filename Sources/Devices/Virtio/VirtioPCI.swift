@@ -5,17 +5,6 @@
 
 import Synchronization
 
-/// The interrupt status of a PCI function, which reading clears (4.1.4.5).
-public final class VirtioInterruptStatus: Sendable {
-  private let bits = Atomic<UInt8>(0)
-
-  public init() {}
-
-  /// A queue has been used: to be noted before the line is raised.
-  public func noteQueue() { _ = bits.bitwiseOr(1, ordering: .sequentiallyConsistent) }
-  func take() -> UInt8 { bits.exchange(0, ordering: .sequentiallyConsistent) }
-}
-
 /// A PCI function with one memory region.
 public final class VirtioPCI: Sendable {
   private static let version1: UInt64 = 1 << 32
@@ -43,25 +32,42 @@ public final class VirtioPCI: Sendable {
     var status: UInt8 = 0
     var queueSelect: UInt16 = 0
     var queues: [Queue]
+    /// Why the line was raised, until somebody reads it (4.1.4.5).
+    var interrupts: UInt8 = 0
+  }
+
+  /// Bits of the interrupt status.
+  private enum Interrupt { static let queue: UInt8 = 1, configuration: UInt8 = 2 }
+  /// DEVICE_NEEDS_RESET (2.1).
+  private static let needsReset: UInt8 = 0x40
+
+  /// Class and subclass of a device type, as PCI has them.
+  private static func classCode(_ type: UInt8) -> (UInt8, UInt8) {
+    switch type {
+    case 1: (0x02, 0x00)
+    case 2: (0x01, 0x80)
+    case 3: (0x07, 0x00)
+    default: (0xFF, 0x00)
+    }
   }
 
   private let deviceOnIt: any VirtioDevice
   private let memory: any DeviceMemory
-  private let interruptStatus: VirtioInterruptStatus
+  private let raise: @Sendable () -> Void
   private let state: Mutex<State>
   /// Where its memory region is, and its size, a power of two.
   public let region: UInt64
   public let regionBytes: UInt64
 
   /// - Parameters:
-  ///   - classCode: Class and subclass.
   ///   - line: The interrupt line that configuration space names.
   ///   - region: Where the memory region is, a multiple of its size, below 4 GiB.
+  ///   - raise: Raises the line. Any thread.
   public init(
-    _ device: any VirtioDevice, _ memory: any DeviceMemory, interruptStatus: VirtioInterruptStatus,
-    classCode: (UInt8, UInt8), line: UInt8, region: UInt64
+    _ device: any VirtioDevice, _ memory: any DeviceMemory, line: UInt8, region: UInt64,
+    raise: @escaping @Sendable () -> Void
   ) {
-    (deviceOnIt, self.memory, self.interruptStatus, self.region) = (device, memory, interruptStatus, region)
+    (deviceOnIt, self.memory, self.raise, self.region) = (device, memory, raise, region)
     let bytes = VirtioPCI.device + device.configuration.count
     regionBytes = UInt64(bytes).nextPowerOfTwo
     var space = [UInt8](repeating: 0, count: VirtioPCI.configurationBytes)
@@ -69,7 +75,8 @@ public final class VirtioPCI: Sendable {
     put(0x00, [0xF4, 0x1A, 0x40 + device.deviceType, 0x10])
     space[0x06] = 0x10  // there is a list of capabilities
     space[0x08] = 1
-    put(0x0A, [classCode.1, classCode.0])
+    let (mainClass, subclass) = VirtioPCI.classCode(device.deviceType)
+    put(0x0A, [subclass, mainClass])
     put(VirtioPCI.bar0, (0..<4).map { UInt8(truncatingIfNeeded: region >> UInt64($0 * 8)) })
     put(0x2C, [0xF4, 0x1A, 0x40, 0x00])
     space[0x34] = 0x40
@@ -81,7 +88,7 @@ public final class VirtioPCI: Sendable {
     put(0x64, VirtioPCI.capability(next: 0x84, length: 16, kind: 3, offset: VirtioPCI.interruptPlace, bytes: 1))
     put(0x74, VirtioPCI.capability(next: 0, length: 16, kind: 4, offset: VirtioPCI.device, bytes: own))
     put(0x84, VirtioPCI.capability(next: own > 0 ? 0x74 : 0, length: 20, kind: 5, offset: 0, bytes: 0))
-    state = Mutex(State(space: space, queues: Array(repeating: Queue(), count: device.queueCount)))
+    state = Mutex(State(space: space, queues: Array(repeating: Queue(), count: device.queues.count)))
   }
 
   private static func capability(next: UInt8, length: UInt8, kind: UInt8, offset: Int, bytes: Int) -> [UInt8] {
@@ -145,12 +152,14 @@ public final class VirtioPCI: Sendable {
       guard start + size <= own.count else { return 0 }
       return (0..<size).reduce(0) { $0 | UInt32(own[start + $1]) << UInt32($1 * 8) }
     }
-    if offset == VirtioPCI.interruptPlace { return UInt32(interruptStatus.take()) }
     let features = deviceOnIt.features | VirtioPCI.version1
     return state.withLock { state in
       let number = Int(state.queueSelect)
       let queue = state.queues.indices.contains(number) ? state.queues[number] : nil
       switch offset {
+      case VirtioPCI.interruptPlace:
+        defer { state.interrupts = 0 }
+        return UInt32(state.interrupts)
       case 0: return state.deviceSelect
       case 4:
         return state.deviceSelect < 2 ? UInt32(truncatingIfNeeded: features >> UInt64(state.deviceSelect * 32)) : 0
@@ -179,7 +188,7 @@ public final class VirtioPCI: Sendable {
     }
     if offset == VirtioPCI.notify {
       let number = Int(value & 0xFFFF)
-      if number < deviceOnIt.queueCount { deviceOnIt.kick(number) }
+      if number < deviceOnIt.queues.count { deviceOnIt.kick(number) }
       return
     }
     let (isReset, started) = state.withLock { state -> (Bool, (Int, Queue)?) in
@@ -190,9 +199,10 @@ public final class VirtioPCI: Sendable {
       case 8: state.driverSelect = value
       case 12: if state.driverSelect < 2 { state.driverFeatures[Int(state.driverSelect)] = value }
       case 20:
-        state.status = UInt8(truncatingIfNeeded: value)
-        guard state.status == 0 else { break }
-        (state.driverFeatures, state.queueSelect) = ([0, 0], 0)
+        let status = UInt8(truncatingIfNeeded: value)
+        state.status = status == 0 ? 0 : status | state.status & VirtioPCI.needsReset
+        guard status == 0 else { break }
+        (state.driverFeatures, state.queueSelect, state.interrupts) = ([0, 0], 0, 0)
         for index in state.queues.indices { state.queues[index] = Queue() }
         return (true, nil)
       case 22: state.queueSelect = UInt16(truncatingIfNeeded: value)
@@ -209,17 +219,27 @@ public final class VirtioPCI: Sendable {
       }
       return (false, nil)
     }
-    if isReset {
-      _ = interruptStatus.take()
-      for number in 0..<deviceOnIt.queueCount { deviceOnIt.setQueue(number, nil) }
-    }
+    if isReset { for queue in deviceOnIt.queues { queue.set(nil) } }
     if let (number, queue) = started {
-      deviceOnIt.setQueue(
-        number,
+      deviceOnIt.queues[number].set(
         VirtQueue(
           memory, size: queue.size, descriptors: queue.address(0), available: queue.address(1), used: queue.address(2),
-          mostBytes: deviceOnIt.mostBytes))
+          mostBytes: deviceOnIt.mostBytes, notify: { [weak self] in self?.tell($0) }))
     }
+  }
+
+  /// Notes what has happened, and raises the line.
+  private func tell(_ event: VirtQueue.Event) {
+    state.withLock { state in
+      switch event {
+      case .used: state.interrupts |= Interrupt.queue
+      case .broken:
+        // A driver that has not begun has nothing to reset.
+        if state.status != 0 { state.status |= VirtioPCI.needsReset }
+        state.interrupts |= Interrupt.configuration
+      }
+    }
+    raise()
   }
 }
 

@@ -4,88 +4,119 @@
 
 import Devices
 import GuestMemory
-import Host
-import Paravirt
 import Synchronization
 
-/// Guest RAM for devices.
-struct GuestDeviceMemory: DeviceMemory {
-  let memory: GuestMemory
-
-  func bytes(at address: UInt64, count: Int) -> [UInt8]? {
-    do throws(MemoryError) { return try memory.bytes(at: GuestPhysical(address), count: count) } catch { return nil }
-  }
-  func store(_ bytes: [UInt8], at address: UInt64) -> Bool {
-    do throws(MemoryError) { try memory.copy(from: bytes, to: GuestPhysical(address)) } catch { return false }
-    return true
-  }
-  func loadShort(at address: UInt64) -> UInt16? {
-    do throws(MemoryError) { return try memory.load(UInt16.self, at: GuestPhysical(address)) } catch { return nil }
-  }
-  func storeShort(_ value: UInt16, at address: UInt64) -> Bool {
-    atomicMemoryFence(ordering: .sequentiallyConsistent)
-    do throws(MemoryError) { try memory.store(value, at: GuestPhysical(address)) } catch { return false }
-    return true
-  }
-}
-
-/// The descriptors and queues of a machine's devices: a console.
+/// The descriptors and queues of a machine's devices.
 final class LguestBus: Sendable {
   private static let queueSize: UInt16 = 256
   private static let failed: UInt8 = 0x80
   /// Where a descriptor has its status.
   private static let status: UInt64 = 4
 
+  /// A device, where its descriptor is, and where its queues and their interrupts are, by number.
+  private final class Row: Sendable {
+    let device: any VirtioDevice
+    let descriptor: UInt64
+    let queues: [(place: UInt64, interrupt: UInt8)]
+    /// Whether its queues are the guest's, from its first status on to the next reset.
+    let isStarted = Mutex(false)
+
+    init(_ device: any VirtioDevice, descriptor: UInt64, queues: [(place: UInt64, interrupt: UInt8)]) {
+      (self.device, self.descriptor, self.queues) = (device, descriptor, queues)
+    }
+
+    /// Type, queues, lengths of features and configuration, status; for each queue its size, interrupt and first page;
+    /// features offered and accepted; configuration.
+    var bytes: [UInt8] {
+      let features = device.legacyFeatures
+      let featureBytes = features == 0 ? 0 : 4
+      let own = device.configuration
+      var bytes = [device.deviceType, UInt8(queues.count), UInt8(featureBytes), UInt8(clamping: own.count), 0]
+      for queue in queues {
+        let words = UInt64(LguestBus.queueSize) | UInt64(queue.interrupt) << 16 | (queue.place >> 12) << 32
+        bytes += (0..<8).map { UInt8(truncatingIfNeeded: words >> UInt64($0 * 8)) }
+      }
+      bytes += (0..<featureBytes).map { UInt8(truncatingIfNeeded: features >> UInt32($0 * 8)) }
+      return bytes + [UInt8](repeating: 0, count: featureBytes) + own.prefix(255)
+    }
+  }
+
   private let memory: GuestDeviceMemory
   /// The page of descriptors.
   private let page: UInt64
-  private let queues: [UInt64]
-  let console: VirtioConsole
+  private let rows: [Row]
+  private let raise: @Sendable (UInt8) -> Void
 
   /// - Parameters:
   ///   - page: The first address behind RAM.
+  ///   - devices: In the order in which the guest meets them. Each of their queues has an interrupt of its own, and
+  ///     there are 31: interrupt 0 is the timer's.
   ///   - raise: Raises an interrupt by number.
   init(
-    _ memory: GuestMemory, page: UInt64, raise: @escaping @Sendable (UInt8) -> Void,
-    write: @escaping @Sendable (UInt8) -> Void, wantsInput: @escaping @Sendable () -> Void
+    _ memory: GuestMemory, page: UInt64, devices: [any VirtioDevice], raise: @escaping @Sendable (UInt8) -> Void
   ) {
-    self.memory = GuestDeviceMemory(memory: memory)
-    self.page = page
-    let bytes = VirtQueue.legacyByteCount(size: LguestBus.queueSize)
-    // Interrupt 0 is the timer's.
-    console = VirtioConsole(self.memory, write: write, wantsInput: wantsInput) { raise(UInt8(1 + $0)) }
-    queues = (0..<UInt64(console.queueCount)).map { page + 4096 + $0 * bytes }
+    (self.memory, self.page, self.raise) = (GuestDeviceMemory(memory: memory), page, raise)
+    let queueBytes = VirtQueue.legacyByteCount(size: LguestBus.queueSize)
+    var (rows, descriptor, count) = ([Row](), page, 0)
+    for device in devices {
+      let queues = device.queues.indices.map { number in
+        (place: page + 4096 + UInt64(count + number) * queueBytes, interrupt: UInt8(1 + count + number))
+      }
+      let row = Row(device, descriptor: descriptor, queues: queues)
+      rows.append(row)
+      descriptor += UInt64(row.bytes.count)
+      count += queues.count
+    }
+    self.rows = rows
   }
 
-  /// Writes the page of descriptors: type, queues, lengths of features and configuration, status, and for each queue
-  /// its size, interrupt and first page.
+  /// Writes the page of descriptors.
   func describe() {
-    var bytes: [UInt8] = [console.deviceType, UInt8(queues.count), 0, 0, 0]
-    for (number, queue) in queues.enumerated() {
-      let words = UInt64(LguestBus.queueSize) | UInt64(1 + number) << 16 | (queue >> 12) << 32
-      bytes += (0..<8).map { UInt8(truncatingIfNeeded: words >> UInt64($0 * 8)) }
-    }
     // Type 0 ends the list.
-    _ = memory.store(bytes + [0], at: page)
+    _ = memory.store(rows.flatMap(\.bytes) + [0], at: page)
   }
 
   /// NOTIFY: false if nothing of the bus's is there.
   func notify(_ address: UInt64) -> Bool {
-    if let number = queues.firstIndex(of: address) {
-      console.kick(number)
-      return true
+    for row in rows {
+      if row.descriptor == address {
+        statusChanged(row)
+        return true
+      }
+      if let number = row.queues.firstIndex(where: { $0.place == address }) {
+        row.device.kick(number)
+        return true
+      }
     }
-    guard address == page else { return false }
-    let status = memory.bytes(at: page + LguestBus.status, count: 1)?.first ?? 0
+    return false
+  }
+
+  /// The driver has written a device's status, or says so again.
+  private func statusChanged(_ row: Row) {
+    let status = memory.bytes(at: row.descriptor + LguestBus.status, count: 1)?.first ?? 0
     let isReset = status == 0 || status & LguestBus.failed != 0
-    for (number, queue) in queues.enumerated() {
-      console.setQueue(
-        number,
+    let isNew = row.isStarted.withLock { isStarted in
+      defer { isStarted = !isReset }
+      return isStarted == isReset
+    }
+    if status == 0 { clear(row) }
+    guard isNew else { return }
+    for (number, queue) in row.queues.enumerated() {
+      let interrupt = queue.interrupt
+      row.device.queues[number].set(
         isReset
           ? nil
           : VirtQueue(
-            memory, size: LguestBus.queueSize, legacyAt: queue, mostBytes: console.mostBytes))
+            memory, size: LguestBus.queueSize, legacyAt: queue.place, mostBytes: row.device.mostBytes,
+            notify: { [raise] event in if case .used = event { raise(interrupt) } }))
     }
-    return true
+  }
+
+  /// What a reset leaves: a descriptor as in the beginning, and queues of zeros, in which a driver begins anew.
+  private func clear(_ row: Row) {
+    for queue in row.device.queues { queue.set(nil) }
+    _ = memory.store(row.bytes, at: row.descriptor)
+    let zeros = [UInt8](repeating: 0, count: Int(VirtQueue.legacyByteCount(size: LguestBus.queueSize)))
+    for queue in row.queues { _ = memory.store(zeros, at: queue.place) }
   }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a machine has for a ring-1 guest of lguest besides RAM and a vCPU: the host side of the interface, the guest's
-// timer, and the memory behind RAM that is a device's or the host's own.
+// What a machine has for a ring-1 guest of lguest besides RAM and a vCPU: the guest's interrupts and timer, its devices
+// and the buses they are on, and the memory behind RAM that is a device's or the host's own.
 
 import Boot
 import Devices
@@ -20,60 +20,53 @@ enum LguestLayout {
   static func byteCount(_ memorySize: UInt64) -> UInt64 { limit(memorySize) + 4096 }
 }
 
-/// The timer that a ring-1 guest sets: interrupt 0, once. It also wakes the guest when an interrupt waits that could not
-/// be delivered, for the guest does not say when it could.
-final class LguestTimer: DeadlineSource {
-  private struct State {
-    var event: UInt64?
-    var look: UInt64?
-  }
-  private let state = Mutex(State())
-  private let interrupts: LguestInterrupts
-  private let wake: @Sendable () -> Void
-  private let rearm: @Sendable () -> Void
+/// The parts of a machine that only such a guest has.
+struct LguestMachine: Sendable {
+  let interrupts = LguestInterrupts()
+  let timer: LguestTimer
+  /// Devices are on both buses; the guest uses one.
+  let bus: LguestBus
+  let pci: LguestPCI
+  /// Where console input arrives.
+  let console: VirtioConsole
+  private let memorySize: UInt64
 
+  /// - Parameters:
+  ///   - console: The host's end of the guest's console.
+  ///   - wake: Brings the guest's vCPU out of its sleep.
+  ///   - rearm: Called when the timer's deadline has changed.
   init(
-    _ interrupts: LguestInterrupts, wake: @escaping @Sendable () -> Void, rearm: @escaping @Sendable () -> Void
+    _ memory: GuestMemory, _ configuration: VirtualMachine.Configuration, _ host: SerialConsole,
+    wake: @escaping @Sendable () -> Void, rearm: @escaping @Sendable () -> Void
   ) {
-    (self.interrupts, self.wake, self.rearm) = (interrupts, wake, rearm)
-  }
-
-  var nextDeadline: UInt64? {
-    state.withLock { state in
-      guard let event = state.event else { return state.look }
-      return state.look.map { min($0, event) } ?? event
+    timer = LguestTimer(interrupts, wake: wake, rearm: rearm)
+    console = VirtioConsole(write: { host.write($0) }, wantsInput: { host.fill() })
+    memorySize = configuration.memorySize
+    let raise: @Sendable (UInt8) -> Void = { [interrupts] number in
+      interrupts.raise(number)
+      wake()
     }
+    let others: [any VirtioDevice] = []
+    bus = LguestBus(memory, page: memorySize, devices: others + [console], raise: raise)
+    pci = LguestPCI(memory, region: LguestLayout.region(memorySize), devices: [console] + others, raise: raise)
+    bus.describe()
   }
 
-  /// Sets the event to so many nanoseconds from now, or takes it away.
-  func set(_ delay: UInt32?) {
-    state.withLock { $0.event = delay.map { HostClock.after(nanoseconds: UInt64($0)) } }
-    if delay != nil { rearm() }
-  }
-
-  /// Makes the guest come out in a millisecond.
-  func lookAgain() {
-    let isNew = state.withLock { state in
-      defer { if state.look == nil { state.look = HostClock.after(nanoseconds: 1_000_000) } }
-      return state.look == nil
-    }
-    if isNew { rearm() }
-  }
-
-  func expire(now: UInt64) {
-    let isDue = state.withLock { state in
-      var isDue = false
-      if let event = state.event, event <= now {
-        state.event = nil
-        interrupts.raise(0)
-        isDue = true
-      }
-      if let look = state.look, look <= now {
-        state.look = nil
-        isDue = true
-      }
-      return isDue
-    }
-    if isDue { wake() }
+  /// The host side of the interface, with clocks of the machine's.
+  func makeHost(
+    _ configuration: VirtualMachine.Configuration, _ memory: ParavirtMemory, _ clock: KVMClock,
+    _ counter: TimestampCounter
+  ) -> LguestHost<ParavirtMemory> {
+    let limit = LguestLayout.limit(memorySize)
+    return LguestHost(
+      memory: memory, limit: limit, page: limit, hypercallPolicy: configuration.hypercallPolicy,
+      interrupts: interrupts,
+      services: LguestServices(
+        timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,
+        wallTime: {
+          let now = Machine.wallTime()
+          return (UInt32(truncatingIfNeeded: now.seconds), now.nanoseconds)
+        }, setTimer: { [timer] in timer.set($0) }, readPort: { [pci] in pci.readPort($0, size: $1) },
+        writePort: { [pci] in _ = pci.writePort($0, size: $1, value: $2) }))
   }
 }

@@ -4,33 +4,27 @@
 
 import Devices
 import GuestMemory
-import Paravirt
 import Synchronization
 
-/// The devices of a machine on PCI: a console.
+/// The devices of a machine on PCI.
 final class LguestPCI: Sendable {
   private let address = Mutex<UInt32>(0)
   /// From slot 1 on.
   private let functions: [VirtioPCI]
-  let console: VirtioConsole
 
   /// - Parameters:
-  ///   - region: Where memory regions begin, behind all RAM, a multiple of 64 KiB.
+  ///   - region: Where memory regions begin, behind all RAM, a multiple of 4 KiB; each has a page.
+  ///   - devices: From slot 1 on, where a console must be; at most 31. A slot's interrupt is its number: interrupt 0 is
+  ///     the timer's.
   ///   - raise: Raises an interrupt by number.
   init(
-    _ memory: GuestMemory, region: UInt64, raise: @escaping @Sendable (UInt8) -> Void,
-    write: @escaping @Sendable (UInt8) -> Void, wantsInput: @escaping @Sendable () -> Void
+    _ memory: GuestMemory, region: UInt64, devices: [any VirtioDevice], raise: @escaping @Sendable (UInt8) -> Void
   ) {
     let memory = GuestDeviceMemory(memory: memory)
-    let status = VirtioInterruptStatus()
-    // Interrupt 0 is the timer's.
-    console = VirtioConsole(memory, write: write, wantsInput: wantsInput) { _ in
-      status.noteQueue()
-      raise(1)
+    functions = devices.enumerated().map { number, device in
+      let line = UInt8(1 + number)
+      return VirtioPCI(device, memory, line: line, region: region + UInt64(number) * 4096) { raise(line) }
     }
-    functions = [
-      VirtioPCI(console, memory, interruptStatus: status, classCode: (0x07, 0x00), line: 1, region: region)
-    ]
   }
 
   // MARK: Ports

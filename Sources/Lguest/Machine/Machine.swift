@@ -31,13 +31,8 @@ final class Machine: Sendable {
   let model: CPUModel
   /// What takes pages of RAM away, if anything does.
   let slowMemory: SlowMemory?
-  /// The timer of a ring-1 guest; nil: the guest is a PC's.
-  let lguestTimer: LguestTimer?
-  /// Its devices.
-  let lguestBus: LguestBus?
-  let lguestPCI: LguestPCI?
-  private let consolePort: any ConsolePort
-  private let lguestInterrupts = LguestInterrupts()
+  /// What only a ring-1 guest has; nil: the guest is a PC's.
+  let lguest: LguestMachine?
 
   /// The places of the deadline sources; behind the local APICs come the platform's devices.
   enum Source {
@@ -98,34 +93,15 @@ final class Machine: Sendable {
       } catch { throw ConfigurationError(error) }
     }
     let lguestSource = 1 + platform.interrupts.localAPICs.count + platform.deadlineSources.count
-    lguestTimer =
+    lguest =
       configuration.abi == .lguest
-      ? LguestTimer(
-        lguestInterrupts, wake: { doorbells[0].ring() }, rearm: { timers.rearm(lguestSource) }) : nil
+      ? LguestMachine(
+        memory, configuration, console, wake: { doorbells[0].ring() }, rearm: { timers.rearm(lguestSource) }) : nil
     var sources: [any DeadlineSource] = [scheduler]
     sources += platform.interrupts.localAPICs
     sources += platform.deadlineSources
-    if let lguestTimer { sources.append(lguestTimer) }
-    if configuration.abi == .lguest {
-      let interrupts = lguestInterrupts
-      let raise: @Sendable (UInt8) -> Void = {
-        interrupts.raise($0)
-        doorbells[0].ring()
-      }
-      let bus = LguestBus(
-        memory, page: configuration.memorySize, raise: raise, write: { console.write($0) },
-        wantsInput: { console.fill() })
-      bus.describe()
-      let pci = LguestPCI(
-        memory, region: LguestLayout.region(configuration.memorySize), raise: raise, write: { console.write($0) },
-        wantsInput: { console.fill() })
-      (lguestBus, lguestPCI) = (bus, pci)
-      consolePort = LguestConsolePort(consoles: [bus.console, pci.console])
-    } else {
-      (lguestBus, lguestPCI) = (nil, nil)
-      consolePort = platform.serial
-    }
-    console.connect(consolePort)
+    if let lguest { sources.append(lguest.timer) }
+    console.connect(lguest?.console ?? platform.serial)
     if parts.isParked { for apic in platform.interrupts.localAPICs { apic.skipStartup() } }
     do throws(HostError) {
       try slowMemory?.start(
@@ -183,24 +159,6 @@ final class Machine: Sendable {
     return saved
   }
 
-  /// The host side of a ring-1 guest; nil if the guest is a PC's.
-  func makeLguestHost(
-    _ configuration: VirtualMachine.Configuration, _ memory: ParavirtMemory
-  ) -> LguestHost<ParavirtMemory>? {
-    guard let lguestTimer else { return nil }
-    let limit = LguestLayout.limit(configuration.memorySize)
-    return LguestHost(
-      memory: memory, limit: limit, page: limit, hypercallPolicy: configuration.hypercallPolicy,
-      interrupts: lguestInterrupts,
-      services: LguestServices(
-        timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,
-        wallTime: {
-          let now = Machine.wallTime()
-          return (UInt32(truncatingIfNeeded: now.seconds), now.nanoseconds)
-        }, setTimer: { lguestTimer.set($0) }, readPort: { [lguestPCI] in lguestPCI?.readPort($0, size: $1) },
-        writePort: { [lguestPCI] in _ = lguestPCI?.writePort($0, size: $1, value: $2) }))
-  }
-
   // MARK: Facts
 
   static func portName(_ port: UInt64) -> String { "port 0x" + String(port, radix: 16) }
@@ -223,7 +181,7 @@ final class Machine: Sendable {
       nanosecondsAtTick: { HostClock.after(nanoseconds: counter.delay(until: $0, now: cpu.timestampCounter)) })
   }
 
-  private static let wallTime: @Sendable () -> WallTime = {
+  static let wallTime: @Sendable () -> WallTime = {
     let (seconds, rest) = HostClock.wall.quotientAndRemainder(dividingBy: 1_000_000_000)
     return WallTime(seconds: Int64(clamping: seconds), nanoseconds: UInt32(rest))
   }

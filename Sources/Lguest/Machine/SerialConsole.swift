@@ -23,14 +23,6 @@ extension VirtioConsole: ConsolePort {
   func take(_ byte: UInt8) { _ = receive(byte) }
 }
 
-/// The console of a guest that may find it on either of two buses: where it has made room.
-final class LguestConsolePort: ConsolePort {
-  private let consoles: [VirtioConsole]
-  init(consoles: [VirtioConsole]) { self.consoles = consoles }
-  var takesInput: Bool { consoles.contains { $0.hasRoom } }
-  func take(_ byte: UInt8) { _ = consoles.contains { $0.receive(byte) } }
-}
-
 /// The host's end of the guest's console.
 final class SerialConsole: Sendable {
   private struct Port { weak var device: (any ConsolePort)? }

@@ -118,7 +118,7 @@ final class RunningMachine: Sendable {
   }
 
   private func write(to file: PositionedOutput, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
-    guard machine.lguestTimer == nil else { throw MoveError("a guest of lguest's interface cannot be saved") }
+    guard machine.lguest == nil else { throw MoveError("a guest of lguest's interface cannot be saved") }
     guard loops.allSatisfy({ $0.mayMigrate }) else {
       throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
     }

@@ -12,7 +12,7 @@ extension RunLoop {
     switch lguest?.deliver(to: engine) {
     case .nothing?, nil: break
     case .done?: statistics.interrupts &+= 1
-    case .later?: machine.lguestTimer?.lookAgain()
+    case .later?: machine.lguest?.timer.lookAgain()
     }
   }
 
@@ -32,7 +32,7 @@ extension RunLoop {
     case .killed(let reason): return .killed(reason)
     case .notify(let address):
       // Where no device is, it is a string on the early console.
-      if machine.lguestBus?.notify(address) == true { return nil }
+      if machine.lguest?.bus.notify(address) == true { return nil }
       if let text = lguest?.string(at: address, limit: 4096) { for byte in text.utf8 { machine.console.write(byte) } }
       return nil
     }

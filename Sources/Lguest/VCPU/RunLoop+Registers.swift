@@ -16,13 +16,13 @@ extension RunLoop {
   }
 
   func read(_ address: UInt64, _ size: UInt8) -> UInt64 {
-    if let pci = machine.lguestPCI { return UInt64(pci.readMemory(address, size: Int(size)) ?? .max) }
+    if let pci = machine.lguest?.pci { return UInt64(pci.readMemory(address, size: Int(size)) ?? .max) }
     guard let offset = apicOffset(address) else { return machine.platform.mmio.read(address, size: size) }
     return apic.read(offset: offset, size: size)
   }
 
   func write(_ address: UInt64, _ size: UInt8, _ value: UInt64) {
-    if let pci = machine.lguestPCI {
+    if let pci = machine.lguest?.pci {
       _ = pci.writeMemory(address, size: Int(size), value: UInt32(truncatingIfNeeded: value))
       return
     }

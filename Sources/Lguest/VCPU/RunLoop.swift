@@ -81,7 +81,7 @@ final class RunLoop: @unchecked Sendable {
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
     countsCosts = configuration.collectStatistics
-    lguest = machine.makeLguestHost(configuration, memory)
+    lguest = machine.lguest?.makeHost(configuration, memory, machine.clock, machine.counter)
     lguest?.prepare(engine)
     firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
