@@ -114,7 +114,7 @@ long chost_receive(int fd, void *bytes, uint64_t count, int *descriptor) {
   return received;
 }
 
-int chost_accept(int fd) { return result(accept4(fd, NULL, NULL, SOCK_CLOEXEC)); }
+int chost_accept(int fd) { return result(accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)); }
 
 int chost_eventfd(void) { return result(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
 

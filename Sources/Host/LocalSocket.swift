@@ -9,7 +9,7 @@ import SystemPackage
 
 /// One end of a connection; closed when it goes away.
 @safe public final class LocalConnection: Sendable {
-  fileprivate let descriptor: Int32
+  let descriptor: Int32
   /// A descriptor that came with the bytes received last, or before, and that nobody has taken.
   private let arrived = Mutex<FileDescriptor?>(nil)
 
@@ -94,6 +94,35 @@ import SystemPackage
     return bytes
   }
 
+  /// What `receiveSome` found.
+  enum Arrival {
+    case bytes([UInt8])
+    case none
+    /// The other end has gone.
+    case end
+  }
+
+  /// What has arrived, without waiting. Descriptors that come with it are closed.
+  func receiveSome() -> Arrival {
+    var bytes = [UInt8](repeating: 0, count: 65536)
+    // SAFETY: the pointer is the array's own storage and does not outlive the call.
+    let count = unsafe bytes.withUnsafeMutableBytes { unsafe Glibc.read(descriptor, $0.baseAddress, $0.count) }
+    if count > 0 {
+      bytes.removeSubrange(count...)
+      return .bytes(bytes)
+    }
+    return count < 0 && [EAGAIN, EINTR].contains(errno) ? .none : .end
+  }
+
+  /// Sends what the other end takes without waiting, and says how many bytes; nil if it has gone.
+  func sendSome(_ bytes: [UInt8]) -> Int? {
+    // SAFETY: as above.
+    let count = unsafe bytes.withUnsafeBytes {
+      unsafe chost_send(descriptor, $0.baseAddress, UInt64($0.count), -1)
+    }
+    return count >= 0 ? count : [-Int(EAGAIN), -Int(EINTR)].contains(count) ? 0 : nil
+  }
+
   /// The last descriptor that came, once; whoever takes it closes it.
   public func takeDescriptor() -> FileDescriptor? {
     arrived.withLock { arrived in
@@ -111,7 +140,7 @@ import SystemPackage
 /// A socket in the file system that others connect to. Its file is removed with it.
 @safe public final class LocalListener: Sendable {
   public let path: FilePath
-  private let descriptor: Int32
+  let descriptor: Int32
 
   /// Makes the socket, only for this user. The path must be free.
   public init(at path: FilePath) throws(HostError) {

@@ -34,8 +34,11 @@ struct QueueDriver {
   let memory: QueueMemory
   /// What the driver was told.
   let events = Events()
-  var queue: VirtQueue {
-    VirtQueue(memory, size: QueueDriver.size, legacyAt: start, mostBytes: 65536, notify: { [events] in events.put($0) })
+  var queue: VirtQueue { queue(mostBytes: 65536) }
+
+  func queue(mostBytes: UInt64) -> VirtQueue {
+    VirtQueue(
+      memory, size: QueueDriver.size, legacyAt: start, mostBytes: mostBytes, notify: { [events] in events.put($0) })
   }
 
   final class Events: Sendable {

@@ -70,6 +70,12 @@ public struct FuzzTarget: Sendable, CustomStringConvertible {
       SelfModifying.run),
     FuzzTarget("msrs", "reads and writes of model-specific registers", ModelSpecificRegisters.run),
     FuzzTarget("ports-mmio", "accesses to every device of the machine, time going by", PortsAndMemory.run),
+    FuzzTarget(
+      "virtio-page", "drivers of virtio devices on lguest's page of descriptors: rings, status, kicks",
+      LguestBusDrivers.run),
+    FuzzTarget(
+      "virtio-pci", "drivers of virtio devices on PCI: configuration space, regions, rings", LguestPCIDrivers.run),
+    FuzzTarget("frame-streams", "what the peer of a network sends", FrameStreams.run),
     FuzzTarget("hypercalls", "KVM's hypercalls, registers and shared memory", Hypercalls.run),
     FuzzTarget(
       "kernel-images", "bzImage, ELF, multiboot and PVH kernels, loaded in every way", longest: 16384,

@@ -44,8 +44,9 @@ import Testing
     (
       "a system call's structure",
       [
-        "Host/AddressSpaceLimit.swift", "Host/EventLoop.swift", "Host/HostProbe.swift", "Host/LocalSocket.swift",
-        "Host/NameKeeper.swift", "Host/OutputOpening.swift", "Host/ReplacementFile.swift", "Host/RunQueueDelay.swift",
+        "Host/AddressSpaceLimit.swift", "Host/EventLoop.swift", "Host/FrameSocket.swift", "Host/HostProbe.swift",
+        "Host/LocalSocket.swift", "Host/NameKeeper.swift", "Host/OutputOpening.swift", "Host/ReplacementFile.swift",
+        "Host/RunQueueDelay.swift",
         "Host/SystemCallFilter.swift",
       ]
     ),
@@ -53,7 +54,8 @@ import Testing
     (
       "bytes for a C function, as long as it runs",
       [
-        "Host/Checksum.swift", "Host/HostFile.swift", "Host/PageMap.swift", "Host/PositionedOutput.swift",
+        "Host/Checksum.swift", "Host/DiskFile.swift", "Host/HostFile.swift", "Host/PageMap.swift",
+        "Host/PositionedOutput.swift",
       ]
     ),
     (

@@ -36,7 +36,7 @@ int chost_socket_peer(int fd, uint32_t *user, int32_t *process);
 // closed on exec; more than one are closed at once. The number of bytes or -errno.
 long chost_send(int fd, const void *bytes, uint64_t count, int descriptor);
 long chost_receive(int fd, void *bytes, uint64_t count, int *descriptor);
-// A connection of a listening socket, closed on exec, or -errno.
+// A connection of a listening socket, non-blocking, closed on exec, or -errno.
 int chost_accept(int fd);
 
 // Non-blocking, closed on exec.
