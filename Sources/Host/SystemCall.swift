@@ -30,6 +30,7 @@ public enum SystemCall: UInt32, Sendable, CaseIterable {
   case getsockopt = 55
   case exit = 60
   case fsync = 74
+  case fdatasync = 75
   case ftruncate = 77
   case geteuid = 107
   case sigtimedwait = 128

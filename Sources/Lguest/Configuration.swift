@@ -159,6 +159,13 @@ extension VirtualMachine {
     public var sandbox: Sandbox?
     /// Told of what is unusual about the guest; nil is silence.
     public var logger: Logger?
+    /// Disks, in the order in which the guest meets them; for guests of lguest's interface.
+    public var disks: [Disk] = []
+    /// Network cards, likewise.
+    public var networks: [Network] = []
+    /// Told of each socket that the machine has made in the file system (`Network.listen`): whoever is told removes it.
+    /// nil: the machine does, if it still may.
+    package var didListen: (@Sendable (FilePath) -> Void)?
     /// Takes what the guest writes to its serial port, a byte at a time, on a vCPU's thread. It may block, and the
     /// guest then waits; it must return once the run has been asked to stop.
     public var consoleOutput: (@Sendable (UInt8) -> Void)?
@@ -192,6 +199,7 @@ extension VirtualMachine {
           "\(ByteSize.text(memorySize)) of memory is more than a guest of lguest's interface can use",
           remedy: "ask for at most \(ByteSize.text(Configuration.maximumLguestMemory))")
       }
+      try validateDevices()
       if let saved { try validate(against: saved) } else { try validateFiles() }
     }
 
@@ -200,6 +208,7 @@ extension VirtualMachine {
       try validateMemory()
       try validateKVM()
       try validateRun()
+      try validateDeviceCount()
       if abi == .lguest, cpuCount > 1 {
         throw ConfigurationError(
           "\(cpuCount) CPUs were asked for, and a guest of lguest's interface has one", remedy: "ask for 1")
@@ -278,7 +287,7 @@ extension VirtualMachine {
 
     /// The size of a readable, non-empty regular file.
     @discardableResult
-    private static func checkReadable(
+    static func checkReadable(
       _ path: FilePath, _ role: String, _ remedy: String
     ) throws(ConfigurationError) -> UInt64 {
       switch HostProbe.fileKind(path) {

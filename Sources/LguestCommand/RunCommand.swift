@@ -49,6 +49,8 @@ struct RunCommand: ParsableCommand {
   @Option(help: "The interface the guest meets: a PC under KVM, or lguest's for 32-bit kernels with its guest side.")
   var abi = VirtualMachine.Configuration.ABI.kvm
 
+  @OptionGroup var devices: DeviceOptions
+
   @OptionGroup var console: ConsoleRunOptions
 
   @Option(help: "The machine; testdev is a pc with the devices that conformance suites talk to.")
@@ -161,6 +163,7 @@ struct RunCommand: ParsableCommand {
     configuration.kvmFeatures = kvmFeatures
     configuration.kvmHints = kvmHints
     configuration.inspection = inspection.value
+    devices.apply(to: &configuration)
     console.apply(to: &configuration)
     return configuration
   }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a run leaves in the file system, prepared while it may still open files: the JSON file is open from the start,
-// without a name, and the control socket is known. Naming the one and removing the other is what the run asks of a
-// process that was made beforehand (NameKeeper).
+// without a name, and sockets are known, the control socket and those that networks wait at. Naming the one and removing
+// the others is what the run asks of a process that was made beforehand (NameKeeper).
 
 import Host
 import Lguest
 import Synchronization
 import SystemPackage
 
-/// The JSON file and the control socket of a run.
+/// The JSON file and the sockets of a run.
 final class RunFiles: Sendable {
   private enum Target {
     case nothing
@@ -17,7 +17,8 @@ final class RunFiles: Sendable {
     case file(ReplacementFile)
   }
 
-  private enum Job { static let removeSocket = 0, nameJSON = 1 }
+  /// The control socket's removal, then that of each other socket, then the JSON file.
+  private enum Job { static let removeSocket = 0 }
 
   private let path: FilePath?
   private let target: Target
@@ -25,15 +26,21 @@ final class RunFiles: Sendable {
   /// Whoever writes the JSON, a crash included, is the only one.
   private let isClaimed = Atomic(false)
   private let hasSocket: Bool
+  /// Where networks may wait, and whether the machine has made a socket there.
+  private let networks: Mutex<[(path: FilePath, isMade: Bool)]>
+  private let nameJSON: Int
 
   /// - Parameters:
-  ///   - socket: To be removed at the end.
+  ///   - socket: The control socket, to be removed at the end.
+  ///   - networks: To be removed at the end, if they are made.
   ///   - isConfined: Whether threads of this process will be confined. There must be one thread still.
   /// - Throws: `HostError`: the file cannot be made, or there is no process to be had.
-  init(json: FilePath?, socket: FilePath?, isConfined: Bool) throws(HostError) {
+  init(json: FilePath?, socket: FilePath?, networks: [FilePath] = [], isConfined: Bool) throws(HostError) {
     path = json
     // Without a socket the job is there and never asked for.
-    var jobs = [NameKeeper.Job.remove(socket ?? "none")]
+    var jobs = [NameKeeper.Job.remove(socket ?? "none")] + networks.map { NameKeeper.Job.remove($0) }
+    self.networks = Mutex(networks.map { ($0, false) })
+    nameJSON = jobs.count
     switch json.map({ ReplacementFile.isOpenFile($0) ? .other : System.kind($0) }) {
     case nil: target = .nothing
     case .other?:
@@ -53,8 +60,19 @@ final class RunFiles: Sendable {
     if hasSocket { _ = keeper.perform(Job.removeSocket) }
   }
 
-  /// Nothing more is to be done.
-  func end() { keeper.end() }
+  /// The machine has made a socket where a network waits.
+  func didListen(_ path: FilePath) {
+    networks.withLock { networks in
+      for index in networks.indices where networks[index].path == path { networks[index].isMade = true }
+    }
+  }
+
+  /// Nothing more is to be done, but for the sockets of networks.
+  func end() {
+    let made = networks.withLock { networks in networks.indices.filter { networks[$0].isMade } }
+    for number in made { _ = keeper.perform(Job.removeSocket + 1 + number) }
+    keeper.end()
+  }
 
   // MARK: The JSON file
 
@@ -70,7 +88,7 @@ final class RunFiles: Sendable {
 
   /// Gives the JSON file its name. Safe in a signal handler, as `claim` is.
   func publish() -> Errno? {
-    if case .file = target { keeper.perform(Job.nameJSON) } else { nil }
+    if case .file = target { keeper.perform(nameJSON) } else { nil }
   }
 
   /// Writes the JSON and gives its file the name. A failure is one line on stderr.

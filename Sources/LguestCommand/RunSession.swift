@@ -68,7 +68,11 @@ final class RunSession: Sendable {
     listener = RunSession.listener(configuration)
     System.ignoreEndsOfChildren()
     do throws(HostError) {
-      files = try RunFiles(json: options.json, socket: listener?.path, isConfined: sandbox != nil)
+      let files = try RunFiles(
+        json: options.json, socket: listener?.path, networks: configuration.networks.compactMap(\.waitingPlace),
+        isConfined: sandbox != nil)
+      configuration.didListen = { files.didListen($0) }
+      self.files = files
     } catch {
       listener?.close()
       Messages.say("\(error)")

@@ -29,6 +29,7 @@ struct LguestMachine: Sendable {
   let pci: LguestPCI
   /// Where console input arrives.
   let console: VirtioConsole
+  private let hostDevices: HostDevices
   private let memorySize: UInt64
 
   /// - Parameters:
@@ -38,19 +39,26 @@ struct LguestMachine: Sendable {
   init(
     _ memory: GuestMemory, _ configuration: VirtualMachine.Configuration, _ host: SerialConsole,
     wake: @escaping @Sendable () -> Void, rearm: @escaping @Sendable () -> Void
-  ) {
+  ) throws(ConfigurationError) {
     timer = LguestTimer(interrupts, wake: wake, rearm: rearm)
+    hostDevices = try HostDevices(configuration)
     console = VirtioConsole(write: { host.write($0) }, wantsInput: { host.fill() })
     memorySize = configuration.memorySize
     let raise: @Sendable (UInt8) -> Void = { [interrupts] number in
       interrupts.raise(number)
       wake()
     }
-    let others: [any VirtioDevice] = []
+    let others = hostDevices.all
     bus = LguestBus(memory, page: memorySize, devices: others + [console], raise: raise)
     pci = LguestPCI(memory, region: LguestLayout.region(memorySize), devices: [console] + others, raise: raise)
     bus.describe()
   }
+
+  /// Starts the threads of devices.
+  func start(_ sandbox: Sandbox?) throws(HostError) { try hostDevices.start(sandbox) }
+
+  /// Ends them, and waits for them.
+  func stop() { hostDevices.stop() }
 
   /// The host side of the interface, with clocks of the machine's.
   func makeHost(

@@ -95,7 +95,7 @@ final class Machine: Sendable {
     let lguestSource = 1 + platform.interrupts.localAPICs.count + platform.deadlineSources.count
     lguest =
       configuration.abi == .lguest
-      ? LguestMachine(
+      ? try LguestMachine(
         memory, configuration, console, wake: { doorbells[0].ring() }, rearm: { timers.rearm(lguestSource) }) : nil
     var sources: [any DeadlineSource] = [scheduler]
     sources += platform.interrupts.localAPICs
@@ -108,7 +108,9 @@ final class Machine: Sendable {
         wake: { doorbells[$0].ring() }, evict: { [engine] in _ = engine.evictUsedPages(limit: $0) },
         configuration.sandbox)
       try timers.start(sources, configuration.sandbox)
+      try lguest?.start(configuration.sandbox)
     } catch {
+      lguest?.stop()
       console.disconnect()
       throw ConfigurationError(error)
     }
@@ -124,6 +126,7 @@ final class Machine: Sendable {
   func stop() {
     slowMemory?.stop()
     timers.stop()
+    lguest?.stop()
     console.disconnect()
   }
 

@@ -13,6 +13,10 @@ extension Sandbox {
     case timers
     /// Takes pages of memory away and brings them back.
     case store
+    /// Reads and writes a disk's file.
+    case disk
+    /// Carries frames between a network card and a socket.
+    case network
     /// Stops a machine when a time limit passes, and ends the process if that does not help.
     case watchdog
     /// Has built the machine, waits for its end, and gathers what is left.
@@ -29,7 +33,7 @@ extension Sandbox {
     /// All but the process.
     package static let threads = allCases.filter { $0 != .names }
     package static let count = allCases.count
-    fileprivate static let memory: [Kind] = [.vcpu, .store, .machine, .control]
+    fileprivate static let memory: [Kind] = [.vcpu, .store, .disk, .network, .machine, .control]
   }
 
   /// A row of the table.
@@ -58,12 +62,13 @@ extension Sandbox {
       Right(.write, everyone, "the console, messages, answers", []),
       Right(.read, everyone, "input, and answers of the process that names files"),
       Right(
-        .pread, Kind.memory, "the host's count of time waited; pages that have gone away, and which are a guest's own"),
+        .pread, Kind.memory,
+        "the host's count of time waited; disks; pages that have gone away, and which are a guest's own"),
       Right(.clockGettime, everyone, "time, where the kernel's page for it cannot tell"),
       Right(
         .clockNanosleep, [.vcpu, .watchdog, .console, .control], "waiting for a reader, a limit or a vCPU"),
       Right(.restart, everyone, "a wait goes on after the process was stopped"),
-      Right(.poll, [.console, .control], "waiting for descriptors"),
+      Right(.poll, [.console, .control, .network], "waiting for descriptors"),
 
       Right(
         .mmap, everyone, "malloc takes memory, never executable and never a file's",
@@ -75,10 +80,11 @@ extension Sandbox {
       Right(.brk, everyone, "malloc takes memory"),
       Right(.getrandom, everyone, "seeds of hash tables"),
 
-      Right(.pwrite, [.store, .control], "pages that go away, and the file of a saved machine"),
+      Right(.pwrite, [.store, .disk, .control], "pages that go away, disks, and the file of a saved machine"),
       Right(.fallocate, Kind.memory, "a page that comes or goes leaves a hole where it was"),
       Right(.ftruncate, [.control], "the length of a saved machine's file"),
       Right(.lseek, [.control], "where guest memory has data"),
+      Right(.fdatasync, [.disk], "what a guest has flushed is on the disk before it is told"),
       Right(.fsync, [.control], "a saved machine is on the disk before anybody is told"),
 
       Right(.sigprocmask, everyone, "a thread that ends, and one that gives the terminal back, are not interrupted"),
@@ -96,9 +102,9 @@ extension Sandbox {
       Right(.writev, everyone, "last words, of malloc's and of ours"),
       Right(.close, everyone, "what is no longer needed"),
       Right(.shutdown, [.watchdog, .console], "the control socket and the process that names files are done with"),
-      Right(.accept4, [.control], "somebody asks"),
+      Right(.accept4, [.control, .network], "somebody asks, or connects a network"),
       Right(.recvmsg, [.control], "requests, and the file that a machine is to be saved to"),
-      Right(.sendto, [.control], "answers, on a connection that is there", [.equals(4, 0)]),
+      Right(.sendto, [.control, .network], "answers and frames, on a connection that is there", [.equals(4, 0)]),
       Right(
         .getsockopt, [.control], "who asks",
         [.oneOf(1, [Argument.socketLevel]), .oneOf(2, [Argument.peerCredentials])]),

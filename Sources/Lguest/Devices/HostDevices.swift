@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// The devices of a machine that have something of the host's behind them, disks, networks and random numbers, with their
+// threads. What they need is opened here, before the machine's threads are confined.
+
+import Devices
+import Host
+import SystemPackage
+
+/// Virtio's devices but for the console, and the threads that do their work.
+struct HostDevices: Sendable {
+  private let disks: [(device: VirtioBlock, thread: DiskThread)]
+  private let networks: [(device: VirtioNetwork, thread: NetworkThread)]
+  private let entropy: VirtioEntropy
+  private let removesSockets: Bool
+
+  /// In the order in which a guest meets them: disks, networks, each as they were asked for, and random numbers.
+  var all: [any VirtioDevice] { disks.map(\.device) + networks.map(\.device) + [entropy] }
+
+  /// Opens what the configuration names.
+  init(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) {
+    var disks: [(VirtioBlock, DiskThread)] = []
+    var networks: [(VirtioNetwork, NetworkThread)] = []
+    do throws(HostError) {
+      for disk in configuration.disks {
+        let file = try DiskFile(disk.file, isReadOnly: disk.isReadOnly)
+        let thread = DiskThread()
+        let store = HostDisk(file: file, identity: "lguest-disk\(disks.count)")
+        disks.append((VirtioBlock(store) { thread.ring() }, thread))
+      }
+      for network in configuration.networks {
+        let thread = NetworkThread(try HostDevices.open(network, configuration))
+        let address = EthernetFrame.localAddress(HostDevices.randomBytes(6))
+        networks.append((VirtioNetwork(address: address) { thread.ring() }, thread))
+      }
+    } catch {
+      for (_, thread) in networks { thread.stop(removing: configuration.didListen == nil) }
+      throw ConfigurationError(error)
+    }
+    (self.disks, self.networks) = (disks, networks)
+    entropy = VirtioEntropy { HostDevices.randomBytes($0) }
+    // A caller that has been confined cannot.
+    removesSockets = configuration.didListen == nil && configuration.sandbox?.includesCaller != true
+  }
+
+  private static func open(
+    _ network: VirtualMachine.Configuration.Network, _ configuration: VirtualMachine.Configuration
+  ) throws(HostError) -> FrameSocket {
+    switch network {
+    case .socket(let path): return try FrameSocket(connectingTo: path, longest: EthernetFrame.sizes.upperBound)
+    case .listen(let path):
+      let socket = try FrameSocket(listeningAt: path, longest: EthernetFrame.sizes.upperBound)
+      configuration.didListen?(path)
+      return socket
+    }
+  }
+
+  /// From the host's generator.
+  private static func randomBytes(_ count: Int) -> [UInt8] {
+    var (generator, bytes) = (SystemRandomNumberGenerator(), [UInt8]())
+    while bytes.count < count {
+      let word = generator.next()
+      bytes += (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) }
+    }
+    return Array(bytes.prefix(count))
+  }
+
+  /// Starts the threads, each with a filter of its own.
+  func start(_ sandbox: Sandbox?) throws(HostError) {
+    for (number, disk) in disks.enumerated() {
+      try disk.thread.start(number, sandbox) { [device = disk.device] goesOn in device.work(while: goesOn) }
+    }
+    for (number, network) in networks.enumerated() { try network.thread.start(number, network.device, sandbox) }
+  }
+
+  /// Ends the threads and waits for them.
+  func stop() {
+    for disk in disks { disk.thread.stop() }
+    for network in networks { network.thread.stop(removing: removesSockets) }
+  }
+}
