@@ -211,6 +211,8 @@ import X86
     func flushes(_ call: LguestCall, _ a: UInt32, _ b: UInt32 = 0) -> [ScriptedCPU.Event] {
       (setup.cpu.events, setup.cpu.addressSpace) = ([], .identity)
       setup.call(call, a, b)
+      #expect(setup.cpu.events == [] && setup.cpu.addressSpace == .identity)
+      _ = setup.host.deliver(to: setup.cpu)
       return setup.cpu.events
     }
     #expect(flushes(.setPTE, 0x1000, 0x1234_5678) == [.flushedPage(0x1234_5678)])
@@ -218,11 +220,26 @@ import X86
     #expect(flushes(.setPTE, 0x2000, 0xC234_5678) == [.flushedPage(0xC234_5678)])
     #expect(flushes(.flushTLB, 1) == [.flushed])
     for (call, a) in [(LguestCall.flushTLB, UInt32(0)), (.setPMD, 0x4000), (.setPGD, 0x1000)] {
-      #expect(flushes(call, a) == [] && setup.cpu.addressSpace == .extendedTables(root: 0x1000))
+      let count = setup.cpu.addressSpaceCount
+      #expect(flushes(call, a) == [] && setup.cpu.addressSpaceCount == count + 2)
     }
     for (call, a) in [(LguestCall.setPMD, UInt32(0x5000)), (.setPGD, 0x2000)] {
-      #expect(flushes(call, a) == [] && setup.cpu.addressSpace == .identity)
+      let count = setup.cpu.addressSpaceCount
+      #expect(flushes(call, a) == [] && setup.cpu.addressSpaceCount == count + 1)
     }
+    // Many pages are the user's all; the kernel's are forgotten by themselves, or with everything.
+    setup.cpu.events = []
+    for page in UInt32(0)..<20 { setup.call(.setPTE, 0x1000, page << 12) }
+    let count = setup.cpu.addressSpaceCount
+    _ = setup.host.deliver(to: setup.cpu)
+    #expect(setup.cpu.addressSpaceCount == count + 1 && !setup.cpu.events.contains(.flushed))
+    for page in UInt32(0)..<20 { setup.call(.setPTE, 0x1000, 0xC000_0000 + page << 12) }
+    setup.cpu.events = []
+    _ = setup.host.deliver(to: setup.cpu)
+    #expect(setup.cpu.events == [.flushed])
+    setup.cpu.events = []
+    _ = setup.host.deliver(to: setup.cpu)
+    #expect(setup.cpu.events == [])
   }
 
   @Test("HALT ends whatever the flag says; a gate that is absent keeps the interrupt") func halt() {

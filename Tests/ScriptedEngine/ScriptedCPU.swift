@@ -49,7 +49,9 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public var hasWrittenTaskPriority = false
   public var isAPICEnabled = true
   public var everyLevelLeavesForPages = false
-  public var addressSpace = AddressSpace.controlRegisters
+  public var addressSpace = AddressSpace.controlRegisters { didSet { addressSpaceCount += 1 } }
+  /// How often it was set.
+  public private(set) var addressSpaceCount = 0
   public var machinePages: MachinePages?
   public var trapPolicy = TrapPolicy.guest
   public var isSingleStepping = false

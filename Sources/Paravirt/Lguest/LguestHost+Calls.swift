@@ -52,7 +52,7 @@ extension LguestHost {
     case .shutdown: return shutdown(UInt64(a), restarts: b == 2)
     case .loadGDT: return loadGDT(UInt64(a), count: b)
     case .newPageTable: newPageTable(a, engine)
-    case .flushTLB: if a == 0 { forgetUserPages(engine) } else { engine.flushTLB() }
+    case .flushTLB: if a == 0 { flush.addUser() } else { flush.addEverything() }
     case .loadIDTEntry:
       do { try idt.set(a, low: b, high: c) } catch { return kill(error.reason) }
     case .setStack: return setStack(a, b, pages: c)
@@ -63,15 +63,14 @@ extension LguestHost {
       return .halt
     case .setPTE:
       if b >= LguestHost.reserved { return kill("attempt to set pte into Switcher pages") }
-      if isCurrent(a, b) { engine.flushPage(linear: UInt64(b)) }
+      let isKernel = isKernel(b)
+      if a == root || isKernel { flush.add(b, isKernel: isKernel) }
     case .setPMD:
       guard isWide else { return kill("Bad hypercall \(call.number)") }
-      if isDirectory(a) { forgetUserPages(engine) }
+      if isDirectory(a) { flush.addUser() }
     case .setPGD:
       if b >= (isWide ? 4 : 1024) { return kill("attempt to set pgd \(b)") }
-      if a == root {
-        forgetUserPages(engine)
-      }
+      if a == root { flush.addUser() }
     case .loadTLS:
       guard memory.contains(UInt64(a), byteCount: 24) else { return kill("bad address 0x\(String(a, radix: 16))") }
       for index in UInt32(0)..<3 { load(entry: 6 + index, from: UInt64(a) + UInt64(index) * 8) }
@@ -83,10 +82,10 @@ extension LguestHost {
     return .none
   }
 
-  /// Whether a change of a linear address in tables with this root can have been seen since the last flush.
-  private func isCurrent(_ table: UInt32, _ linear: UInt32) -> Bool {
+  /// Whether a linear address is the kernel's, which is in all tables.
+  private func isKernel(_ linear: UInt32) -> Bool {
     guard let data, let layout else { return true }
-    return table == root || linear >= memory.loadWord(at: data + layout.kernelAddress) ?? 0
+    return linear >= memory.loadWord(at: data + layout.kernelAddress) ?? 0
   }
 
   private mutating func initialize(_ address: UInt64, _ engine: some CPUEngine) -> LguestEffect {
@@ -100,7 +99,7 @@ extension LguestHost {
     memory.store(0 &- LguestHost.reserved, at: address + layout.reserveMemory)
     writeTime()
     useVirtualFlag(of: address, engine)
-    engine.flushTLB()
+    flush.addEverything()
     return .none
   }
 
@@ -142,12 +141,7 @@ extension LguestHost {
       isLinear = false
     }
     root = table
-    forgetUserPages(engine)
-  }
-
-  /// As MOV CR3 does, which reads the top entries of PAE paging again.
-  private func forgetUserPages(_ engine: some CPUEngine) {
-    engine.addressSpace = isLinear ? .identity : isWide ? .extendedTables(root: root) : .tables(root: root)
+    engine.addressSpace = isWide ? .extendedTables(root: root) : .tables(root: root)
   }
 
   /// Whether a page is one of the directories that the current top entries of PAE paging lead to.

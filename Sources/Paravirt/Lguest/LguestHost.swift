@@ -85,6 +85,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   var isLinear = true
   var isWide = false
   var root: UInt32 = 0
+  var flush = LguestFlush()
   var isHalted = false
   /// The slot of the ring that is drained next.
   var ringIndex = 0
@@ -319,6 +320,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
 
   /// Delivers the interrupt that is due, if there is one; before every entry.
   public mutating func deliver(to engine: some CPUEngine) -> Delivery {
+    flush.apply(to: engine)
     guard let data, let layout else { return .nothing }
     func word(_ offset: UInt64) -> UInt32 { memory.loadWord(at: data + offset) ?? 0 }
     let due = interrupts.waiting & ~word(LguestDataLayout.blockedInterrupts)

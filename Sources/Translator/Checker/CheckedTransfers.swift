@@ -173,11 +173,14 @@ extension CheckPass {
     guard number.isConstant, number.offset >= 0, number.offset <= Int(CHOST_LIGHT_HYPERCALL), isInstructionWord else {
       return false
     }
+    let level = block.mode & UInt32(CHOST_MODE_CPL)
     switch Int32(truncatingIfNeeded: number.offset) {
     case Int32(CHOST_LIGHT_SYSCALL), Int32(CHOST_LIGHT_POPF), Int32(CHOST_LIGHT_SYSENTER), Int32(CHOST_LIGHT_INT),
       Int32(CHOST_LIGHT_SEGMENT):
       return true
-    default: return block.mode & UInt32(CHOST_MODE_CPL) == 0
+    // Of 32-bit kernels at level 1 too, of which there are none in IA-32e mode.
+    case Int32(CHOST_LIGHT_IRET): return level == 0 || level == 1 && block.mode & UInt32(CHOST_MODE_LMA) == 0
+    default: return level == 0
     }
   }
 

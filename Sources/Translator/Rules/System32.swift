@@ -25,11 +25,13 @@ extension BlockBuilder {
     case (.x0F, 0x34):
       light(Int(CHOST_LIGHT_SYSENTER))
       return true
+    case (.one, 0xCF) where i.operandSize == 4 && privilege <= 1:
+      light(Int(CHOST_LIGHT_IRET))
+      return true
     default: break
     }
     guard privilege == 0 else { return false }
     switch (row.map, i.opcode) {
-    case (.one, 0xCF) where i.operandSize == 4: light(Int(CHOST_LIGHT_IRET))
     case (.x0F, 0x35): light(Int(CHOST_LIGHT_SYSEXIT))
     case (.x0F, 0x01) where i.isMemory && i.modRM >> 3 & 7 == 7:
       guard isFlat(i.segment) else { return false }
