@@ -21,6 +21,8 @@ enum { EFLAGS_TF = 1 << 8, EFLAGS_DF = 1 << 10, EFLAGS_AC = 1 << 18 };
 static struct {
   uint64_t start, end;
 } ranges[CHOST_MAX_RANGES];
+// No slot from here on was ever claimed.
+static unsigned range_count;
 
 static const int signals[] = {SIGSEGV, SIGFPE, SIGILL, SIGBUS};
 enum { SIGNALS = sizeof signals / sizeof signals[0] };
@@ -32,6 +34,9 @@ int chost_register_code(uint64_t start, uint64_t end) {
     uint64_t unused = 0;
     if (!__atomic_compare_exchange_n(&ranges[i].start, &unused, start, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
       continue;
+    unsigned count = __atomic_load_n(&range_count, __ATOMIC_RELAXED);
+    while (count <= i && !__atomic_compare_exchange_n(&range_count, &count, i + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+    }
     __atomic_store_n(&ranges[i].end, end, __ATOMIC_RELEASE);
     return 0;
   }
@@ -48,7 +53,8 @@ void chost_unregister_code(uint64_t start) {
 }
 
 static bool is_code(uint64_t address) {
-  for (unsigned i = 0; i < CHOST_MAX_RANGES; i++) {
+  unsigned count = __atomic_load_n(&range_count, __ATOMIC_ACQUIRE);
+  for (unsigned i = 0; i < count; i++) {
     // The end first: a start read after it belongs to it, or to a later range that is not live yet.
     uint64_t end = __atomic_load_n(&ranges[i].end, __ATOMIC_ACQUIRE);
     uint64_t start = __atomic_load_n(&ranges[i].start, __ATOMIC_ACQUIRE);

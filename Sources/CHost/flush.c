@@ -75,7 +75,6 @@ void chost_protect_page(chost_cpu *cpu, uint64_t physical) {
 }
 
 void chost_reset_tables(chost_cpu *cpu) {
-  zero_words((uint64_t *)private_of(cpu), sizeof(chost_private) / 8);
   chost_slots_reset(cpu);
   chost_tlb_reset(cpu);
   chost_jump_reset(cpu);

@@ -60,9 +60,9 @@ void chost_flush_jump_cache(chost_cpu *cpu) {
   chost_jump_flush(cpu, 1, false);
 }
 
+// Zeros are the tag of address 0, whose index is one.
 void chost_jump_reset(chost_cpu *cpu) {
-  for (unsigned privilege = 0; privilege < 2; privilege++)
-    for (unsigned i = 0; i < CHOST_JUMP_ENTRIES; i++) jump_clear(jump_tags(cpu, privilege), i);
+  for (unsigned privilege = 0; privilege < 2; privilege++) jump_clear(jump_tags(cpu, privilege), jump_index(0));
 }
 
 LIGHT_HELPERS_END

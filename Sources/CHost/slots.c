@@ -73,10 +73,11 @@ void chost_slots_protect(chost_cpu *cpu) {
   }
 }
 
+// A site's slot of zeros has no room for any operand; a region may start at 0.
 void chost_slots_reset(chost_cpu *cpu) {
   for (unsigned privilege = 0; privilege < 2; privilege++) {
     stack_clear(cpu, privilege);
-    for (unsigned i = 0; i < CHOST_SLOTS_PER_PRIVILEGE; i++) slot_clear(slot_table(cpu, privilege), i);
+    for (unsigned i = 2 * CHOST_SITES; i < CHOST_SLOTS_PER_PRIVILEGE; i++) slot_clear(slot_table(cpu, privilege), i);
   }
 }
 

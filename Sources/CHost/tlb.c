@@ -176,12 +176,11 @@ void chost_tlb_protect(chost_cpu *cpu, uint64_t host) {
   }
 }
 
+// Zeros are the address of page 0, which belongs to entry 0.
 void chost_tlb_reset(chost_cpu *cpu) {
   for (unsigned privilege = 0; privilege < 2; privilege++) {
-    for (unsigned i = 0; i < CHOST_TLB_ENTRIES; i++) {
-      tlb_clear(tlb_table(cpu, privilege, 0), i);
-      tlb_clear(tlb_table(cpu, privilege, 1), i);
-    }
+    tlb_clear(tlb_table(cpu, privilege, 0), 0);
+    tlb_clear(tlb_table(cpu, privilege, 1), 0);
   }
 }
 

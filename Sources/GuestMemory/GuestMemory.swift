@@ -39,6 +39,7 @@ import Synchronization
 
   private let region: Mapping
   /// What is behind RAM: a memory file of its own, or the pages of an image, private copies where they were written.
+  /// Once it is mapped the memory file is closed, unless pages are to go away.
   private let file: MemoryFile?
   private let image: (file: HostFile, offset: Int)?
   /// Tells which pages of an image are its own copies by now.
@@ -103,7 +104,7 @@ import Synchronization
       for (offset, place, count) in parts where count > 0 {
         try region.place(file, fileOffset: offset, at: place, byteCount: count, [.read, .write])
       }
-      self.file = consume file
+      if fetchDelay == nil { self.file = nil } else { self.file = consume file }
     }
     store = if let fetchDelay { try PageStore(byteCount: byteCount, delay: fetchDelay) } else { nil }
     region.adviseHugePages(hugePages)
@@ -119,13 +120,16 @@ import Synchronization
   /// The parts of what is behind RAM that may hold anything but zeros, as offsets in an image of it. What a guest has
   /// written to pages of an image is not in them.
   var dataExtents: [Range<Int>] {
-    let all = 0..<Int(byteCount)
     if let image {
       return image.file.dataExtents(in: image.offset..<image.offset + Int(byteCount)).map {
         $0.lowerBound - image.offset..<$0.upperBound - image.offset
       }
     }
-    return file?.dataExtents(in: all) ?? [all]
+    if let extents = file?.dataExtents(in: 0..<Int(byteCount)) { return extents }
+    return writtenPages.map { pages in
+      let offset = pages.lowerBound < lowEnd ? 0 : Int(GuestMemory.highStart - lowEnd)
+      return Int(pages.lowerBound) - offset..<Int(pages.upperBound) - offset
+    }
   }
 
   /// Gives back what is behind a part of RAM that is no image's, by its place in one; false if the host refuses.

@@ -10,7 +10,7 @@ public struct PageFlags: OptionSet, Sendable {
   public init(rawValue: UInt8) { self.rawValue = rawValue }
   /// Some translation was made from the page.
   public static let code = PageFlags(rawValue: 1)
-  /// Written since the flag was last taken.
+  /// Written since RAM was made.
   public static let dirty = PageFlags(rawValue: 2)
   /// Its bytes are in the store and not in RAM (PageStore.swift).
   public static let absent = PageFlags(rawValue: 4)
@@ -80,15 +80,10 @@ extension GuestMemory {
     }
   }
 
-  /// Returns the ranges of pages written since the last call, in ascending order, and forgets them.
-  ///
-  /// A store that races with this is reported now or by the next call, never lost: the flag is cleared before the
-  /// caller reads the page.
-  public func takeWrittenPages() -> [Range<UInt64>] {
+  /// The ranges of pages that were ever written, in ascending order: whatever else is RAM's own reads as zeros.
+  public var writtenPages: [Range<UInt64>] {
     var ranges: [Range<UInt64>] = []
     forEachPage(.dirty) { page in
-      unsafe _ = flags(ofPage: page).pointee.bitwiseAnd(
-        ~PageFlags.dirty.rawValue, ordering: .sequentiallyConsistent)
       let address = page << 12
       if let last = ranges.last, last.upperBound == address {
         ranges[ranges.count - 1] = last.lowerBound..<address + 4096

@@ -59,6 +59,13 @@ struct PageStoreTests {
     #expect(!memory.isAbsent(GuestPhysical(.max)) && !memory.isAbsent(GuestPhysical(mib)))
     let plain = try GuestMemory(byteCount: mib)
     #expect(evict(plain, 0..<0x8000) == 0 && !plain.isAbsent(GuestPhysical(0)))
+    // What of it was written is known without a file.
+    let large = try GuestMemory(byteCount: 3 * gib + mib)
+    try large.store(UInt16(1), at: GuestPhysical(0x1FFF))
+    try large.store(UInt8(1), at: GuestPhysical(3 * gib - 1))
+    try large.store(UInt8(1), at: GuestPhysical(4 * gib))
+    #expect(
+      large.dataExtents == [0x1000..<0x3000, 3 << 30 - 4096..<3 << 30, 3 << 30..<3 << 30 + 4096])
   }
 
   /// Something done to the page, and the bytes it changes.
@@ -142,9 +149,10 @@ struct PageStoreTests {
     let seen = Mutex<[UInt64]>([])
     memory.setCodeWriteHandler { address, count in seen.withLock { $0 += [address, UInt64(count)] } }
     memory.setFlag(.code, true, at: GuestPhysical(0x6000))
-    #expect(memory.takeWrittenPages() == [0x4000..<0x8000])
+    #expect(memory.writtenPages == [0x4000..<0x8000])
+    for page in 4..<8 { memory.setFlag(.dirty, false, at: GuestPhysical(UInt64(page) << 12)) }
     try memory.store(UInt64(0), at: GuestPhysical(0x5FFC))
-    #expect(memory.takeWrittenPages() == [0x5000..<0x7000])
+    #expect(memory.writtenPages == [0x5000..<0x7000])
     #expect(seen.withLock { $0 } == [0x6000, 4])
   }
 

@@ -311,7 +311,8 @@ void chost_flush_page(chost_cpu *cpu, uint64_t linear); // INVLPG
 void chost_flush_jump_cache(chost_cpu *cpu);          // blocks were discarded
 // Drops the write entries that map a guest page which now holds translated code, under every alias.
 void chost_protect_page(chost_cpu *cpu, uint64_t physical);
-void chost_reset_tables(chost_cpu *cpu);              // a new vCPU page
+// Of a new vCPU page, which is zeros: makes empty what zeros are not. Most of the tables stay untouched, and cost no memory.
+void chost_reset_tables(chost_cpu *cpu);
 
 // --- lookup.c
 // Finds the block for a linear address in the current mode: its entry, or 0. Fills the jump cache.
@@ -369,7 +370,7 @@ uint32_t chost_string(chost_cpu *cpu, uint32_t operation);
 
 // --- fault.c: host signals raised by translated code become CHOST_EXIT_FAULT.
 // Registers one executable range; at most CHOST_MAX_RANGES at a time. Returns 0, or -1 when full.
-enum { CHOST_MAX_RANGES = 64 };
+enum { CHOST_MAX_RANGES = 2048 };
 int chost_register_code(uint64_t start, uint64_t end);
 void chost_unregister_code(uint64_t start);
 int chost_install_fault_handlers(void);      // once per process; chains to earlier handlers. 0 or errno
