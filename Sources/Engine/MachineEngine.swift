@@ -6,11 +6,11 @@ public import Host
 
 /// What the vCPUs of one machine share.
 public protocol MachineEngine: AnyObject, Sendable {
-  /// Runs `body` on the calling thread, made fit to run this machine's vCPUs until `body` returns.
+  /// Runs `body` on the calling thread, made fit to run the vCPUs of any machine until `body` returns.
   ///
   /// - Throws: `HostError` if the host refuses what the thread needs, and `body` has not been called then; or what
   ///   `body` throws.
-  func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError)
+  static func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError)
   /// Takes pages of RAM away that user code has accessed since the last time, while every vCPU stands still. Any thread
   /// but a vCPU's.
   ///

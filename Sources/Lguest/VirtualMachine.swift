@@ -61,11 +61,7 @@ public final class VirtualMachine: Sendable {
   ///
   /// - Throws: what was found before the first guest instruction. Afterwards every way to end is a result.
   public func run() throws(ConfigurationError) -> RunResult {
-    let isFirst = control.withLock { control in
-      defer { control.hasRun = true }
-      return !control.hasRun
-    }
-    precondition(isFirst, "a VirtualMachine runs once")
+    markRun()
     try validate()
     let watchdog: Watchdog
     do {
@@ -75,6 +71,15 @@ public final class VirtualMachine: Sendable {
     }
     defer { watchdog.stop() }
     return try runMachine()
+  }
+
+  /// Notes that the machine is run.
+  func markRun() {
+    let isFirst = control.withLock { control in
+      defer { control.hasRun = true }
+      return !control.hasRun
+    }
+    precondition(isFirst, "a VirtualMachine runs once")
   }
 
   /// Asks the machine to end with `ending`. The first request counts; returns whether this was it.
@@ -95,14 +100,18 @@ public final class VirtualMachine: Sendable {
   /// Asks the machine to stop if a time limit has passed; returns the next moment worth looking at, if there is one.
   @discardableResult
   package func enforceTimeLimits(now: ContinuousClock.Instant = .now) -> ContinuousClock.Instant? {
-    let began = control.withLock { $0.times.userSpace != nil }
-    switch limits.verdict(at: now, userSpaceBegan: began) {
+    switch timeLimits(now: now) {
     case .ended(let ending):
       requestStop(ending)
       return nil
     case .next(let moment): return moment
     case .unlimited: return nil
     }
+  }
+
+  /// Whether a time limit has passed, or when one does.
+  func timeLimits(now: ContinuousClock.Instant = .now) -> TimeLimits.Verdict {
+    limits.verdict(at: now, userSpaceBegan: control.withLock { $0.times.userSpace != nil })
   }
 
   /// The moments seen so far.
@@ -122,64 +131,83 @@ public final class VirtualMachine: Sendable {
 
 // MARK: Running
 
+/// A machine that is put together.
+struct BuiltMachine: Sendable {
+  let machine: Machine
+  let loops: [RunLoop]
+  let inspection: InspectionFiles
+
+  /// All vCPUs are ready to run.
+  func begin(finished: @escaping @Sendable () -> Void = {}) {
+    machine.scheduler.begin(finished: finished) { [machine, loops] cpu, delay in
+      let pause = loops[cpu].run(on: delay)
+      if case .ended(let outcome) = pause { machine.end(outcome, by: cpu) }
+      return pause
+    }
+  }
+}
+
 extension VirtualMachine {
   /// Puts the machine together and runs it.
   private func runMachine() throws(ConfigurationError) -> RunResult {
     if let ending = stopRequested { return result(ending) }
-    let inspection = try InspectionFiles(configuration.inspection)
-    let machine = try Machine(
-      MachineParts(configuration, trace: inspection.trace), configuration, input: consoleInput)
-    setKick { machine.end(.stopped) }
-    defer {
-      setRunning(nil)
-      setSample(nil)
-      setKick(nil)
-      machine.stop()
-    }
-    // Asked before there was anyone to kick.
-    if stopRequested != nil { machine.end(.stopped) }
-    let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
-    if let saved = configuration.saved { try machine.restore(saved, loops) }
-    setRunning(RunningMachine(machine, loops))
-    setSample { loops.indices.map { cpu in loops[cpu].sample.take { machine.doorbells[cpu].ring() } } }
-    markGuestStart()
+    let built = try build()
+    defer { dismantle(built) }
+    let machine = built.machine
     let failure = Mutex<HostError?>(nil)
-    var threads: [HostThread] = []
     let sandbox = configuration.sandbox
-    sandbox?.announce(machine.scheduler.threadCount + (sandbox?.includesCaller == true ? 1 : 0))
-    do throws(HostError) {
-      for number in 0..<machine.scheduler.threadCount {
-        threads.append(
-          try HostThread(name: "lguest-vcpu\(number)") {
-            do throws(HostError) {
-              try machine.engine.withPreparedThread { () throws(HostError) in
-                let delay = RunQueueDelay()
-                sandbox?.confine(.vcpu)
-                try sandbox?.waitForAll { machine.scheduler.ending != nil }
-                machine.scheduler.work(thread: number) { cpu in
-                  let pause = loops[cpu].run(on: delay)
-                  if case .ended(let outcome) = pause { machine.end(outcome, by: cpu) }
-                  return pause
-                }
-              }
-            } catch {
-              failure.withLock { $0 = error }
-              machine.end(.stopped)
-            }
-          })
-      }
-    } catch {
+    sandbox?.announce(machine.threads.threadCount + (sandbox?.includesCaller == true ? 1 : 0))
+    built.begin()
+    let threads = machine.threads.start(sandbox) { error in
       failure.withLock { $0 = error }
       machine.end(.stopped)
     }
     if let sandbox, sandbox.includesCaller { sandbox.confine(.machine) }
     for thread in threads { thread.join() }
     if let error = failure.withLock({ $0 }) { return result(.cannotStart, detail: error.description) }
-    return conclude(machine, loops, inspection)
+    return conclude(built)
+  }
+
+  /// Puts the machine together. `dismantle` must follow.
+  ///
+  /// - Parameters:
+  ///   - shared: What it has in common with other machines; nil: its threads are its own.
+  ///   - calibration: One that is under way.
+  func build(
+    _ shared: SharedThreads? = nil, calibration: TimestampCalibration = TimestampCalibration()
+  ) throws(ConfigurationError) -> BuiltMachine {
+    let inspection = try InspectionFiles(configuration.inspection)
+    let machine = try Machine(
+      MachineParts(configuration, trace: inspection.trace, calibration: calibration), configuration,
+      input: consoleInput, shared: shared)
+    let loops = machine.cpus.indices.map { RunLoop(machine, $0, configuration) { [self] in markUserSpace() } }
+    let built = BuiltMachine(machine: machine, loops: loops, inspection: inspection)
+    setKick { machine.end(.stopped) }
+    // Asked before there was anyone to kick.
+    if stopRequested != nil { machine.end(.stopped) }
+    if let saved = configuration.saved {
+      do throws(ConfigurationError) { try machine.restore(saved, loops) } catch {
+        dismantle(built)
+        throw error
+      }
+    }
+    setRunning(RunningMachine(machine, loops))
+    setSample { loops.indices.map { cpu in loops[cpu].sample.take { machine.doorbells[cpu].ring() } } }
+    markGuestStart()
+    return built
+  }
+
+  /// Lets go of a machine whose vCPUs do not run.
+  func dismantle(_ built: BuiltMachine) {
+    setRunning(nil)
+    setSample(nil)
+    setKick(nil)
+    built.machine.stop()
   }
 
   /// Gathers what the guest leaves behind.
-  private func conclude(_ machine: Machine, _ loops: [RunLoop], _ inspection: InspectionFiles) -> RunResult {
+  func conclude(_ built: BuiltMachine) -> RunResult {
+    let (machine, loops, inspection) = (built.machine, built.loops, built.inspection)
     let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
     let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
     var result = result(ending, detail: detail)

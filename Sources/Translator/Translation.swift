@@ -110,7 +110,7 @@ public final class Translation: MachineEngine {
     options.cpuid.count == 1 && caller != nil ? body() : safePoint.alone(self, as: caller, body)
   }
 
-  public func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) {
+  public static func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) {
     try PreparedThread.run(body)
   }
 

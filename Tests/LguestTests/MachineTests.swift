@@ -159,6 +159,7 @@ private final class Sink: Sendable {
   private final class Team: Sendable {
     private struct Weak { weak var scheduler: Scheduler? }
     let doorbells: [Doorbell]
+    let threads: VCPUThreads
     let scheduler: Scheduler
 
     init(
@@ -170,13 +171,19 @@ private final class Sink: Sendable {
       doorbells = (0..<cpus).map { number in
         Doorbell(kick: { kick(number) }, wake: { place.scheduler.withLock { $0.scheduler }?.wake(number) })
       }
-      scheduler = Scheduler(threadCount: threads, doorbells: doorbells, rearm: rearm)
+      self.threads = VCPUThreads(threadCount: threads, rearm: rearm)
+      scheduler = Scheduler(self.threads, isAlone: true, doorbells: doorbells)
       place.scheduler.withLock { $0.scheduler = scheduler }
     }
 
     func start(_ run: @escaping @Sendable (Int) -> Scheduler.Pause) -> [Thread] {
-      (0..<scheduler.threadCount).map { number in
-        let thread = Thread { [self] in scheduler.work(thread: number, run: run) }
+      scheduler.begin { [scheduler] cpu, _ in
+        let pause = run(cpu)
+        if case .ended(let outcome) = pause { scheduler.end(outcome, by: cpu) }
+        return pause
+      }
+      return (0..<threads.threadCount).map { number in
+        let thread = Thread { [threads] in threads.work(thread: number) }
         thread.start()
         return thread
       }
@@ -282,10 +289,10 @@ private final class Sink: Sendable {
     #expect(TestLimit.wait { order.withLock { !$0.isEmpty } })
     #expect(team.scheduler.prefer(2) && !team.scheduler.prefer(0))
     let isSoon = HostClock.monotonic &- start < Schedule.patience
-    let deadline = team.scheduler.nextDeadline
+    let deadline = team.threads.nextDeadline
     #expect(deadline != nil)
     #expect(TestLimit.wait { HostClock.monotonic >= deadline ?? 0 })
-    team.scheduler.expire(now: HostClock.monotonic)
+    team.threads.expire(now: HostClock.monotonic)
     #expect(TestLimit.wait { team.scheduler.ending != nil })
     guard isSoon else { return false }
     #expect(team.scheduler.ending?.cpu == 2)
@@ -298,7 +305,7 @@ private final class Sink: Sendable {
   @Test("whoever is ready from the beginning has a slice soon, and after a pause again") func slices() throws {
     let timers = Timers()
     let team = Team(cpus: 3, threads: 2, rearm: { timers.rearm(0) })
-    try timers.start([team.scheduler])
+    try timers.start([team.threads])
     // The timer has looked, and found nobody who runs.
     Thread.sleep(forTimeInterval: 0.01)
     let turns = Mutex<[Int]>([0, 0, 0])

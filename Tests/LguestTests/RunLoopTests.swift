@@ -156,11 +156,13 @@ private let apic: UInt64 = 0xFEE0_0000
     for count in [1, 2] {
       let scripted = try ScriptedMachine(cpus: count)
       // On a thread that has taken it.
-      scripted.machine.scheduler.work(thread: 0) { cpu in
-        #expect(cpu == 0 && scripted.loop.handle(.spinning) == nil)
-        #expect(scripted.machine.doorbells[0].isPreempted == (count == 2))
+      scripted.machine.scheduler.begin { [loop = scripted.loop, machine = scripted.machine] cpu, _ in
+        #expect(cpu == 0 && loop.handle(.spinning) == nil)
+        #expect(machine.doorbells[0].isPreempted == (count == 2))
+        machine.end(.stopped)
         return .ended(.stopped)
       }
+      scripted.machine.threads.work(thread: 0)
     }
   }
 

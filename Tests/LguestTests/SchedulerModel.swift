@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scheduler, the doorbells and the slice timer as one value, whose steps are the atomic sections of the threads:
 // what is decided is decided by the real `Schedule` and `Doorbell.Place`; the order of the sections is that of
-// Scheduler.swift, Doorbell.swift, RunLoop.swift, Timers.swift and DeadlineThread.swift, line by line.
+// VCPUThreads.swift, Doorbell.swift, RunLoop.swift, Timers.swift and DeadlineThread.swift, line by line.
 
 @testable import Lguest
 
@@ -24,8 +24,10 @@ struct SchedulerModel: Hashable {
     var news = 0
     /// Only the first vCPU halts and has news.
     var onlyFirst = false
-    /// Whether somebody stops all vCPUs, and lets them go on.
+    /// Whether somebody stops vCPUs, and lets them go on.
     var pauses = false
+    /// Whether only the first is stopped: the others are another machine's.
+    var pausesOnlyFirst = false
     /// Whether somebody, or a guest, ends the run.
     var ends = false
     /// Whether the timer is a thread that is told of deadlines, as it really is, or knows them by itself, as that comes
@@ -34,6 +36,9 @@ struct SchedulerModel: Hashable {
     /// How far time goes at a time.
     var tick = Schedule.slice
     var defect: Defect?
+
+    /// Whom a pause stops.
+    var stopped: Range<Int> { 0..<(pausesOnlyFirst ? 1 : cpus) }
   }
 
   /// What could be wrong; the exploration must find each.
@@ -233,7 +238,9 @@ struct SchedulerModel: Hashable {
       state.schedule.running[thread] = stay
     }
     if time >= Schedule.patience {
-      for cpu in state.schedule.ready { state.schedule.waits[cpu].since = SchedulerModel.now - time }
+      for cpu in state.schedule.ready + state.schedule.paused {
+        state.schedule.waits[cpu].since = SchedulerModel.now - time
+      }
     }
     state.asleepUntil = earlier(asleepUntil)
     for (thread, list) in lists.enumerated() {
@@ -261,7 +268,7 @@ struct SchedulerModel: Hashable {
     for cpu in cpus.indices {
       var wait = schedule.waits[cpu]
       (wait.total, wait.longest) = (0, 0)
-      if !schedule.ready.contains(cpu) { wait.since = SchedulerModel.now }
+      if !schedule.ready.contains(cpu) && !schedule.paused.contains(cpu) { wait.since = SchedulerModel.now }
       // One idle thread is like another.
       if let last = wait.lastThread, schedule.running[last]?.cpu != cpu { wait.lastThread = nil }
       if schedule.waits[cpu] != wait { schedule.waits[cpu] = wait }

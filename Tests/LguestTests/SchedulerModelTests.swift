@@ -30,6 +30,7 @@ import Testing
     ("an end", Habits(cpus: 2, ends: true)),
     ("an end among halts", Habits(cpus: 1, halts: true, news: 1, ends: true)),
     ("a pause and an end", Habits(threads: 1, cpus: 2, pauses: true, ends: true)),
+    ("a pause of one of two", Habits(threads: 1, cpus: 2, halts: true, news: 1, pauses: true, pausesOnlyFirst: true)),
   ]
 
   /// Those that take longer than the rest together.
@@ -42,6 +43,7 @@ import Testing
     ("three that yield on two threads", Habits(yields: true)),
     ("two that halt twice", Habits(cpus: 2, halts: true, news: 2)),
     ("a pause among three", Habits(pauses: true)),
+    ("a pause of one of three", Habits(pauses: true, pausesOnlyFirst: true)),
     ("a pause among halts", Habits(cpus: 2, halts: true, news: 1, pauses: true)),
     ("an end among three", Habits(ends: true)),
     ("an end among halts", Habits(cpus: 2, halts: true, news: 1, ends: true)),
@@ -273,7 +275,7 @@ extension SchedulerModel {
         return "thread \(thread) runs vCPU \(cpu), and the schedule does not know"
       }
     }
-    guard !schedule.hasEnded, !schedule.isPaused else { return nil }
+    guard !schedule.hasEnded else { return nil }
     if !schedule.ready.isEmpty && !schedule.idle.isEmpty && onTheirWay == 0 {
       return "vCPU \(schedule.ready) waits, thread \(schedule.idle) is idle, and nobody calls it"
     }
@@ -294,7 +296,7 @@ extension SchedulerModel {
       if list.contains(where: { $0.owned == cpu || $0 == .look(returning: cpu) }) { keepers.append("thread \(thread)") }
       if list.contains(.wake(cpu)) { keepers.append("being woken") }
     }
-    keepers += schedule.ready.filter { $0 == cpu }.map { _ in "ready" }
+    keepers += (schedule.ready + schedule.paused).filter { $0 == cpu }.map { _ in "ready" }
     if cpus[cpu].place.way == .wake { keepers.append("asleep") }
     return keepers
   }
@@ -332,7 +334,9 @@ extension SchedulerModel {
     facts.isOver = lists.prefix(schedule.running.count).allSatisfy(\.isEmpty)
     for cpu in cpus.indices {
       let bit: UInt8 = 1 << cpu
-      if !isEnding && (schedule.ready.contains(cpu) || cpus[cpu].hasNews) { facts.wants |= bit }
+      if !isEnding && (schedule.ready.contains(cpu) || schedule.paused.contains(cpu) || cpus[cpu].hasNews) {
+        facts.wants |= bit
+      }
       let isCome = cpus[cpu].place.way == .wake || lists.contains { $0.last?.owned == cpu }
       if !cpus[cpu].hasNews && isCome { facts.served |= bit }
     }

@@ -4,7 +4,7 @@
 @testable import Lguest
 
 extension SchedulerModel {
-  /// `Scheduler.change`.
+  /// `VCPUThreads.change`.
   private mutating func change<Result>(
     _ thread: Int, _ habits: Habits, isWaker: Bool = false, _ body: (inout Schedule) -> Result
   ) -> Result {
@@ -17,7 +17,7 @@ extension SchedulerModel {
   mutating func perform(_ step: Step, _ thread: Int, _ habits: Habits) {
     func then(_ state: inout SchedulerModel, _ steps: Step...) { state.lists[thread] += steps.reversed() }
     switch step {
-    // Scheduler.work and next
+    // VCPUThreads.work and next
     case .look(let returned):
       let place = lists[thread].count
       let decision = change(thread, habits) { $0.next(thread, returning: returned, now: SchedulerModel.now) }
@@ -32,7 +32,7 @@ extension SchedulerModel {
       case .leave: next = nil
       }
       if let next { lists[thread].insert(next, at: place) }
-      if schedule.isPaused { standing &+= 1 }
+      if schedule.pausedCount > 0 { standing &+= 1 }
     case .sleepUntilCalled: perform(.look(returning: nil), thread, habits)
 
     // RunLoop.run and Doorbell.sleep
@@ -104,7 +104,7 @@ extension SchedulerModel {
       then(&self, .sleepUntil(moment))
     case .sleepUntil: then(&self, .beginRound)
 
-    // Doorbell.ring and Scheduler.wake
+    // Doorbell.ring and VCPUThreads.wake
     case .bringNews(let cpu): cpus[cpu].hasNews = true
     case .ring(let cpu):
       switch cpus[cpu].place.way {
@@ -127,20 +127,20 @@ extension SchedulerModel {
     case .call(let other): called |= 1 << other
     case .device: break
 
-    // Scheduler.pause and resume
+    // VCPUThreads.pause and resume
     case .pause:
-      let asked = change(thread, habits) { $0.pause() }
+      let asked = change(thread, habits) { $0.pause(habits.stopped) }
       then(&self, .readStanding)
       preempt(asked, thread)
     case .readStanding: then(&self, .checkStanding(standing))
-    case .checkStanding(let seen): then(&self, schedule.isStanding ? .resume : .awaitStanding(seen))
+    case .checkStanding(let seen): then(&self, schedule.isStanding(habits.stopped) ? .resume : .awaitStanding(seen))
     case .awaitStanding: then(&self, .readStanding)
     case .resume:
       let place = lists[thread].count
-      let called = change(thread, habits) { $0.resume() }
+      let called = change(thread, habits) { $0.resume(habits.stopped) }
       lists[thread].insert(contentsOf: called.map { .call($0) }, at: place)
 
-    // Scheduler.end
+    // Scheduler.end of a machine with threads of its own
     case .end:
       guard schedule.end() else { return }
       for other in schedule.running.indices { lists[thread].append(.call(other)) }

@@ -128,7 +128,7 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
 /// The rest of such an engine.
 public final class ScriptedEngine: MachineEngine {
   public init() {}
-  public func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) { try body() }
+  public static func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) { try body() }
   public func evictUsedPages(limit: Int) -> Int { 0 }
   public var counters: EngineCounters { EngineCounters() }
   public var perfMap: String { "" }

@@ -25,6 +25,8 @@ final class Machine: Sendable {
   let timers: Timers
   /// By vCPU.
   let doorbells: [Doorbell]
+  /// What runs the vCPUs.
+  let threads: VCPUThreads
   let scheduler: Scheduler
   let offSwitch: OffSwitch
   let logger: Logger?
@@ -36,28 +38,32 @@ final class Machine: Sendable {
 
   /// The places of the deadline sources; behind the local APICs come the platform's devices.
   enum Source {
+    /// The slices of threads; in a group, which has those, the machine's time limits.
     static let scheduler = 0
     static func localAPIC(_ cpu: Int) -> Int { 1 + cpu }
   }
 
   /// Wires the parts, and starts the threads that are not a vCPU's.
+  ///
+  /// - Parameter shared: What it has in common with other machines; nil: its threads are its own.
   init(
-    _ parts: MachineParts, _ configuration: VirtualMachine.Configuration, input: ConsoleInput
+    _ parts: MachineParts, _ configuration: VirtualMachine.Configuration, input: ConsoleInput,
+    shared: SharedThreads? = nil
   ) throws(ConfigurationError) {
     (model, memory, counter, clock) = (parts.model, parts.memory, parts.counter, parts.clock)
     (engine, cpus, slowMemory) = (parts.engine, parts.cpus, parts.slowMemory)
     let bells = Doorbells()
     logger = configuration.logger
     offSwitch = OffSwitch()
-    timers = Timers()
+    timers = Timers(shared?.timers)
     let timers = timers
     doorbells = cpus.enumerated().map { number, cpu in
       Doorbell(kick: { cpu.kick() }, wake: { bells.scheduler?.wake(number) })
     }
     let threadCount = min(configuration.cpuCount, configuration.hostThreadCount ?? HostCapacity.current().cpus)
-    scheduler = Scheduler(threadCount: max(threadCount, 1), doorbells: doorbells) {
-      timers.rearm(Source.scheduler)
-    }
+    threads =
+      shared?.vcpus ?? VCPUThreads(threadCount: max(threadCount, 1)) { timers.rearm(Source.scheduler) }
+    scheduler = Scheduler(threads, isAlone: shared == nil, doorbells: doorbells)
     bells.connect(scheduler)
     let offSwitch = offSwitch
     console = SerialConsole(output: configuration.consoleOutput, input: input) { offSwitch.press(.panicked) }
@@ -97,7 +103,7 @@ final class Machine: Sendable {
       configuration.abi == .lguest
       ? try LguestMachine(
         memory, configuration, console, wake: { doorbells[0].ring() }, rearm: { timers.rearm(lguestSource) }) : nil
-    var sources: [any DeadlineSource] = [scheduler]
+    var sources: [any DeadlineSource] = [shared?.limits ?? threads]
     sources += platform.interrupts.localAPICs
     sources += platform.deadlineSources
     if let lguest { sources.append(lguest.timer) }
@@ -112,6 +118,7 @@ final class Machine: Sendable {
     } catch {
       lguest?.stop()
       console.disconnect()
+      scheduler.leave()
       throw ConfigurationError(error)
     }
   }
@@ -128,6 +135,7 @@ final class Machine: Sendable {
     timers.stop()
     lguest?.stop()
     console.disconnect()
+    scheduler.leave()
   }
 
   // MARK: Moving

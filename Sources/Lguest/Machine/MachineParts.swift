@@ -29,11 +29,18 @@ struct MachineParts {
 }
 
 extension MachineParts {
+  /// Makes the calling thread fit to run vCPUs while `body` runs.
+  static func withPreparedThread(_ body: () throws(HostError) -> Void) throws(HostError) {
+    try Translation.withPreparedThread(body)
+  }
+
   /// Makes the parts, with the kernel loaded.
+  ///
+  /// - Parameter calibration: One that is under way: it costs no time once it is some hundredths of a second old.
   init(
-    _ configuration: VirtualMachine.Configuration, trace: TraceFile? = nil
+    _ configuration: VirtualMachine.Configuration, trace: TraceFile? = nil,
+    calibration: TimestampCalibration = TimestampCalibration()
   ) throws(ConfigurationError) {
-    let calibration = TimestampCalibration()
     model = try MachineParts.model(configuration)
     var state = CPUState()
     let fetchDelay = configuration.slowMemory.map(SlowMemory.nanoseconds)

@@ -20,6 +20,8 @@ struct Schedule: Hashable, Sendable {
   struct Waiting: Hashable, Sendable {
     /// The thread that ran it last.
     var lastThread: Int?
+    /// Nobody takes it, until `resume`.
+    var isPaused = false
     /// Since when it has been ready.
     var since: UInt64
     /// How long it has waited in all, and how long at most.
@@ -38,21 +40,26 @@ struct Schedule: Hashable, Sendable {
 
   /// The longest slice while others wait.
   static let slice: UInt64 = 3_000_000
-  /// A vCPU that becomes ready behind all others waits about this long at most: many of them have shorter slices.
+  /// The shortest, however many wait.
+  static let shortestSlice: UInt64 = 250_000
+  /// A vCPU that becomes ready behind all others waits about this long at most, unless there are hundreds: many of them
+  /// have shorter slices.
   static let round: UInt64 = 24_000_000
   /// Nobody is preferred to a vCPU that has waited this long.
   static let patience: UInt64 = 12_000_000
 
   /// vCPUs that wait for a thread, the first first.
   var ready: [Int]
+  /// vCPUs that would, and are paused.
+  var paused: [Int] = []
   /// Threads that wait for a vCPU. One that neither does nor has a vCPU is about to look for one.
   var idle: [Int] = []
   /// By thread, what it runs. A vCPU that has fallen asleep may be here until its thread looks for another.
   var running: [Stay?]
   /// By vCPU.
   var waits: [Waiting]
-  /// vCPUs wait, and nobody takes one.
-  var isPaused = false
+  /// How many vCPUs are to be taken by nobody.
+  var pausedCount = 0
   var hasEnded = false
 
   /// All vCPUs are ready, and all threads about to look for one.
@@ -60,6 +67,11 @@ struct Schedule: Hashable, Sendable {
     ready = Array(0..<cpuCount)
     running = Array(repeating: nil, count: threadCount)
     waits = Array(repeating: Waiting(since: now), count: cpuCount)
+  }
+
+  /// Adds a vCPU with a number that no other has: of one that was here and has ended, or the next. It is not ready yet.
+  mutating func add(_ cpu: Int) {
+    if cpu == waits.count { waits.append(Waiting(since: 0)) } else { waits[cpu] = Waiting(since: 0) }
   }
 
   // MARK: When somebody must make room
@@ -73,7 +85,7 @@ struct Schedule: Hashable, Sendable {
 
   /// When `expire` has something to do; `.max` while a thread is on its way to every vCPU that waits.
   var deadline: UInt64 {
-    guard lacking > 0, !isPaused, !hasEnded else { return .max }
+    guard lacking > 0, !hasEnded else { return .max }
     var earliest = UInt64.max
     for stay in running { if let stay { earliest = min(earliest, stay.until) } }
     return earliest
@@ -89,7 +101,8 @@ struct Schedule: Hashable, Sendable {
   /// A slice that begins now.
   private var slice: UInt64 {
     guard ready.count > running.count else { return Schedule.slice }
-    return min(Schedule.slice, Schedule.round / UInt64(ready.count) * UInt64(running.count))
+    let share = Schedule.round / UInt64(ready.count) * UInt64(running.count)
+    return min(Schedule.slice, max(share, Schedule.shortestSlice))
   }
 
   /// Slices that are over come to an end, the longest stays first, as many as there are vCPUs waiting: says whom to ask
@@ -119,9 +132,8 @@ struct Schedule: Hashable, Sendable {
 
   /// A vCPU that slept can go on. Returns a thread to be called for it, if one is idle.
   mutating func wake(_ cpu: Int, now: UInt64) -> Int? {
-    ready.append(cpu)
-    waits[cpu].since = now
-    guard !isPaused, !idle.isEmpty else { return nil }
+    line(cpu, now)
+    guard !waits[cpu].isPaused, !idle.isEmpty else { return nil }
     // Where it ran last its data may still be in the cache.
     let place = idle.firstIndex { $0 == waits[cpu].lastThread } ?? idle.count - 1
     return idle.remove(at: place)
@@ -143,18 +155,36 @@ struct Schedule: Hashable, Sendable {
     return !hasEnded
   }
 
-  /// Nobody takes a vCPU any more; returns those that must make room.
-  mutating func pause() -> [Int] {
-    isPaused = true
-    return running.compactMap { $0?.cpu }
+  /// Puts a vCPU where it belongs that could run.
+  private mutating func line(_ cpu: Int, _ now: UInt64) {
+    waits[cpu].since = now
+    if waits[cpu].isPaused { paused.append(cpu) } else { ready.append(cpu) }
   }
 
-  /// Whether no thread has a vCPU.
-  var isStanding: Bool { running.allSatisfy { $0 == nil } }
+  /// Nobody takes some vCPUs any more; returns those that must make room.
+  mutating func pause(_ cpus: some Collection<Int>) -> [Int] {
+    for cpu in cpus where !waits[cpu].isPaused {
+      waits[cpu].isPaused = true
+      pausedCount += 1
+    }
+    paused += ready.filter { waits[$0].isPaused }
+    ready.removeAll { waits[$0].isPaused }
+    return running.compactMap { $0?.cpu }.filter { waits[$0].isPaused }
+  }
 
-  /// vCPUs are taken again; returns the threads to be called.
-  mutating func resume() -> [Int] {
-    isPaused = false
+  /// Whether no thread has one of some vCPUs.
+  func isStanding(_ cpus: some Collection<Int>) -> Bool {
+    running.allSatisfy { stay in stay.map { !cpus.contains($0.cpu) } ?? true }
+  }
+
+  /// They are taken again; returns the threads to be called.
+  mutating func resume(_ cpus: some Collection<Int>) -> [Int] {
+    for cpu in cpus where waits[cpu].isPaused {
+      waits[cpu].isPaused = false
+      pausedCount -= 1
+    }
+    ready += paused.filter { !waits[$0].isPaused }
+    paused.removeAll { !waits[$0].isPaused }
     let count = min(ready.count, idle.count)
     defer { idle.removeLast(count) }
     return Array(idle.suffix(count))
@@ -167,14 +197,11 @@ struct Schedule: Hashable, Sendable {
   /// - Parameter cpu: What it ran and gives back, so that others may go first.
   mutating func next(_ thread: Int, returning cpu: Int?, now: UInt64) -> Decision {
     running[thread] = nil
-    if let cpu {
-      ready.append(cpu)
-      waits[cpu].since = now
-    }
+    if let cpu { line(cpu, now) }
     // It was not called if the run has ended.
     idle.removeAll { $0 == thread }
     if hasEnded { return .leave }
-    guard !isPaused, !ready.isEmpty else {
+    guard !ready.isEmpty else {
       idle.append(thread)
       return .sleep
     }
@@ -196,7 +223,7 @@ struct Schedule: Hashable, Sendable {
 
   /// How long a vCPU was ready without a thread, in all and at most.
   func wait(of cpu: Int, now: UInt64) -> (total: UInt64, longest: UInt64) {
-    let current = ready.contains(cpu) ? waiting(cpu, now) : 0
+    let current = ready.contains(cpu) || paused.contains(cpu) ? waiting(cpu, now) : 0
     return (waits[cpu].total &+ current, max(waits[cpu].longest, current))
   }
 }
