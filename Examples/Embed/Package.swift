@@ -6,7 +6,7 @@ import PackageDescription
 let package = Package(
   name: "Embed",
   dependencies: [.package(name: "swift-lguest", path: "../..")],
-  targets: ["Embed", "Hypercalls"].map { name in
+  targets: ["Embed", "Hypercalls", "Crowd"].map { name in
     .executableTarget(
       name: name, dependencies: [.product(name: "Lguest", package: "swift-lguest")],
       swiftSettings: [.swiftLanguageMode(.v6), .strictMemorySafety()])
