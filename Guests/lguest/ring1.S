@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Start and handlers of the ring-1 guest. It begins at level 1, without a stack, where linear addresses are physical.
+// Start and handlers of the ring-1 guest. It begins at level 1, without a stack; where linear addresses
+// are physical, but in the first era.
         .intel_syntax noprefix
         .text
         .globl  start
+#if LAYOUT == 2623
+        // Where such a kernel begins, wherever it is.
+        .ascii  "GenuineLguest"
+#endif
 start:
         mov     esp, offset kernel_stack
         call    main
@@ -25,7 +30,9 @@ handler_\vector:
         HANDLER 13, 1
         HANDLER 14, 1
         HANDLER 32, 0
-        HANDLER 33, 0
+        .irp    line, 33, 34, 35, 36, 37, 38, 39, 40
+        HANDLER \line, 0
+        .endr
         HANDLER 128, 0
 
 common:
@@ -97,4 +104,10 @@ trap_stack:
         .space  4096
         .globl  user_stack
 user_stack:
+// What `--abi auto` goes by: owner "lguest", type 1, nothing in it.
+        .section .note.lguest, "a", @note
+        .balign 4
+        .long   7, 0, 1
+        .asciz  "lguest"
+        .balign 4
         .section .note.GNU-stack, "", @progbits

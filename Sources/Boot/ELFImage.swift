@@ -42,12 +42,15 @@ public struct ELFImage: Sendable {
   public let segments: [LoadSegment]
   /// The 32-bit physical entry point of PVH (note "Xen", type 18 PHYS32_ENTRY), if there is one.
   public let pvhEntry: UInt64?
+  /// Whether it has the note (owner "lguest", type 1) by which a kernel says that it is made for lguest's interface.
+  let hasLguestNote: Bool
   /// The multiboot 1 header, if there is one.
   public let multiboot: MultibootHeader?
 
   /// From the lowest physical address it occupies to the highest.
   public let physicalRange: Range<UInt64>
 
+  static let magic: [UInt8] = [0x7F, 0x45, 0x4C, 0x46]
   /// Linux's own kernels have five program headers, those of other systems a dozen. Each may cost a copy as large as
   /// guest memory.
   static let programHeaderLimit = 128
@@ -119,6 +122,7 @@ public struct ELFImage: Sendable {
 
     var segments: [LoadSegment] = []
     var pvhEntry: UInt64?
+    var hasLguestNote = false
     var noteRoom = UInt64(ELFImage.noteByteLimit)
     for index in 0..<entryCount {
       let row = [UInt8](table[index * entrySize..<(index + 1) * entrySize])
@@ -130,9 +134,11 @@ public struct ELFImage: Sendable {
           .notAKernel, "\(file) is a dynamically linked program, not a kernel",
           remedy: "use a bzImage or an uncompressed vmlinux")
       }
-      if kind == 4, pvhEntry == nil, fileCount <= noteRoom {
+      if kind == 4, fileCount <= noteRoom {
         noteRoom -= fileCount
-        pvhEntry = ELFImage.pvhEntry(inNotes: try bytes(offset, Int(fileCount), "note segment"))
+        let notes = try bytes(offset, Int(fileCount), "note segment")
+        pvhEntry = pvhEntry ?? ELFImage.pvhEntry(inNotes: notes)
+        hasLguestNote = hasLguestNote || ELFImage.note("lguest\0", 1, in: notes) != nil
       }
       guard kind == 1 else { continue }
       let memoryCount = try word(row, 40, 20)
@@ -169,19 +175,27 @@ public struct ELFImage: Sendable {
     self.is64Bit = is64Bit
     self.segments = segments
     self.pvhEntry = pvhEntry
+    self.hasLguestNote = hasLguestNote
     multiboot = MultibootHeader(in: head)
   }
 
-  /// Looks for PHYS32_ENTRY among notes: name and descriptor sizes, type, then both padded to four bytes.
+  /// Looks for PHYS32_ENTRY, of 4 or 8 bytes, among notes.
   private static func pvhEntry(inNotes notes: [UInt8]) -> UInt64? {
+    guard let descriptor = note("Xen\0", 18, in: notes) else { return nil }
+    if descriptor.count >= 8 { return notes.little(UInt64.self, at: descriptor.lowerBound) }
+    return notes.little(UInt32.self, at: descriptor.lowerBound).map(UInt64.init)
+  }
+
+  /// Where the descriptor of a note is: name and descriptor sizes, type, then both padded to four bytes. It may end
+  /// behind the last byte.
+  private static func note(_ owner: String, _ wanted: UInt32, in notes: [UInt8]) -> Range<Int>? {
     var offset = 0
     while let nameCount = notes.little(UInt32.self, at: offset), let count = notes.little(UInt32.self, at: offset + 4),
       let type = notes.little(UInt32.self, at: offset + 8), nameCount <= notes.count, count <= notes.count
     {
       let descriptor = offset + 12 + (Int(nameCount) + 3) & ~3
-      if type == 18, nameCount == 4, notes.matches("Xen\0", at: offset + 12) {
-        if count >= 8 { return notes.little(UInt64.self, at: descriptor) }
-        return notes.little(UInt32.self, at: descriptor).map(UInt64.init)
+      if type == wanted, Int(nameCount) == owner.utf8.count, notes.matches(owner, at: offset + 12) {
+        return descriptor..<descriptor + Int(count)
       }
       offset = descriptor + (Int(count) + 3) & ~3
     }

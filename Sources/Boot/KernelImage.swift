@@ -39,6 +39,9 @@ public struct KernelImage: Sendable {
   var elf: ELFImage? { if case .elf(let elf) = format { elf } else { nil } }
   var multiboot: MultibootHeader? { if case .multiboot(let header) = format { header } else { elf?.multiboot } }
 
+  /// What of a file its headers are looked for in.
+  static let headByteCount = 65536
+
   /// Opens a file and finds out what it is.
   ///
   /// - Throws: `BootError`: the file cannot be read, is damaged, or is no kernel for this machine.
@@ -46,7 +49,7 @@ public struct KernelImage: Sendable {
     let head: [UInt8]
     do throws(HostError) {
       file = try HostFile(path, role: "kernel image")
-      head = try file.bytes(at: 0, count: min(file.byteCount, 65536))
+      head = try file.bytes(at: 0, count: min(file.byteCount, KernelImage.headByteCount))
     } catch { throw BootError(error) }
     guard !head.isEmpty else {
       throw BootError(.empty, "\(file) is empty", remedy: "copy or download it again")
@@ -56,7 +59,7 @@ public struct KernelImage: Sendable {
       format = .bzImage(header)
       version = header.version
       entryPoints = header.has64BitEntry ? [.linux64, .linux32] : [.linux32]
-    } else if head.matches([0x7F, 0x45, 0x4C, 0x46]) {
+    } else if head.matches(ELFImage.magic) {
       let image = try ELFImage(head, file)
       format = .elf(image)
       let version = try KernelImage.linuxVersion(in: file, image)

@@ -34,6 +34,10 @@ public struct KernelReport: Sendable, Equatable, Encodable {
   public var pvhEntryAddress: UInt64?
   /// The flags of the multiboot header, if there is one.
   public var multibootFlags: UInt32?
+  /// Whether a 32-bit kernel can be started as lguest's guest; nil if it cannot be told.
+  public var hasLguestEntry: Bool?
+  /// Whether it is made for that alone, so that it is started so unless something else is asked for.
+  public var isLguestGuest: Bool
 
   /// Collects the facts.
   public init(_ image: KernelImage) {
@@ -43,6 +47,8 @@ public struct KernelReport: Sendable, Equatable, Encodable {
     entryPoints = image.entryPoints
     defaultEntryPoint = try? image.resolve(.auto)
     multibootFlags = image.multiboot?.flags
+    hasLguestEntry = image.hasLguestEntry
+    isLguestGuest = image.isLguestGuest
     switch image.format {
     case .multiboot(let header):
       format = "multiboot"
@@ -95,6 +101,11 @@ public struct KernelReport: Sendable, Equatable, Encodable {
     fact("multiboot", multibootFlags.map { "flags " + hex(UInt64($0)) })
     fact("command line", commandLineMax.map { "at most \($0) bytes" })
     fact("initrd", initrdAddressMax.map { "up to \(hex($0))" })
+    switch hasLguestEntry {
+    case true?: lines.append("  lguest: possible (--abi lguest)" + (isLguestGuest ? ", the default for it" : ""))
+    case nil: lines.append("  lguest: unknown, the kernel in the file cannot be unpacked here")
+    case false?: break
+    }
     return lines
   }
 }

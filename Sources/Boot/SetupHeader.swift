@@ -94,8 +94,10 @@ public struct SetupHeader: Sendable {
     kernelOffset = ((sectors == 0 ? 4 : Int(sectors)) + 1) * 512
     // Before 2.04 the size was 16 bits wide; the next two bytes belonged to something else.
     let declared = Int(spoken >= 0x0204 ? paragraphs : paragraphs & 0xFFFF) * 16
-    guard file.byteCount > kernelOffset, file.byteCount >= kernelOffset + declared else { throw truncated() }
-    kernelByteCount = declared > 0 ? declared : file.byteCount - kernelOffset
+    // Before 2.08 the size was rounded up, and the file was not.
+    let rounding = spoken < 0x0208 ? 15 : 0
+    guard file.byteCount > kernelOffset, file.byteCount + rounding >= kernelOffset + declared else { throw truncated() }
+    kernelByteCount = declared > 0 ? min(declared, file.byteCount - kernelOffset) : file.byteCount - kernelOffset
     // A signed image ends with its signatures, behind what the setup header counts.
     guard file.byteCount >= SetupHeader.signatureEnd(in: head) else { throw truncated() }
 

@@ -91,6 +91,8 @@ package struct LguestHypercallBenchmark: Sendable {
   private static var buffer: UInt32 { data + 0x800 }
   private static var goodbye: UInt32 { data + 0x840 }
 
+  private static func number(_ call: LguestCall) -> UInt32 { call.number(in: .linux3_1) ?? 0 }
+
   private static func code(_ technique: Technique) -> [UInt8] {
     func word(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
     func call(_ number: UInt32, _ argument: UInt32) -> [UInt8] {
@@ -107,11 +109,11 @@ package struct LguestHypercallBenchmark: Sendable {
     var run: [UInt8] = [0xBF] + word(callsPerRun) + [0x0F, 0x31, 0x50]  // MOV EDI; RDTSC; PUSH EAX
     run += loop + [0x0F, 0x31, 0x59, 0x29, 0xC8]  // RDTSC; POP ECX; SUB EAX, ECX
     run += [0xBF] + word(buffer) + [0xB9] + word(8) + letter  // MOV EDI; MOV ECX
-    run += call(LguestCall.notify.rawValue, buffer) + [0x4D]  // DEC EBP
+    run += call(number(.notify), buffer) + [0x4D]  // DEC EBP
     let back = Int32(-(run.count + 6))
-    var code: [UInt8] = [0xBC] + word(UInt32(BuiltInGuest.stackTop)) + call(LguestCall.initialize.rawValue, data)
+    var code: [UInt8] = [0xBC] + word(UInt32(BuiltInGuest.stackTop)) + call(number(.initialize), data)
     code += [0xBD] + word(UInt32(runs + 1)) + run + [0x0F, 0x85] + word(UInt32(bitPattern: back))  // MOV EBP; ...; JNZ
-    code += [0xB9] + word(1) + call(LguestCall.shutdown.rawValue, goodbye)  // MOV ECX
+    code += [0xB9] + word(1) + call(number(.shutdown), goodbye)  // MOV ECX
     code += [UInt8](repeating: 0x90, count: Int(dataOffset) - code.count)
     code += LguestDataLayout.blank3_1(kernelAddress: 0xC000_0000)
     code += [UInt8](repeating: 0, count: Int(goodbye - UInt32(BuiltInGuest.origin)) - code.count)

@@ -36,6 +36,17 @@ public enum Decompression: String, Sendable, CaseIterable {
     return try? HostFile(memory, description: description)
   }
 
+  /// Decompresses a stream of at most `room` bytes; nil as above.
+  public func decode(_ source: [UInt8], room: Int) -> [UInt8]? {
+    guard room > 0 else { return nil }
+    var isDone = false
+    let bytes = unsafe [UInt8](unsafeUninitializedCapacity: room) { target, count in
+      let decoded = unsafe decode(source, into: UnsafeMutableRawBufferPointer(target))
+      (isDone, count) = (decoded != nil, decoded ?? 0)
+    }
+    return isDone ? bytes : nil
+  }
+
   private typealias Input = UnsafeRawPointer
   private typealias Output = UnsafeMutableRawPointer
 

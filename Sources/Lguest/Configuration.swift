@@ -53,8 +53,10 @@ extension VirtualMachine {
       case year2007 = "2007"
     }
 
-    /// Which interface the guest meets: a PC under KVM, or lguest's, for a 32-bit kernel that runs at level 1.
-    public enum ABI: String, Sendable, CaseIterable { case kvm, lguest }
+    /// Which interface the guest meets: a PC under KVM, or lguest's, for a 32-bit kernel that runs at level 1. `auto` is
+    /// lguest's for kernels that say that they are made for it alone, by an ELF note, and else a PC's: a Linux kernel with
+    /// lguest's guest side boots as a PC's too.
+    public enum ABI: String, Sendable, CaseIterable { case auto, kvm, lguest }
 
     /// How a kernel starts the processors but the first.
     public enum ProcessorStart: String, Sendable, CaseIterable {
@@ -145,7 +147,10 @@ extension VirtualMachine {
     /// What hardware there is.
     public var machine = MachineKind.pc
     /// Which interface the guest meets.
-    public var abi = ABI.kvm
+    public var abi = ABI.auto
+    /// Whether a guest of lguest's interface that restarts is booted again in the same run, its memory as at the start;
+    /// else that ends the run, as a PC's reset always does.
+    public var restartsGuest = true
     /// How the kernel is entered.
     public var entry = EntryPoint.auto
     package var engine = Engine.translator
@@ -175,8 +180,6 @@ extension VirtualMachine {
 
     /// The least RAM a 64-bit kernel can begin to unpack itself in. Most want more.
     public static let minimumMemory: UInt64 = 16 << 20
-    /// What a kernel without high memory maps, with room to spare.
-    static let maximumLguestMemory: UInt64 = 800 << 20
     /// The engine's tables, and APIC IDs that every kernel can address.
     public static let maximumCPUCount = 64
     /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero.
@@ -194,11 +197,7 @@ extension VirtualMachine {
     package func validate() throws(ConfigurationError) {
       try validateValues()
       try Configuration.checkMemory(memorySize)
-      if abi == .lguest, memorySize > Configuration.maximumLguestMemory {
-        throw ConfigurationError(
-          "\(ByteSize.text(memorySize)) of memory is more than a guest of lguest's interface can use",
-          remedy: "ask for at most \(ByteSize.text(Configuration.maximumLguestMemory))")
-      }
+      if abi == .lguest { try checkLguestMemory() }
       try validateDevices()
       if let saved { try validate(against: saved) } else { try validateFiles() }
     }
@@ -209,10 +208,7 @@ extension VirtualMachine {
       try validateKVM()
       try validateRun()
       try validateDeviceCount()
-      if abi == .lguest, cpuCount > 1 {
-        throw ConfigurationError(
-          "\(cpuCount) CPUs were asked for, and a guest of lguest's interface has one", remedy: "ask for 1")
-      }
+      if abi == .lguest { try checkLguestCPUs() }
       guard (1...Configuration.maximumCPUCount).contains(cpuCount) else {
         throw ConfigurationError(
           "\(cpuCount) CPUs were asked for", remedy: "ask for 1 to \(Configuration.maximumCPUCount)")

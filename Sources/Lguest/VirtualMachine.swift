@@ -48,7 +48,7 @@ public final class VirtualMachine: Sendable {
 
   /// Checks the configuration and the kernel as `run()` will, without running anything.
   public func validate() throws(ConfigurationError) {
-    try configuration.validate()
+    try configuration.resolved().validate()
     guard configuration.saved == nil else { return }
     do throws(BootError) {
       _ = try KernelImage(configuration.kernel).resolve(configuration.entry)
@@ -150,6 +150,7 @@ struct BuiltMachine: Sendable {
 extension VirtualMachine {
   /// Puts the machine together and runs it.
   private func runMachine() throws(ConfigurationError) -> RunResult {
+    let configuration = configuration.resolved()
     if let ending = stopRequested { return result(ending) }
     let built = try build()
     defer { dismantle(built) }
@@ -209,7 +210,13 @@ extension VirtualMachine {
   func conclude(_ built: BuiltMachine) -> RunResult {
     let (machine, loops, inspection) = (built.machine, built.loops, built.inspection)
     let end = machine.scheduler.ending ?? Scheduler.End(outcome: .stopped, cpu: 0)
-    let (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
+    var (ending, detail) = machine.ending(end.outcome, asked: stopRequested)
+    switch ending {
+    case .killed, .timeout, .bootTimeout:
+      // A kernel that is no guest of lguest's does not know why it fails.
+      if let silence = loops.first?.lguest?.silence { detail = detail.map { "\($0): \(silence)" } ?? silence }
+    default: break
+    }
     var result = result(ending, detail: detail)
     result.vcpuStatistics = loops.map(\.totalStatistics)
     for loop in loops {

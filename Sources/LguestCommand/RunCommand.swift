@@ -33,7 +33,8 @@ struct RunCommand: ParsableCommand {
   var cmdline: String?
 
   @Option(
-    help: ArgumentHelp("Guest memory; K, M and G are binary. (default: 1G, for --abi lguest 256M)", valueName: "size"),
+    help: ArgumentHelp(
+      "Guest memory; K, M and G are binary. (default: 1G, of lguest's interface 256M)", valueName: "size"),
     transform: ByteSize.parse)
   var memory: UInt64?
 
@@ -46,8 +47,12 @@ struct RunCommand: ParsableCommand {
   @Option(help: "How the kernel starts the vCPUs but the first: by IPIs, or through ACPI's wakeup mailbox.")
   var processorStart = VirtualMachine.Configuration.ProcessorStart.ipi
 
-  @Option(help: "The interface the guest meets: a PC under KVM, or lguest's for 32-bit kernels with its guest side.")
-  var abi = VirtualMachine.Configuration.ABI.kvm
+  @Option(
+    help: "The interface the guest meets: a PC under KVM or lguest's; auto is lguest's for kernels made for it alone.")
+  var abi = VirtualMachine.Configuration.ABI.auto
+
+  @Flag(help: "End the run when a guest of lguest's interface restarts, instead of booting it again.")
+  var noReboot = false
 
   @OptionGroup var devices: DeviceOptions
 
@@ -145,6 +150,7 @@ struct RunCommand: ParsableCommand {
 
   private var configuration: VirtualMachine.Configuration {
     var configuration = VirtualMachine.Configuration(kernel: FilePath(kernel))
+    let abi = VirtualMachine.Configuration.interface(abi, of: FilePath(kernel))
     configuration.initrd = initrd.map { FilePath($0) }
     configuration.commandLine = cmdline.map { .complete($0) } ?? .appending(append ?? "")
     configuration.memorySize = memory ?? (abi == .lguest ? 256 << 20 : 1 << 30)
@@ -155,6 +161,7 @@ struct RunCommand: ParsableCommand {
     configuration.entry = entry
     configuration.engine = engine
     configuration.abi = abi
+    configuration.restartsGuest = !noReboot
     configuration.cpuModel = cpuModel
     configuration.cpuFeatures = cpuFeatures
     configuration.cpuVendor = cpuVendor

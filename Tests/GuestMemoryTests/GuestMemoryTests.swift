@@ -126,4 +126,21 @@ struct GuestMemoryTests {
     }
     #expect(throws: HostError.self) { try memory.read(from: file, at: 0, count: 4, to: GuestPhysical(64 * mib - 3)) }
   }
+
+  @Test("RAM becomes what it was, and code is told") func reset() throws {
+    let memory = try GuestMemory(byteCount: 3 * gib + 2 * mib)
+    let high = GuestPhysical(4 * gib + 4096)
+    try memory.store(UInt64(1), at: GuestPhysical(8192))
+    try memory.store(UInt64(2), at: high)
+    let content = try memory.content()
+    let told = Mutex<[UInt64]>([])
+    memory.setCodeWriteHandler { address, _ in told.withLock { $0.append(address) } }
+    memory.setFlag(.code, true, at: GuestPhysical(5 * mib))
+    try memory.store(UInt64(3), at: GuestPhysical(2 * gib))
+    try memory.store(UInt64(4), at: high)
+    try memory.reset(to: content)
+    #expect(told.withLock { $0.contains(5 * mib) })
+    #expect(try memory.load(UInt64.self, at: GuestPhysical(2 * gib)) == 0)
+    #expect(try memory.load(UInt64.self, at: GuestPhysical(8192)) == 1 && memory.load(UInt64.self, at: high) == 2)
+  }
 }

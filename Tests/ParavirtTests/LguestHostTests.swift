@@ -11,21 +11,30 @@ import X86
 @testable import Paravirt
 
 @Suite("lguest's host") struct LguestHostTests {
-  private static let data: UInt64 = 0x100, limit: UInt64 = 0x2000, page: UInt64 = 0x2000
-  private static let iret: UInt32 = 0x1000
+  private static let data: UInt64 = 0x100, ram: UInt64 = 0x20_0000, limit = ram, page = limit
+  private static let iret: UInt32 = 0x1000, kernel: UInt32 = 0xC000_0000
 
   /// A guest that has called LGUEST_INIT.
   private final class Setup {
-    let memory = TestMemory(keepsHistory: false)
+    let memory = TestMemory(count: Int(LguestHostTests.page) + 4096, keepsHistory: false)
     let cpu = ScriptedCPU()
     let interrupts = LguestInterrupts()
     let timer = Mutex<[UInt32?]>([])
     var host: LguestHost<TestMemory>
+    let era: LguestEra
 
-    init(_ layout: LguestDataLayout, initialized: Bool = true, policy: HypercallPolicy = .patch) {
+    init(
+      _ era: LguestEra, initialized: Bool = true, _ layout: LguestDataLayout? = nil, text: String = "",
+      policy: HypercallPolicy = .patch
+    ) {
+      self.era = era
+      let layout = layout ?? era.row.layouts[0]
       host = LguestHost(
-        memory: memory, limit: LguestHostTests.limit, page: LguestHostTests.page, hypercallPolicy: policy,
-        interrupts: interrupts,
+        memory: memory,
+        start: LguestStart(
+          memorySize: LguestHostTests.ram, room: 0x10_2000..<LguestHostTests.ram,
+          pageOffset: era == .linux2_6_23 ? LguestHostTests.kernel : nil),
+        limit: LguestHostTests.limit, page: LguestHostTests.page, hypercallPolicy: policy, interrupts: interrupts,
         services: LguestServices(
           timestampKilohertz: 2_000_000, wallTime: { (1_700_000_000, 5) }, setTimer: { _ in },
           readPort: { _, _ in nil },
@@ -38,24 +47,29 @@ import X86
       cpu.state[register: GPR.rsp] = 0x1F00
       let data = LguestHostTests.data
       for index in UInt64(0)..<64 { memory.store(UInt8(0xFF), at: data + layout.status + index) }
-      memory.store(UInt32(0xC000_0000), at: data + layout.kernelAddress)
-      memory.store(UInt32(0x80), at: data + layout.syscallVector)
+      if let place = layout.kernelAddress { memory.store(LguestHostTests.kernel, at: data + place) }
+      if let place = layout.syscallVector { memory.store(UInt32(0x80), at: data + place) }
+      for (index, byte) in (era == .linux2_6_24 ? "Linux version 2.6.24" : text).utf8.enumerated() {
+        memory.store(byte, at: 0x10_0003 + UInt64(index))
+      }
       switch layout.iretWindow {
       case .point(let place): memory.store(LguestHostTests.iret, at: data + place)
       case .range(let start, let end):
-        memory.store(LguestHostTests.iret, at: data + start)
-        memory.store(LguestHostTests.iret + 3, at: data + end)
+        let first = LguestHostTests.iret + (era == .linux2_6_23 ? LguestHostTests.kernel : 0)
+        memory.store(first, at: data + start)
+        memory.store(first + 3, at: data + end)
       }
       if initialized {
-        #expect(call(.initialize, UInt32(data)) == .none)
-        #expect(host.layout == layout)
+        #expect(call(.initialize, UInt32(data)) == .registered(era))
+        #expect(host.layout == layout && host.era == era)
       }
     }
 
     @discardableResult
     func call(_ call: LguestCall, _ a: UInt32 = 0, _ b: UInt32 = 0, _ c: UInt32 = 0) -> LguestEffect {
-      cpu[register: GPR.rax] = UInt64(call.rawValue)
-      (cpu[register: GPR.rbx], cpu[register: GPR.rcx], cpu[register: GPR.rdx]) = (UInt64(a), UInt64(b), UInt64(c))
+      cpu[register: GPR.rax] = UInt64(call.number(in: era) ?? 99)
+      for register in [GPR.rbx, GPR.rcx, GPR.rdx, GPR.rsi] { cpu[register: register] = 0 }
+      for (register, value) in zip(era.row.registers, [a, b, c]) { cpu[register: register] = UInt64(value) }
       return host.take(Trap(vector: LguestCall.vector, kind: .software), on: cpu)
     }
 
@@ -65,8 +79,10 @@ import X86
     }
 
     func queue(_ slot: UInt64, _ words: [UInt32]) {
-      let layout = LguestDataLayout.from4_0
-      for (index, word) in words.enumerated() { self[layout.calls + slot * 20 + UInt64(index) * 4] = word }
+      let layout = era.row.layouts[0]
+      for (index, word) in words.enumerated() {
+        self[layout.calls + slot * layout.callBytes + UInt64(era.row.ring[index]) * 4] = word
+      }
       memory.store(UInt8(0), at: LguestHostTests.data + layout.status + slot)
     }
 
@@ -75,46 +91,113 @@ import X86
     }
   }
 
-  @Test("each layout is recognised, and filled in", arguments: [0, 1, 2])
-  func layouts(number: Int) {
-    let layout = LguestDataLayout.all[number]
-    let setup = Setup(layout)
+  @Test("each era is recognised by what is registered, and struct lguest_data filled in", arguments: LguestEra.allCases)
+  func eras(era: LguestEra) {
+    let setup = Setup(era)
+    let layout = era.row.layouts[0]
     #expect(setup[layout.reserveMemory] == 0x40_0000 && setup[layout.timestampKilohertz] == 2_000_000)
-    #expect(setup[12] == 1_700_000_000 && setup[16] == 5)
+    if let time = layout.time { #expect(setup[time] == 1_700_000_000 && setup[time + 4] == 5) }
     #expect(setup.call(.initialize, UInt32(Self.data)) == .killed("second LGUEST_INIT"))
     // The first reason stays.
     #expect(setup.call(.setStack, 0) == .killed("second LGUEST_INIT"))
   }
 
+  @Test("2.6.23 with the time, and without") func times() {
+    let setup = Setup(.linux2_6_23, .from2_6_23WithTime)
+    #expect(setup[12] == 1_700_000_000 && setup[16] == 5 && setup[1108] == 0x40_0000)
+  }
+
+  @Test("first page tables: where an era has RAM in them", arguments: LguestEra.allCases)
+  func firstTables(era: LguestEra) {
+    let setup = Setup(era)
+    guard era.row.mapsIdentity || era.row.mapsKernel else {
+      #expect(setup.cpu.addressSpace == .identity)
+      return
+    }
+    let root = UInt32(Self.ram) - 4096
+    #expect(setup.cpu.addressSpace == .tables(root: root))
+    if let place = era.row.layouts[0].firstTables { #expect(setup[place] == root) }
+    let (low, high) = (setup.memory.loadWord(at: UInt64(root)), setup.memory.loadWord(at: UInt64(root) + 768 * 4))
+    let table = root - 4096
+    #expect(low == (era.row.mapsIdentity ? table | 7 : 0) && high == (era.row.mapsKernel ? table | 7 : 0))
+    #expect(setup.memory.loadWord(at: UInt64(table)) == 7)
+    let last: UInt32 = 511 << 12 | 7
+    #expect(setup.memory.loadWord(at: UInt64(table) + 511 * 4) == last)
+    #expect(setup.memory.loadWord(at: UInt64(table) + 512 * 4) == 0)
+  }
+
+  @Test("first page tables of a PAE kernel") func wideTables() {
+    let setup = Setup(.linux2_6_31, text: "*pdpt = %016Lx ")
+    let root = Self.ram - 4096
+    #expect(setup.cpu.addressSpace == .extendedTables(root: UInt32(root)))
+    for top in [UInt64(0), 3] {
+      guard let directory = setup.memory.loadQuadword(at: root + top * 8), directory & 0xFFF == 1,
+        let table = setup.memory.loadQuadword(at: directory & ~0xFFF), table & 0xFFF == 7
+      else {
+        Issue.record("top entry \(top)")
+        continue
+      }
+      #expect(setup.memory.loadQuadword(at: table & ~0xFFF + 8 * 511) == 511 << 12 | 7)
+    }
+    #expect(setup.memory.loadQuadword(at: root + 8) == 0)
+  }
+
+  @Test("a number is the call of its era") func numbers() {
+    for era in LguestEra.allCases {
+      let calls = (0..<UInt32(64)).map { LguestCall(number: $0, in: era) }
+      for call in LguestCall.allCases {
+        #expect(calls.firstIndex(of: call).map { UInt32($0) } == call.number(in: era))
+      }
+      #expect(calls[13] == (era == .linux2_6_23 ? .sendDMA : era < .linux2_6_31 ? nil : .setPMD))
+      #expect(calls[3] == (era < .linux2_6_31 ? .loadGDT : nil) && calls[20...].allSatisfy { $0 == nil })
+      #expect(calls[17] == (era == .linux2_6_23 || era == .linux4_0 ? nil : .notify))
+    }
+    let setup = Setup(.linux4_0)
+    #expect(setup.call(.notify) == .killed("Bad hypercall 99"))
+  }
+
+  @Test("calls of 2.6.23 that have a result, and the ring that any trap drains") func oldest() {
+    let setup = Setup(.linux2_6_23)
+    #expect(setup.call(.bindDMA, 7, 0x4000, 3 << 8 | 5) == .bind(key: 7, buffers: 0x4000, count: 3, interrupt: 5))
+    #expect(setup.call(.sendDMA, 7, 0x4000) == .send(key: 7, buffer: 0x4000))
+    #expect(setup.call(.getWallClock) == .none && setup.cpu[register: GPR.rax] == 1_700_000_000)
+    setup.gate(3, 0x4000_0000, type: 0xEF)
+    setup.queue(0, [8, 8])
+    #expect(setup.host.take(Trap(vector: 3, kind: .software), on: setup.cpu) == .none)
+    #expect(setup.cpu.state.cr0 & CR0.ts != 0 && setup.host.ringIndex == 1)
+  }
+
   @Test("nothing but LGUEST_INIT comes first") func early() {
-    let setup = Setup(.from4_0, initialized: false)
+    let setup = Setup(.linux4_0, initialized: false)
     #expect(setup.call(.halt) == .killed("hypercall 10 before LGUEST_INIT"))
-    let second = Setup(.from4_0, initialized: false)
+    let second = Setup(.linux4_0, initialized: false)
     guard case .killed = second.call(.initialize, 0xFFFF_FF00) else {
       Issue.record("outside RAM")
       return
     }
   }
 
-  @Test("the ring is drained in order, over its end, and stops at a free slot") func ring() {
-    let setup = Setup(.from4_0)
+  @Test("the ring is drained in order, over its end, and stops at a free slot", arguments: LguestEra.allCases)
+  func ring(era: LguestEra) {
+    let setup = Setup(era)
+    let status = Self.data + era.row.layouts[0].status
     for start in stride(from: UInt64(0), to: 128, by: 40) {
       for index in start..<start + 40 {
-        setup.queue(index % 64, [LguestCall.taskSwitched.rawValue, UInt32(index % 2)])
+        setup.queue(index % 64, [LguestCall.taskSwitched.number(in: setup.era) ?? 99, UInt32(index % 2)])
       }
       #expect(setup.call(.flushAsync) == .none)
       #expect(setup.cpu.isTaskSwitched)
       #expect(setup.host.ringIndex == Int((start + 40) % 64))
     }
-    #expect((0..<64).allSatisfy { setup.memory.loadByte(at: Self.data + 24 + $0) == 0xFF })
+    #expect((0..<64).allSatisfy { setup.memory.loadByte(at: status + $0) == 0xFF })
     // A slot that is not the next one waits.
-    setup.queue(63, [LguestCall.taskSwitched.rawValue, 0])
+    setup.queue(63, [LguestCall.taskSwitched.number(in: setup.era) ?? 99, 0])
     setup.call(.flushAsync)
     #expect(setup.cpu.isTaskSwitched)
   }
 
   @Test("the lowest interrupt that is not blocked, when they are on; the rest is pending") func interrupts() {
-    let setup = Setup(.from4_0)
+    let setup = Setup(.linux4_0)
     setup.gate(0x22, 0x1234_5678)
     setup.interrupts.raise(5)
     setup.interrupts.raise(2)
@@ -132,7 +215,7 @@ import X86
   }
 
   @Test("before 4.0 an IRET comes to its end first; elsewhere the gate takes the interrupt") func window() {
-    let setup = Setup(.from3_1)
+    let setup = Setup(.linux3_1)
     setup.gate(0x21, 0x4000_1000)
     setup.interrupts.raise(1)
     setup[LguestDataLayout.irqEnabled] = 0x200
@@ -147,7 +230,7 @@ import X86
   }
 
   @Test("gates lead to level 1, and those of the host's vectors nowhere") func gates() {
-    let setup = Setup(.from3_1)
+    let setup = Setup(.linux3_1)
     setup.call(.loadIDTEntry, 0x80, 0x0008_5678, 0x1234_FF34)
     #expect(setup.memory.loadQuadword(at: Self.page + 0x800 + 0x80 * 8) == 0x1234_EF00_0061_5678)
     for vector in [UInt32(2), 8, 15, 0x1F] { setup.gate(vector, 0x4000_0000) }
@@ -167,14 +250,14 @@ import X86
 
   @Test("VMCALL of level 1: replaced, performed or refused; elsewhere #UD", arguments: HypercallPolicy.allCases)
   func hypercallInstruction(policy: HypercallPolicy) {
-    let setup = Setup(.from3_1, policy: policy)
+    let setup = Setup(.linux3_1, policy: policy)
     setup.gate(6, 0x4000_0000)
     let invalid = Trap(vector: 6, kind: .exception)
     func take(_ bytes: [UInt8], level: UInt8 = 1) -> [ScriptedCPU.Event] {
       setup.cpu.code = bytes
       setup.cpu.events = []
       setup.cpu.currentPrivilegeLevel = level
-      setup.cpu[register: GPR.rax] = UInt64(LguestCall.taskSwitched.rawValue)
+      setup.cpu[register: GPR.rax] = 8
       setup.cpu[register: GPR.rbx] = 8
       #expect(setup.host.take(invalid, on: setup.cpu) == .none)
       return setup.cpu.events
@@ -203,7 +286,7 @@ import X86
   }
 
   @Test("changes of page tables forget as little as they can") func flushes() {
-    let setup = Setup(.from3_1)
+    let setup = Setup(.linux3_1)
     setup.memory.store(UInt64(0x3001), at: 0x1000)
     setup.memory.store(UInt64(0x4001), at: 0x1018)
     #expect(setup.call(.newPageTable, 0x1000) == .none)
@@ -243,7 +326,7 @@ import X86
   }
 
   @Test("HALT ends whatever the flag says; a gate that is absent keeps the interrupt") func halt() {
-    let setup = Setup(.from4_0)
+    let setup = Setup(.linux4_0)
     #expect(setup.call(.halt) == .halt)
     #expect(!setup.host.news.isThere)
     setup.interrupts.raise(3)
@@ -253,7 +336,7 @@ import X86
   }
 
   @Test("software interrupts need a gate that lets them, and INT 1Fh needs level 1") func levels() {
-    let setup = Setup(.from4_0)
+    let setup = Setup(.linux4_0)
     setup.gate(13, 0x4000_0000)
     setup.gate(0x80, 0x5000_0000, type: 0xEF)
     setup.call(.setStack, 0x69, 0x1E00, 1)

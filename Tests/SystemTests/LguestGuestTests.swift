@@ -10,22 +10,30 @@ extension SystemTests {
     "Guests of lguest's interface", .serialized,
     .enabled(if: Guest.hasExecutable && Guest.guests != nil, "the guests are not built; run scripts/test"))
   struct LguestGuestTests {
-    /// 31: Linux 2.6.31 to 3.0, 311: 3.1 to 3.19, 40: 4.0 to 4.13.
-    private static let layouts = ["31", "311", "40"]
+    /// 23: Linux 2.6.23, 24: 2.6.24, 25: 2.6.25 to 2.6.29, 30: 2.6.30, 31: 2.6.31 to 2.6.34, 35: 2.6.35 to 3.0, 311: 3.1 to
+    /// 3.19, 40: 4.0 to 4.13.
+    private static let eras = ["23", "24", "25", "30", "31", "35", "311", "40"]
 
-    private func run(_ layout: String, _ words: String, _ more: [String] = [], expecting: Int32) throws -> Finished {
+    private func run(
+      _ era: String, _ words: String, _ more: [String] = [], input: String? = nil, expecting: Int32
+    ) throws -> Finished {
       try Guest.run(
         [
-          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-\(layout)", "--memory",
-          "32M",
+          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-\(era)", "--memory", "32M",
           "--cmdline", words, "--timeout", "30s",
-        ] + more, limit: 40, expecting: expecting)
+        ] + more, input: input, limit: 40, expecting: expecting)
     }
 
-    @Test("hypercalls, traps, interrupts, pages and a program", arguments: layouts, [[], ["--single-instruction"]])
-    func everything(layout: String, more: [String]) throws {
-      let result = try run(layout, "all", more, expecting: 0)
-      #expect(result.output == "all passed\n" && result.errorLines.isEmpty, "\(result)")
+    @Test(
+      "hypercalls, traps, interrupts, pages, devices and a program", arguments: eras, [[], ["--single-instruction"]])
+    func everything(era: String, more: [String]) throws {
+      let result = try run(era, "all", more, expecting: 0)
+      #expect(result.output == "written by a driver\nall passed\n" && result.errorLines.isEmpty, "\(result)")
+    }
+
+    @Test("what is typed comes by buffers that are bound") func typed() throws {
+      let result = try run("23", "all typed", input: "ping\n", expecting: 0)
+      #expect(result.output == "written by a driver\nall passed\n", "\(result)")
     }
 
     @Test(
@@ -37,7 +45,8 @@ extension SystemTests {
         ("stack-level", "bad stack segment 104"), ("stack-pages", "bad stack pages 3"),
         ("set-pte", "attempt to set pte into Switcher pages"), ("set-pgd", "attempt to set pgd 1024"),
         ("tls", "bad address 0xfffffff0"), ("no-gate", "unhandled trap 13"), ("ring", "Bad hypercall 99"),
-        ("stack-nowhere", "unhandled trap 6"),
+        ("stack-nowhere", "unhandled trap 6"), ("call-of-others", "Bad hypercall 17"),
+        ("silent-fault", "unhandled trap 6"), ("set-pmd", "Bad hypercall 13"),
       ])
     func killed(sin: String, reason: String) throws {
       let json = Guest.temporaryPath()
@@ -48,12 +57,11 @@ extension SystemTests {
       #expect((object["detail"] as? String)?.hasPrefix(reason) == true)
     }
 
-    @Test("a panic is told by its text; a restart ends the run") func shutdown() throws {
+    @Test("a panic is told by its text; with --no-reboot a restart ends the run") func shutdown() throws {
       let panic = try run("311", "panic", expecting: 255)
       #expect(panic.errors.hasPrefix("lguest: the guest kernel panicked: no root today\n"))
       let json = Guest.temporaryPath()
-      // The reason for a restart lies outside RAM, as a kernel's does that gives none.
-      _ = try run("40", "restart", ["--json", json], expecting: 0)
+      _ = try run("40", "restart", ["--no-reboot", "--json", json], expecting: 0)
       #expect(try Guest.json(json)["cause"] as? String == "reset")
     }
 
@@ -64,6 +72,59 @@ extension SystemTests {
       #expect(rows.map { $0["invalidOpcodes"] as? Int } == [0, 12000, 1])
       #expect(rows.map { $0["rewrites"] as? Int } == [0, 0, 1])
       #expect(rows.allSatisfy { ($0["calls"] as? Int) == 12000 && ($0["cycles"] as? [Double])?.count == 5 })
+    }
+
+    @Test("a restart boots again in the same run, until its time is over") func restart() throws {
+      let json = Guest.temporaryPath()
+      let result = try run("40", "restart", ["--json", json, "--timeout", "1s"], expecting: 124)
+      let lines = result.output.split(separator: "\n")
+      let counters = try #require(try Guest.json(json)["counters"] as? [String: Any])
+      let restarts = try #require(counters["restarts"] as? Int)
+      #expect(lines.count >= 2 && lines.allSatisfy { $0 == "once more" }, "\(result)")
+      #expect((lines.count - 1...lines.count).contains(restarts) && !result.errors.contains("first hypercall"))
+    }
+
+    @Test("--abi auto goes by the note; inspect tells who can be started so") func auto() throws {
+      let guests = try #require(Guest.guests)
+      let own = "\(guests)/lguest/ring1-311", other = "\(guests)/hello"
+      let result = try Guest.run(
+        ["run", "--kernel", own, "--cmdline", "all", "--timeout", "30s"], limit: 40, expecting: 0)
+      #expect(result.output.hasSuffix("all passed\n"), "\(result)")
+      let text = try Guest.run(["inspect", own], expecting: 0).output
+      #expect(text.contains("lguest: possible (--abi lguest), the default for it"), "\(text)")
+      #expect(!(try Guest.run(["inspect", other], expecting: 0).output).contains("lguest:"))
+      for (path, expected) in [(own, true), (other, false)] {
+        let report =
+          try JSONSerialization.jsonObject(
+            with: Data(Guest.run(["inspect", path, "--json"], expecting: 0).output.utf8)) as? [String: Any]
+        #expect(report?["lguest"] as? Bool == expected && report?["lguestDefault"] as? Bool == expected)
+      }
+    }
+
+    /// Its decompressor runs; the kernel has no entry for lguest.
+    @Test(
+      "a kernel without lguest's guest side ends with a line that says so",
+      .enabled(if: Guest.kernel386("686") != nil, "no 686 kernel in the cache"))
+    func foreign() throws {
+      let kernel = try #require(Guest.kernel386("686"))
+      #expect(!(try Guest.run(["inspect", kernel], expecting: 0).output).contains("lguest:"))
+      let result = try Guest.run(
+        ["run", "--abi", "lguest", "--kernel", kernel, "--timeout", "60s"], limit: 70, expecting: 255)
+      #expect(
+        result.errorLines.count == 1 && result.errors.contains("never made lguest's first hypercall"), "\(result)")
+    }
+
+    @Test("a kernel that makes no hypercall ends with a line that says so", arguments: ["silent", "silent-fault"])
+    func silent(word: String) throws {
+      let more = word == "silent" ? ["--timeout", "1s"] : []
+      let result = try run("40", word, more, expecting: word == "silent" ? 124 : 255)
+      #expect(result.errors.contains("the kernel never made lguest's first hypercall"), "\(result)")
+    }
+
+    @Test("a restart begins in each way of starting", arguments: ["23", "24", "311"])
+    func restarts(era: String) throws {
+      let result = try run(era, "restart", ["--timeout", "1s"], expecting: 124)
+      #expect(result.output.hasPrefix("once more\nonce more\n") && !result.output.contains("FAIL"), "\(result)")
     }
 
     @Test("refusals are one line") func refusals() throws {

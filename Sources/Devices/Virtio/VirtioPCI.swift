@@ -54,6 +54,7 @@ public final class VirtioPCI: Sendable {
   private let deviceOnIt: any VirtioDevice
   private let memory: any DeviceMemory
   private let raise: @Sendable () -> Void
+  private let first: State
   private let state: Mutex<State>
   /// Where its memory region is, and its size, a power of two.
   public let region: UInt64
@@ -88,7 +89,14 @@ public final class VirtioPCI: Sendable {
     put(0x64, VirtioPCI.capability(next: 0x84, length: 16, kind: 3, offset: VirtioPCI.interruptPlace, bytes: 1))
     put(0x74, VirtioPCI.capability(next: 0, length: 16, kind: 4, offset: VirtioPCI.device, bytes: own))
     put(0x84, VirtioPCI.capability(next: own > 0 ? 0x74 : 0, length: 20, kind: 5, offset: 0, bytes: 0))
-    state = Mutex(State(space: space, queues: Array(repeating: Queue(), count: device.queues.count)))
+    first = State(space: space, queues: Array(repeating: Queue(), count: device.queues.count))
+    state = Mutex(first)
+  }
+
+  /// As after power-on.
+  public func reset() {
+    for queue in deviceOnIt.queues { queue.set(nil) }
+    state.withLock { $0 = first }
   }
 
   private static func capability(next: UInt8, length: UInt8, kind: UInt8, offset: Int, bytes: Int) -> [UInt8] {

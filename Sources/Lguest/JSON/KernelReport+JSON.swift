@@ -38,6 +38,8 @@ extension KernelReport {
       ("entryAddress", entryAddress.map(JSON.unsigned) ?? .null),
       ("pvhEntryAddress", pvhEntryAddress.map(JSON.unsigned) ?? .null),
       ("multibootFlags", multibootFlags.map { .unsigned(UInt64($0)) } ?? .null),
+      ("lguest", hasLguestEntry.map(JSON.bool) ?? .null),
+      ("lguestDefault", .bool(isLguestGuest)),
     ])
   }
 }

@@ -21,37 +21,81 @@ enum LguestLayout {
 }
 
 /// The parts of a machine that only such a guest has.
-struct LguestMachine: Sendable {
+final class LguestMachine: Sendable {
   let interrupts = LguestInterrupts()
   let timer: LguestTimer
-  /// Devices are on both buses; the guest uses one.
-  let bus: LguestBus
+  /// Devices are on all buses; the guest uses one, that of its era.
+  private let fields: LguestBus, records: LguestBus
+  let dma: LguestDMA
   let pci: LguestPCI
   /// Where console input arrives.
-  let console: VirtioConsole
+  let console: any ConsolePort
   private let hostDevices: HostDevices
+  /// What the guest is, once it is known.
+  private let era = Mutex<LguestEra?>(nil)
+  /// How the guest begins.
+  let beginning: LguestBeginning
   private let memorySize: UInt64
 
   /// - Parameters:
+  ///   - beginning: How the guest begins.
   ///   - console: The host's end of the guest's console.
   ///   - wake: Brings the guest's vCPU out of its sleep.
   ///   - rearm: Called when the timer's deadline has changed.
   init(
-    _ memory: GuestMemory, _ configuration: VirtualMachine.Configuration, _ host: SerialConsole,
+    _ memory: GuestMemory, _ configuration: VirtualMachine.Configuration, _ beginning: LguestBeginning,
+    _ host: SerialConsole,
     wake: @escaping @Sendable () -> Void, rearm: @escaping @Sendable () -> Void
   ) throws(ConfigurationError) {
     timer = LguestTimer(interrupts, wake: wake, rearm: rearm)
     hostDevices = try HostDevices(configuration)
-    console = VirtioConsole(write: { host.write($0) }, wantsInput: { host.fill() })
+    let console = VirtioConsole(write: { host.write($0) }, wantsInput: { host.fill() })
     memorySize = configuration.memorySize
+    self.beginning = beginning
     let raise: @Sendable (UInt8) -> Void = { [interrupts] number in
       interrupts.raise(number)
       wake()
     }
     let others = hostDevices.all
-    bus = LguestBus(memory, page: memorySize, devices: others + [console], raise: raise)
+    fields = LguestBus(memory, page: memorySize, .fields, devices: others + [console], raise: raise)
+    records = LguestBus(memory, page: memorySize, .records, devices: others + [console], raise: raise)
+    dma = LguestDMA(memory, page: memorySize, raise: raise, write: { host.write($0) })
     pci = LguestPCI(memory, region: LguestLayout.region(memorySize), devices: [console] + others, raise: raise)
-    bus.describe()
+    self.console = LguestConsolePort(ports: [console, dma])
+  }
+
+  /// The guest is known: its devices are put where it looks for them.
+  func register(_ era: LguestEra) {
+    self.era.withLock { $0 = era }
+    switch era.devices {
+    case .buffers: dma.describe()
+    case .fields: fields.describe()
+    case .records: records.describe()
+    case .pci: break
+    }
+  }
+
+  /// Whether the guest looks for console input by itself, and says nothing of it.
+  var needsLooks: Bool { era.withLock { $0?.devices == .buffers } }
+
+  /// NOTIFY: false if no device is there.
+  func notify(_ address: UInt64) -> Bool {
+    switch era.withLock({ $0?.devices }) {
+    case .fields?: fields.notify(address)
+    case .records?: records.notify(address)
+    default: false
+    }
+  }
+
+  /// Resets everything but RAM and the vCPU.
+  func reset() {
+    timer.reset()
+    pci.reset()
+    fields.reset()
+    records.reset()
+    dma.reset()
+    era.withLock { $0 = nil }
+    interrupts.reset()
   }
 
   /// Starts the threads of devices.
@@ -67,8 +111,8 @@ struct LguestMachine: Sendable {
   ) -> LguestHost<ParavirtMemory> {
     let limit = LguestLayout.limit(memorySize)
     return LguestHost(
-      memory: memory, limit: limit, page: limit, hypercallPolicy: configuration.hypercallPolicy,
-      interrupts: interrupts,
+      memory: memory, start: beginning.start, limit: limit, page: limit,
+      hypercallPolicy: configuration.hypercallPolicy, interrupts: interrupts,
       services: LguestServices(
         timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,
         wallTime: {

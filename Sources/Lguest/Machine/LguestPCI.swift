@@ -27,6 +27,12 @@ final class LguestPCI: Sendable {
     }
   }
 
+  /// Resets every function.
+  func reset() {
+    address.withLock { $0 = 0 }
+    for function in functions { function.reset() }
+  }
+
   // MARK: Ports
 
   private static let addressPort: UInt16 = 0xCF8, dataPort: UInt16 = 0xCFC

@@ -46,6 +46,9 @@ final class LguestTimer: DeadlineSource {
     if isNew { rearm() }
   }
 
+  /// Forgets what was set.
+  func reset() { state.withLock { $0 = State() } }
+
   func expire(now: UInt64) {
     let isDue = state.withLock { state in
       var isDue = false

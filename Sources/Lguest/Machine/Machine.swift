@@ -91,7 +91,7 @@ final class Machine: Sendable {
       logger?.debug("\(isWrite ? "write to" : "read of") \(name), \(size) bytes, where nothing answers")
     }
     platform = Platform(devices)
-    if configuration.saved == nil, configuration.abi == .kvm {
+    if configuration.saved == nil, configuration.abi != .lguest {
       let mailbox = configuration.processorStart == .mailbox ? ProcessorParking.mailbox : nil
       do throws(BootError) {
         try BootLoader.place(
@@ -99,10 +99,13 @@ final class Machine: Sendable {
       } catch { throw ConfigurationError(error) }
     }
     let lguestSource = 1 + platform.interrupts.localAPICs.count + platform.deadlineSources.count
-    lguest =
-      configuration.abi == .lguest
-      ? try LguestMachine(
-        memory, configuration, console, wake: { doorbells[0].ring() }, rearm: { timers.rearm(lguestSource) }) : nil
+    if let beginning = parts.lguestBeginning {
+      lguest = try LguestMachine(
+        memory, configuration, beginning, console, wake: { doorbells[0].ring() },
+        rearm: { timers.rearm(lguestSource) })
+    } else {
+      lguest = nil
+    }
     var sources: [any DeadlineSource] = [shared?.limits ?? threads]
     sources += platform.interrupts.localAPICs
     sources += platform.deadlineSources

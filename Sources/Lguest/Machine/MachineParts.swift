@@ -24,6 +24,8 @@ struct MachineParts {
   let cpus: [any CPUEngine]
   /// What takes pages of RAM away, if anything does.
   var slowMemory: SlowMemory?
+  /// How a ring-1 guest begins.
+  var lguestBeginning: LguestBeginning?
   /// The processors but the first wait at a mailbox, not for a start-up interrupt.
   var isParked = false
 }
@@ -52,7 +54,12 @@ extension MachineParts {
           byteCount: configuration.abi == .lguest
             ? LguestLayout.byteCount(configuration.memorySize) : configuration.memorySize, fetchDelay: fetchDelay)
       } catch { throw ConfigurationError(error) }
-      state = try MachineParts.loadKernel(configuration, into: memory)
+      if configuration.abi == .lguest {
+        let beginning = try LguestBeginning(configuration, loadedInto: memory)
+        (state, lguestBeginning) = (beginning.state, beginning)
+      } else {
+        state = try MachineParts.loadKernel(configuration, into: memory)
+      }
     }
 
     guard let hostCounter = calibration.finish() else {
@@ -162,13 +169,6 @@ extension MachineParts {
   ) throws(ConfigurationError) -> CPUState {
     do throws(BootError) {
       let image = try KernelImage(configuration.kernel)
-      if configuration.abi == .lguest {
-        let entry = try LguestBoot.load(
-          image, initrd: configuration.initrd.map { InitialRAMDisk($0) },
-          commandLine: configuration.commandLine.text(for: .lguest),
-          byteCount: configuration.memorySize, into: memory)
-        return LguestHost<ParavirtMemory>.firstState(entry: entry)
-      }
       let isMultiboot = try image.resolve(configuration.entry) == .multiboot
       return try BootLoader.load(
         image, initrd: configuration.initrd.map { InitialRAMDisk($0) },

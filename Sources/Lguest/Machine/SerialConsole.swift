@@ -18,6 +18,14 @@ extension UART: ConsolePort {
   func take(_ byte: UInt8) { receive(CollectionOfOne(byte)) }
 }
 
+/// The console of a guest that finds it on one of several buses: where it has made room.
+final class LguestConsolePort: ConsolePort {
+  private let ports: [any ConsolePort]
+  init(ports: [any ConsolePort]) { self.ports = ports }
+  var takesInput: Bool { ports.contains { $0.takesInput } }
+  func take(_ byte: UInt8) { ports.first { $0.takesInput }?.take(byte) }
+}
+
 extension VirtioConsole: ConsolePort {
   var takesInput: Bool { hasRoom }
   func take(_ byte: UInt8) { _ = receive(byte) }
@@ -54,10 +62,14 @@ final class SerialConsole: Sendable {
   }
 
   /// Moves input to the port while the guest wants it and there is room. Any thread; the lock keeps bytes in order.
-  func fill() {
+  ///
+  /// - Returns: Whether some is left.
+  @discardableResult
+  func fill() -> Bool {
     port.withLock { port in
-      guard let device = port.device else { return }
+      guard let device = port.device else { return false }
       while device.takesInput, let byte = input.take() { device.take(byte) }
+      return !input.isEmpty
     }
   }
 

@@ -31,6 +31,8 @@ public struct Statistics: Sendable {
   package var stealNanoseconds: UInt64 = 0
   /// The longest time that a vCPU could have run and waited for a thread. Sums hold the longest of all.
   package var longestWaitNanoseconds: UInt64 = 0
+  /// How often a guest of lguest's interface was booted again.
+  package var restarts: UInt64 = 0
   /// Hypercalls that end the HLT of another vCPU, and that let another vCPU go first.
   package var kicks: UInt64 = 0
   package var yields: UInt64 = 0
@@ -117,6 +119,7 @@ public struct Statistics: Sendable {
     ("tlbFlushesSkipped", \.tlbFlushesSkipped),
     ("stealNanoseconds", \.stealNanoseconds),
     ("longestWaitNanoseconds", \.longestWaitNanoseconds),
+    ("restarts", \.restarts),
     ("kicks", \.kicks),
     ("yields", \.yields),
     ("exceptions", \.exceptions),

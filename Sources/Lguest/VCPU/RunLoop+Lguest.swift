@@ -5,10 +5,12 @@
 import Devices
 import Engine
 import Paravirt
+import X86
 
 extension RunLoop {
   /// Gives the engine the interrupt that is due, if there is one.
   func deliverLguest() {
+    lookForInput()
     switch lguest?.deliver(to: engine) {
     case .nothing?, nil: break
     case .done?: statistics.interrupts &+= 1
@@ -16,23 +18,39 @@ extension RunLoop {
     }
   }
 
+  /// The oldest guests do not say that they have taken what was typed, and have room again.
+  private func lookForInput() {
+    if let parts = machine.lguest, parts.needsLooks, machine.console.fill() { parts.timer.lookAgain() }
+  }
+
   /// Answers a trap, or VMCALL that the processor has executed.
   func handleLguest(_ trap: Trap?) -> Outcome? {
+    defer { lookForInput() }
     guard let effect = trap.map({ lguest?.take($0, on: engine) }) ?? lguest?.takeNativeHypercall(engine) else {
       return nil
     }
     switch effect {
     case .none: return nil
+    case .registered(let era):
+      machine.lguest?.register(era)
+      return nil
+    case .bind(let key, let buffers, let count, let interrupt):
+      let isBound = machine.lguest?.dma.bind(key, buffers: buffers, count: count, interrupt: interrupt) ?? false
+      engine[register: GPR.rax] = isBound ? 1 : 0
+      return nil
+    case .send(let key, let buffer):
+      machine.lguest?.dma.send(key, buffer: buffer)
+      return nil
     case .halt:
       isHalted = true
       return nil
-    case .shutdown(_, restarts: true): return .power(.reset(.resetControl))
+    case .shutdown(_, restarts: true): return restartLguest()
     case .shutdown("Power down", _): return .power(.powerOff)
     case .shutdown(let text, _): return .shutDown(text)
     case .killed(let reason): return .killed(reason)
     case .notify(let address):
       // Where no device is, it is a string on the early console.
-      if machine.lguest?.bus.notify(address) == true { return nil }
+      if machine.lguest?.notify(address) == true { return nil }
       if let text = lguest?.string(at: address, limit: 4096) { for byte in text.utf8 { machine.console.write(byte) } }
       return nil
     }

@@ -13,17 +13,23 @@ extension LguestHost {
 
   /// INT 1Fh, or VMCALL, from level 1. EIP is past it.
   public mutating func performHypercall(_ engine: some CPUEngine) -> LguestEffect {
+    hasCalled = true
     let registers = engine.generalRegisters
     func word(_ number: UInt8) -> UInt32 { UInt32(truncatingIfNeeded: registers[number]) }
-    let call = Call(
-      number: word(GPR.rax), arguments: (word(GPR.rbx), word(GPR.rcx), word(GPR.rdx), word(GPR.rsi)))
+    let number = word(GPR.rax)
+    guard let row = era?.row else {
+      return number == LguestCall.initializeNumber
+        ? initialize(registers, engine) : kill("hypercall \(number) before LGUEST_INIT")
+    }
+    func argument(_ index: Int) -> UInt32 { index < row.registers.count ? word(row.registers[index]) : 0 }
+    let call = Call(number: number, arguments: (argument(0), argument(1), argument(2), argument(3)))
     if let effect = drainRing(engine) { return effect }
     return perform(call, engine)
   }
 
   /// Performs what waits in the ring; what ends the guest is returned.
-  private mutating func drainRing(_ engine: some CPUEngine) -> LguestEffect? {
-    guard let data, let layout else { return nil }
+  mutating func drainRing(_ engine: some CPUEngine) -> LguestEffect? {
+    guard let data, let layout, let order = era?.row.ring else { return nil }
     let count = LguestDataLayout.ringCount
     // What is put there meanwhile waits for the next call: at most once around.
     for _ in 0..<count {
@@ -32,7 +38,9 @@ extension LguestHost {
       if memory.loadByte(at: status) ?? 0xFF == 0xFF { return nil }
       ringIndex = (index + 1) % count
       let place = data + layout.calls + UInt64(index) * layout.callBytes
-      func word(_ number: UInt64) -> UInt32 { memory.loadWord(at: place + number * 4) ?? 0 }
+      func word(_ argument: Int) -> UInt32 {
+        argument < order.count ? memory.loadWord(at: place + UInt64(order[argument]) * 4) ?? 0 : 0
+      }
       let effect = perform(Call(number: word(0), arguments: (word(1), word(2), word(3), word(4))), engine)
       memory.store(UInt8(0xFF), at: status)
       if effect != .none { return effect }
@@ -42,13 +50,13 @@ extension LguestHost {
 
   private mutating func perform(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
     let (a, b, c, _) = call.arguments
-    guard let name = LguestCall(rawValue: call.number) else { return kill("Bad hypercall \(call.number)") }
+    guard let era, let name = LguestCall(number: call.number, in: era) else {
+      return kill("Bad hypercall \(call.number)")
+    }
     callCounts[Int(call.number)] &+= 1
-    if name == .initialize { return initialize(UInt64(a), engine) }
-    guard data != nil else { return kill("hypercall \(call.number) before LGUEST_INIT") }
     switch name {
     case .flushAsync, .sendInterrupts: return .none
-    case .initialize: return .none
+    case .initialize: return kill("second LGUEST_INIT")
     case .shutdown: return shutdown(UInt64(a), restarts: b == 2)
     case .loadGDT: return loadGDT(UInt64(a), count: b)
     case .newPageTable: newPageTable(a, engine)
@@ -63,7 +71,7 @@ extension LguestHost {
       return .halt
     case .setPTE:
       if b >= LguestHost.reserved { return kill("attempt to set pte into Switcher pages") }
-      let isKernel = isKernel(b)
+      let isKernel = b >= kernelBase
       if a == root || isKernel { flush.add(b, isKernel: isKernel) }
     case .setPMD:
       guard isWide else { return kill("Bad hypercall \(call.number)") }
@@ -78,29 +86,55 @@ extension LguestHost {
       guard a < LguestGDT<Memory>.count else { return kill("too large GDT index \(a)") }
       gdt.set(a, low: b, high: c)
     case .notify: return .notify(UInt64(a))
+    case .getWallClock: engine[register: GPR.rax] = UInt64(services.wallTime().seconds)
+    case .bindDMA:
+      return .bind(key: a, buffers: b, count: c >> 8, interrupt: UInt8(truncatingIfNeeded: c))
+    case .sendDMA: return .send(key: a, buffer: b)
     }
     return .none
   }
 
-  /// Whether a linear address is the kernel's, which is in all tables.
-  private func isKernel(_ linear: UInt32) -> Bool {
-    guard let data, let layout else { return true }
-    return linear >= memory.loadWord(at: data + layout.kernelAddress) ?? 0
-  }
-
-  private mutating func initialize(_ address: UInt64, _ engine: some CPUEngine) -> LguestEffect {
-    guard data == nil else { return kill("second LGUEST_INIT") }
-    guard let layout = LguestDataLayout.identify(memory, at: address, limit: LguestHost.reserved),
-      address &+ layout.byteCount <= limit
-    else { return kill("bad guest page at 0x\(String(address, radix: 16)): no struct lguest_data of a known kernel") }
-    self.layout = layout
-    data = address
+  private mutating func initialize(_ registers: GeneralRegisters, _ engine: some CPUEngine) -> LguestEffect {
+    guard
+      let found = LguestEra.identify(
+        registers, memory, kernel: kernel, isWordStart: start.pageOffset != nil, limit: LguestHost.reserved),
+      found.address + found.layout.byteCount <= limit
+    else {
+      let place = UInt32(truncatingIfNeeded: registers[GPR.rbx] == 0 ? registers[GPR.rdx] : registers[GPR.rbx])
+      return kill("bad guest page at 0x\(String(place, radix: 16)): no struct lguest_data of a known kernel")
+    }
+    let (era, layout, address) = found
+    (self.era, self.layout, data) = (era, layout, address)
+    callCounts[Int(LguestCall.initializeNumber)] &+= 1
+    kernelBase = start.pageOffset ?? layout.kernelAddress.flatMap { memory.loadWord(at: address + $0) } ?? 0
     memory.store(services.timestampKilohertz, at: address + layout.timestampKilohertz)
     memory.store(0 &- LguestHost.reserved, at: address + layout.reserveMemory)
     writeTime()
     useVirtualFlag(of: address, engine)
     flush.addEverything()
-    return .none
+    if let place = layout.firstTables {
+      guard
+        let root = makeFirstTables(engine, (era.row.mapsIdentity ? [0] : []) + (era.row.mapsKernel ? [kernelBase] : []))
+      else { return kill("no room for page tables") }
+      memory.store(root, at: address + place)
+    }
+    return .registered(era)
+  }
+
+  /// RAM in which the kernel's texts are.
+  private var kernel: Range<UInt64> { 1 << 20..<max(1 << 20, min(start.room.upperBound, 64 << 20)) }
+
+  /// Makes tables with all RAM at these linear addresses, and lets the guest run in them.
+  @discardableResult
+  mutating func makeFirstTables(_ engine: some CPUEngine, _ linears: [UInt32]) -> UInt32? {
+    // PAE came with 2.6.31. Its kernels show the top entry of a page walk, which others have not, with this text.
+    let isWide = era == .linux2_6_31 && memory.has("*pdpt = ", in: kernel)
+    var tables = LguestFirstTables(memory, start, isWide: isWide)
+    guard let root = tables.make(at: linears, limit: LguestHost.reserved) else { return nil }
+    (isLinear, self.isWide) = (false, isWide)
+    self.root = root
+    engine.addressSpace = isWide ? .extendedTables(root: root) : .tables(root: root)
+    return root
   }
 
   private mutating func shutdown(_ address: UInt64, restarts: Bool) -> LguestEffect {

@@ -19,6 +19,9 @@ public final class LguestInterrupts: Sendable {
   /// Takes it back, for it is being delivered.
   func clear(_ number: UInt8) { _ = bits.bitwiseAnd(~(1 << UInt32(number & 31)), ordering: .sequentiallyConsistent) }
 
+  /// Takes all back.
+  public func reset() { bits.store(0, ordering: .sequentiallyConsistent) }
+
   /// All that wait, a bit each.
   public var waiting: UInt32 { bits.load(ordering: .sequentiallyConsistent) }
 }
@@ -78,7 +81,13 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   let gdt: LguestGDT<Memory>
   let idt: LguestIDT<Memory>
   let taskState: LguestTaskState<Memory>
+  let start: LguestStart
+  /// What the guest is, once it has registered struct lguest_data; where the kernel is in every address space then.
+  var era: LguestEra?
   var layout: LguestDataLayout?
+  var kernelBase: UInt32 = 0
+  /// Whether the kernel has made a hypercall: one that never does is no guest of lguest's.
+  public internal(set) var hasCalled = false
   /// Where struct lguest_data is, once it is registered.
   var data: UInt64?
   /// Before the first NEW_PGTABLE a linear address is the physical one.
@@ -96,15 +105,17 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   private var death: String?
 
   /// - Parameters:
+  ///   - start: Where the guest begins.
   ///   - limit: The first guest-physical address that the guest has not.
   ///   - page: A page behind it, for its descriptors.
   ///   - hypercallPolicy: What becomes of VMCALL.
   ///   - interrupts: What waits for the guest.
   public init(
-    memory: Memory, limit: UInt64, page: UInt64, hypercallPolicy: HypercallPolicy = .patch,
+    memory: Memory, start: LguestStart, limit: UInt64, page: UInt64, hypercallPolicy: HypercallPolicy = .patch,
     interrupts: LguestInterrupts, services: LguestServices
   ) {
     self.hypercallPolicy = hypercallPolicy
+    self.start = start
     (self.memory, self.limit, self.interrupts, self.services) = (memory, limit, interrupts, services)
     gdt = LguestGDT(memory: memory, address: page)
     taskState = LguestTaskState(memory: memory, address: page + LguestHost.taskState)
@@ -112,13 +123,26 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   }
 
   /// What a vCPU must be told once, before its first instruction.
-  public func prepare(_ engine: some CPUEngine) {
+  public mutating func prepare(_ engine: some CPUEngine) {
     gdt.reset()
     idt.reset()
     taskState.reset()
     engine.machinePages = MachinePages(linear: LguestHost.reserved, physical: gdt.address)
     engine.addressSpace = .identity
     engine.trapPolicy = .gates(VirtualInterrupts(machineFirst: LguestHost.machineFirst))
+    if let pageOffset = start.pageOffset, makeFirstTables(engine, [pageOffset]) == nil {
+      _ = kill("no room for page tables")
+    }
+  }
+
+  /// Begins again, with a vCPU that is in its first state: the guest has restarted. What waits is the machine's to reset.
+  public mutating func reset(_ engine: some CPUEngine) {
+    let (hadCalled, counts, instructions) = (hasCalled, callCounts, instructionCounts)
+    self = LguestHost(
+      memory: memory, start: start, limit: limit, page: gdt.address, hypercallPolicy: hypercallPolicy,
+      interrupts: interrupts, services: services)
+    (hasCalled, callCounts, instructionCounts) = (hadCalled, counts, instructions)
+    prepare(engine)
   }
 
   /// What the host looks at before the guest: instructions that it executes in the guest's place, and hypercalls.
@@ -162,7 +186,8 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
 
   /// Answers a trap.
   public mutating func take(_ trap: Trap, on engine: some CPUEngine) -> LguestEffect {
-    let effect = answer(trap, engine)
+    var effect = answer(trap, engine)
+    if effect == .none, era?.row.drainsAlways == true, let waiting = drainRing(engine) { effect = waiting }
     if let death { return .killed(death) }
     return effect
   }
@@ -306,7 +331,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   }
 
   /// Whether the guest knows devices by ports.
-  private var hasPorts: Bool { layout == .from4_0 }
+  private var hasPorts: Bool { era == .linux4_0 }
 
   // MARK: Interrupts
 
