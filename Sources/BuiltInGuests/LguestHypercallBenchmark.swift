@@ -33,6 +33,8 @@ package struct LguestHypercallBenchmark: Sendable {
 
     /// The mean of the runs, as the figures of 2009 were compared.
     package var mean: Double { cycles.reduce(0, +) / Double(cycles.count) }
+    /// The run in the middle.
+    var median: Double { cycles.sorted()[cycles.count / 2] }
   }
 
   private static let runs = HypercallBenchmark.runs
@@ -41,6 +43,22 @@ package struct LguestHypercallBenchmark: Sendable {
   package let technique: Technique
 
   package init(_ technique: Technique) { self.technique = technique }
+
+  /// All techniques in turn, three times, so that what else the host does meets them alike; the round with the least median
+  /// counts.
+  ///
+  /// - Throws: as `measure`.
+  package static func measureAll() throws(ConfigurationError) -> [Measurement] {
+    var best: [Technique: Measurement] = [:]
+    for _ in 0..<3 {
+      for technique in Technique.allCases {
+        let measurement = try LguestHypercallBenchmark(technique).measure()
+        if let old = best[technique], old.median <= measurement.median { continue }
+        best[technique] = measurement
+      }
+    }
+    return Technique.allCases.compactMap { best[$0] }
+  }
 
   /// Runs the guest.
   ///
@@ -85,19 +103,8 @@ package struct LguestHypercallBenchmark: Sendable {
 
   // MARK: The guest
 
-  /// struct lguest_data as Linux 3.1 to 3.19 had it, where the guest has it.
-  private static let dataOffset: UInt32 = 0x1000
-  private static var data: UInt32 { UInt32(BuiltInGuest.origin) + dataOffset }
-  private static var buffer: UInt32 { data + 0x800 }
-  private static var goodbye: UInt32 { data + 0x840 }
-
-  private static func number(_ call: LguestCall) -> UInt32 { call.number(in: .linux3_1) ?? 0 }
-
   private static func code(_ technique: Technique) -> [UInt8] {
-    func word(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
-    func call(_ number: UInt32, _ argument: UInt32) -> [UInt8] {
-      [0xB8] + word(number) + [0xBB] + word(argument) + [0xCD, LguestCall.vector]  // MOV EAX; MOV EBX; INT 1Fh
-    }
+    func word(_ value: UInt32) -> [UInt8] { Ring1Code.word(value) }
     let instruction = technique == .direct ? [0xCD, LguestCall.vector] : HypercallOpcode.vmcall.bytes
     // XOR EAX, EAX (FLUSH_ASYNC); the call; DEC EDI; JNZ to the first
     let body: [UInt8] = [0x31, 0xC0] + instruction + [0x4F]
@@ -108,16 +115,11 @@ package struct LguestHypercallBenchmark: Sendable {
     ]
     var run: [UInt8] = [0xBF] + word(callsPerRun) + [0x0F, 0x31, 0x50]  // MOV EDI; RDTSC; PUSH EAX
     run += loop + [0x0F, 0x31, 0x59, 0x29, 0xC8]  // RDTSC; POP ECX; SUB EAX, ECX
-    run += [0xBF] + word(buffer) + [0xB9] + word(8) + letter  // MOV EDI; MOV ECX
-    run += call(number(.notify), buffer) + [0x4D]  // DEC EBP
+    run += [0xBF] + word(Ring1Code.buffer) + [0xB9] + word(8) + letter  // MOV EDI; MOV ECX
+    run += Ring1Code.call(.notify, [Ring1Code.buffer]) + [0x4D]  // DEC EBP
     let back = Int32(-(run.count + 6))
-    var code: [UInt8] = [0xBC] + word(UInt32(BuiltInGuest.stackTop)) + call(number(.initialize), data)
-    code += [0xBD] + word(UInt32(runs + 1)) + run + [0x0F, 0x85] + word(UInt32(bitPattern: back))  // MOV EBP; ...; JNZ
-    code += [0xB9] + word(1) + call(number(.shutdown), goodbye)  // MOV ECX
-    code += [UInt8](repeating: 0x90, count: Int(dataOffset) - code.count)
-    code += LguestDataLayout.blank3_1(kernelAddress: 0xC000_0000)
-    code += [UInt8](repeating: 0, count: Int(goodbye - UInt32(BuiltInGuest.origin)) - code.count)
-    return code + Array("Power down".utf8) + [0]
+    let whole = [0xBD] + word(UInt32(runs + 1)) + run + [0x0F, 0x85] + word(UInt32(bitPattern: back))  // MOV EBP; ...; JNZ
+    return Ring1Code.program(whole + Ring1Code.call(.shutdown, [Ring1Code.goodbye, 1]))
   }
 }
 

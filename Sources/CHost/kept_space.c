@@ -4,10 +4,11 @@
 #include "paging.h"
 
 uint32_t chost_walk_kept(chost_cpu *cpu, uint64_t linear, uint32_t access, bool update, leaf *out) {
-  if (cpu->kept_pages_physical && linear >= cpu->kept_pages) {
-    // The machine's: read only, and no page is the user's.
-    if (access & (CHOST_ACCESS_USER | CHOST_ACCESS_WRITE)) return fault(cpu, access, ERROR_P);
-    out->physical = cpu->kept_pages_physical + (linear - cpu->kept_pages);
+  if (cpu->kept_page && linear >= cpu->kept_linear) {
+    // The machine's: data that is only read, and not by level 3.
+    if (linear - cpu->kept_linear >= PAGE_SIZE) return fault(cpu, access, 0);
+    if (access & (CHOST_ACCESS_USER | CHOST_ACCESS_WRITE | CHOST_ACCESS_FETCH)) return fault(cpu, access, ERROR_P);
+    out->physical = CHOST_KEPT_PHYSICAL + (linear - cpu->kept_linear);
     out->shift = 12;
     out->user = out->global = false;
     return 0;

@@ -46,6 +46,12 @@ static bool resolve(chost_cpu *cpu, uint64_t linear, uint32_t access, uint64_t c
   const bool user = access & CHOST_ACCESS_USER, write = access & CHOST_ACCESS_WRITE;
   if (walk(cpu, linear, access, true, &found)) return false;
   uint64_t page = found.physical & PAGE_MASK;
+  if (page == CHOST_KEPT_PHYSICAL) {
+    // The walk has refused everything but reads by a supervisor.
+    *addend = cpu->kept_page - (linear & PAGE_MASK);
+    tlb_insert(cpu, 0, 0, linear, *addend, false);
+    return true;
+  }
   if (!in_ram(cpu, page, PAGE_SIZE) || is_late(cpu, page, user)) return false;
   if (write) {
     if (__atomic_load_n(page_flags(cpu, page), __ATOMIC_ACQUIRE) & CHOST_PAGE_CODE) {

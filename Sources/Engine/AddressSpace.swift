@@ -3,19 +3,6 @@
 // whose guest asks for its page tables by hypercall, as lguest's did, has others, which it keeps itself; the guest's code
 // then runs at a level that may not load control registers.
 
-/// Pages of the machine's own at the top of an address space that it keeps, from a linear address to 4 GiB: what the
-/// processor reads there (descriptors, a task-state segment) and the guest must not write. Code of levels 0 to 2 may read
-/// them.
-public struct MachinePages: Sendable, Equatable {
-  /// Where they begin, a multiple of 4096.
-  public let linear: UInt32
-  /// Where they are, a multiple of 4096 and not 0. What lies behind the end of RAM is no memory.
-  public let physical: UInt64
-
-  /// Pages from an address on.
-  public init(linear: UInt32, physical: UInt64) { (self.linear, self.physical) = (linear, physical) }
-}
-
 /// Where linear addresses are looked up. The rights of an entry, accessed and dirty bits and page-fault error codes are those
 /// of the format in every case (SDM volume 3, 4.3 and 4.4), with CR0.WP, CR4 and EFER.NXE as they are.
 public enum AddressSpace: Sendable, Equatable {

@@ -100,8 +100,9 @@ public protocol CPUEngine: AnyObject, Sendable, SavedState {
   /// same kind, which is a MOV CR3: what is global stays (SDM volume 3, 4.10.4.1). Not a part of `state`, nor saved:
   /// whoever chose one sets it again after a restore.
   var addressSpace: AddressSpace { get set }
-  /// Pages of the machine's own in kept address spaces; the same holds. nil: none.
-  var machinePages: MachinePages? { get set }
+  /// A page of the machine's own in kept address spaces; not saved either. nil: none. Another page in its place is seen by
+  /// the next instruction.
+  var machinePage: MachinePagePlace? { get set }
   /// Where exceptions, interrupts and INT n go; the same holds.
   var trapPolicy: TrapPolicy { get set }
 

@@ -139,8 +139,8 @@ struct BuiltMachine: Sendable {
 
   /// All vCPUs are ready to run.
   func begin(finished: @escaping @Sendable () -> Void = {}) {
-    machine.scheduler.begin(finished: finished) { [machine, loops] cpu, delay in
-      let pause = loops[cpu].run(on: delay)
+    machine.scheduler.begin(finished: finished) { [machine, loops] cpu, thread in
+      let pause = loops[cpu].run(on: thread)
       if case .ended(let outcome) = pause { machine.end(outcome, by: cpu) }
       return pause
     }

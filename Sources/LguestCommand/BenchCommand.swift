@@ -9,7 +9,7 @@ import SystemPackage
 
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "bench", abstract: "Measure this machine; needs no kernel.", subcommands: [HypercallBenchCommand.self])
+    commandName: "bench", abstract: "Measure this machine; needs no kernel.", subcommands: [HypercallBenchCommand.self, SwitchBenchCommand.self])
 }
 
 struct HypercallBenchCommand: ParsableCommand {
@@ -72,12 +72,8 @@ struct HypercallBenchCommand: ParsableCommand {
   }
 
   private func runLguest() throws {
-    var measurements: [LguestHypercallBenchmark.Measurement] = []
-    do {
-      for technique in LguestHypercallBenchmark.Technique.allCases {
-        measurements.append(try LguestHypercallBenchmark(technique).measure())
-      }
-    } catch {
+    let measurements: [LguestHypercallBenchmark.Measurement]
+    do { measurements = try LguestHypercallBenchmark.measureAll() } catch {
       Messages.say("\(error)")
       throw CommandEnding(status: Ending.cannotStart.exitStatus)
     }

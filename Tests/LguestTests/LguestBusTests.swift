@@ -41,14 +41,14 @@ import Testing
     }
 
     init() throws {
-      memory = try GuestMemory(byteCount: LguestLayout.byteCount(LguestBusTests.size))
+      memory = try GuestMemory(byteCount: LguestLayout.limit(LguestBusTests.size))
       block = VirtioBlock(Disk()) {}
       let others: [any VirtioDevice] = [
         block, VirtioNetwork(address: [2, 0, 0, 0, 0, 9]) {}, VirtioEntropy { [UInt8](repeating: 3, count: $0) },
       ]
       let console = VirtioConsole(write: { _ in }, wantsInput: {})
       let raise: @Sendable (UInt8) -> Void = { [raised] in raised.put($0) }
-      bus = LguestBus(memory, page: LguestBusTests.size, devices: others + [console], raise: raise)
+      bus = LguestBus(memory, page: LguestBusTests.size, .records, devices: others + [console], raise: raise)
       pci = LguestPCI(
         memory, region: LguestLayout.region(LguestBusTests.size), devices: [console] + others, raise: raise)
       bus.describe()

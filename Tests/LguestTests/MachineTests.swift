@@ -183,7 +183,7 @@ private final class Sink: Sendable {
         return pause
       }
       return (0..<threads.threadCount).map { number in
-        let thread = Thread { [threads] in threads.work(thread: number) }
+        let thread = Thread { [threads] in threads.work(number) }
         thread.start()
         return thread
       }

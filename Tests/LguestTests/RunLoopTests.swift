@@ -162,7 +162,7 @@ private let apic: UInt64 = 0xFEE0_0000
         machine.end(.stopped)
         return .ended(.stopped)
       }
-      scripted.machine.threads.work(thread: 0)
+      scripted.machine.threads.work(0)
     }
   }
 

@@ -52,7 +52,7 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
   public var addressSpace = AddressSpace.controlRegisters { didSet { addressSpaceCount += 1 } }
   /// How often it was set.
   public private(set) var addressSpaceCount = 0
-  public var machinePages: MachinePages?
+  public var machinePage: MachinePagePlace?
   public var trapPolicy = TrapPolicy.guest
   public var isSingleStepping = false
   public var breakpoints: Set<UInt64> = []

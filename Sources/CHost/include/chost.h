@@ -119,8 +119,9 @@ typedef struct chost_cpu {
   uint32_t space;             // CHOST_SPACE_*: where linear addresses are looked up
   uint64_t kept_root;         // of CHOST_SPACE_NARROW: the page directory
   uint64_t kept_pdpte[4];     // of CHOST_SPACE_WIDE: the top entries
-  // Of every kept space: linear addresses from here to 4 GiB are the machine's pages, at this guest-physical address; 0: none.
-  uint64_t kept_pages, kept_pages_physical;
+  // Of every kept space: the page at this linear address is the machine's, in no guest's RAM, at this host address (0: none).
+  // What is above it is nobody's.
+  uint64_t kept_linear, kept_page;
   // Traps of a guest whose gates the machine keeps: vectors that go to the machine first, a bit each; and where in RAM its
   // own interrupt flag is (bit 9 of a word) and the address of a page fault is stored, each plus 1; 0: nowhere.
   uint64_t machine_vectors[4];
@@ -209,6 +210,8 @@ enum {
 enum { CHOST_TRAP_PAGE = 14, CHOST_TRAP_SLOT = 255 };
 
 enum { CHOST_SHADOW_GUARD = 4096 };
+// What walks find where the machine's page is: beyond every guest-physical address.
+#define CHOST_KEPT_PHYSICAL (1ull << 60)
 
 // Page flags. ABSENT: the page's bytes are in a slow store and not in RAM, which reads as zeros there: whoever wants them
 // brings them in first. It is set only while no vCPU executes or uses its tables, and then these are flushed. USED: by

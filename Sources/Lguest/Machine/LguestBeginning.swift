@@ -26,7 +26,7 @@ extension LguestBeginning {
       let kernel = try LguestBoot.load(
         KernelImage(configuration.kernel), initrd: configuration.initrd.map { InitialRAMDisk($0) },
         commandLine: configuration.commandLine.text(for: .lguest), byteCount: configuration.memorySize, into: memory)
-      state = LguestHost<ParavirtMemory>.firstState(entry: kernel.entry)
+      state = LguestHost.firstState(entry: kernel.entry)
       start = LguestStart(memorySize: configuration.memorySize, room: kernel.room, pageOffset: kernel.pageOffset)
     } catch { throw ConfigurationError(error) }
     do throws(MemoryError) { self.memory = configuration.restartsGuest ? try memory.content() : nil } catch {

@@ -11,13 +11,12 @@ import Paravirt
 import Synchronization
 import X86
 
-/// The memory of such a machine: RAM that the guest is told of, devices' pages, and a page for descriptors.
+/// The memory of such a machine: RAM that the guest is told of, and devices' pages behind it.
 enum LguestLayout {
   static let deviceBytes: UInt64 = 1 << 20
   static func limit(_ memorySize: UInt64) -> UInt64 { memorySize + deviceBytes }
   /// Where memory regions of PCI devices are, behind all RAM.
-  static func region(_ memorySize: UInt64) -> UInt64 { (byteCount(memorySize) + 0x1F_FFFF) & ~0xF_FFFF }
-  static func byteCount(_ memorySize: UInt64) -> UInt64 { limit(memorySize) + 4096 }
+  static func region(_ memorySize: UInt64) -> UInt64 { (limit(memorySize) + 0x1F_FFFF) & ~0xF_FFFF }
 }
 
 /// The parts of a machine that only such a guest has.
@@ -108,10 +107,10 @@ final class LguestMachine: Sendable {
   func makeHost(
     _ configuration: VirtualMachine.Configuration, _ memory: ParavirtMemory, _ clock: KVMClock,
     _ counter: TimestampCounter
-  ) -> LguestHost<ParavirtMemory> {
+  ) -> LguestHost {
     let limit = LguestLayout.limit(memorySize)
     return LguestHost(
-      memory: memory, start: beginning.start, limit: limit, page: limit,
+      memory: memory, start: beginning.start, limit: limit,
       hypercallPolicy: configuration.hypercallPolicy, interrupts: interrupts,
       services: LguestServices(
         timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,

@@ -52,7 +52,7 @@ extension MachineParts {
       do throws(HostError) {
         memory = try GuestMemory(
           byteCount: configuration.abi == .lguest
-            ? LguestLayout.byteCount(configuration.memorySize) : configuration.memorySize, fetchDelay: fetchDelay)
+            ? LguestLayout.limit(configuration.memorySize) : configuration.memorySize, fetchDelay: fetchDelay)
       } catch { throw ConfigurationError(error) }
       if configuration.abi == .lguest {
         let beginning = try LguestBeginning(configuration, loadedInto: memory)

@@ -11,6 +11,7 @@ extension RunLoop {
   /// Gives the engine the interrupt that is due, if there is one.
   func deliverLguest() {
     lookForInput()
+    defer { if let page = thread?.page { lguest?.resume(on: page, engine) } }
     switch lguest?.deliver(to: engine) {
     case .nothing?, nil: break
     case .done?: statistics.interrupts &+= 1

@@ -64,8 +64,8 @@ extension RunLoop {
   var waited: UInt64 { machine.scheduler.wait(of: number).total &+ waitedForHost }
 
   /// A thread has taken the vCPU: before it executes anything, what others left for it is done.
-  func beginSlice(on delay: RunQueueDelay?) {
-    self.delay = delay
+  func beginSlice(on thread: VCPUThread?) {
+    self.thread = thread
     guard registers.stealTime.register & 1 != 0 else { return }
     if registers.stealTime.resume(total: waited) {
       engine.flushTLB()
@@ -78,7 +78,9 @@ extension RunLoop {
 
   /// Brings the guest's steal time up to date, now and then.
   func tellStealTime() {
-    guard registers.stealTime.register & 1 != 0, let growth = delay?.growth(after: RunLoop.hostInterval) else { return }
+    guard registers.stealTime.register & 1 != 0, let growth = thread?.delay?.growth(after: RunLoop.hostInterval) else {
+      return
+    }
     waitedForHost &+= growth
     registers.stealTime.update(total: waited)
   }

@@ -37,7 +37,7 @@ final class RunLoop: @unchecked Sendable {
   private let patching: HypercallPatching
   let interface: KVMInterface
   /// The host side of a ring-1 guest; nil: the guest is a PC's.
-  var lguest: LguestHost<ParavirtMemory>?
+  var lguest: LguestHost?
   let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
@@ -49,7 +49,7 @@ final class RunLoop: @unchecked Sendable {
   var lastHypercall: UInt64?
   private var wantsWindow = false
   /// Of the thread that runs the vCPU.
-  var delay: RunQueueDelay?
+  var thread: VCPUThread?
   /// How long the host let that thread wait, in nanoseconds.
   var waitedForHost: UInt64 = 0
   /// HLT was executed, or the vCPU waits to be started.
@@ -89,11 +89,11 @@ final class RunLoop: @unchecked Sendable {
 
   /// Runs the guest until it halts, somebody else should run, or something ends it.
   ///
-  /// - Parameter delay: The calling thread's.
-  func run(on delay: RunQueueDelay?) -> Scheduler.Pause {
+  /// - Parameter thread: The calling one.
+  func run(on thread: VCPUThread?) -> Scheduler.Pause {
     // The machine may have been stopped in between.
     registers.synchronize()
-    beginSlice(on: delay)
+    beginSlice(on: thread)
     while true {
       if sample.isAsked { publishStatistics() }
       if isHalted {

@@ -55,7 +55,7 @@ final class Scheduler: Sendable {
   ///     with the run.
   ///   - run: Runs a vCPU on the calling thread for a while.
   func begin(
-    finished: @escaping @Sendable () -> Void = {}, run: @escaping @Sendable (Int, RunQueueDelay?) -> Pause
+    finished: @escaping @Sendable () -> Void = {}, run: @escaping @Sendable (Int, VCPUThread?) -> Pause
   ) {
     let ended: @Sendable () -> Void = { [weak self] in
       let isLast = self?.state.withLock { state in

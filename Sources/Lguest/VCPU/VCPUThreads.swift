@@ -12,7 +12,7 @@ import Synchronization
 struct ScheduledVCPU: Sendable {
   let doorbell: Doorbell
   /// Runs it on the calling thread for a while.
-  let run: @Sendable (RunQueueDelay?) -> Scheduler.Pause
+  let run: @Sendable (VCPUThread?) -> Scheduler.Pause
   /// Called once it has ended and no thread has it any more.
   let ended: @Sendable () -> Void
 }
@@ -161,10 +161,10 @@ final class VCPUThreads: DeadlineSource {
           try HostThread(name: "lguest-vcpu\(number)") {
             do throws(HostError) {
               try MachineParts.withPreparedThread { () throws(HostError) in
-                let delay = RunQueueDelay()
+                let thread = try VCPUThread(RunQueueDelay())
                 sandbox?.confine(.vcpu)
                 try sandbox?.waitForAll { self.hasEnded }
-                self.work(thread: number, delay: delay)
+                self.work(number, on: thread)
               }
             } catch { failed(error) }
           })
@@ -181,23 +181,25 @@ final class VCPUThreads: DeadlineSource {
 
   /// Runs vCPUs on the calling thread until `end`.
   ///
-  /// - Parameter delay: The calling thread's.
-  func work(thread: Int, delay: RunQueueDelay? = nil) {
+  /// - Parameters:
+  ///   - number: The thread's.
+  ///   - thread: What it has.
+  func work(_ number: Int, on thread: VCPUThread? = nil) {
     var returned: Int?
     var ended: ScheduledVCPU?
     while true {
-      let work = next(thread, returning: returned)
+      let work = next(number, returning: returned)
       returned = nil
       ended?.ended()
       ended = nil
       switch work {
-      case .run(let number, let vcpu):
-        switch vcpu.run(delay) {
+      case .run(let cpu, let vcpu):
+        switch vcpu.run(thread) {
         case .halted: break
-        case .preempted: returned = number
+        case .preempted: returned = cpu
         case .ended: ended = vcpu
         }
-      case .sleep: while bells[thread].word.load(ordering: .acquiring) == 0 { bells[thread].wait(while: 0) }
+      case .sleep: while bells[number].word.load(ordering: .acquiring) == 0 { bells[number].wait(while: 0) }
       case .leave: return
       }
     }

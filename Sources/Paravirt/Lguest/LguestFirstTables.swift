@@ -18,16 +18,16 @@ public struct LguestStart: Sendable {
 }
 
 /// Makes them.
-struct LguestFirstTables<Memory: GuestPhysicalWriter> {
+struct LguestFirstTables {
   /// Present, writable, for all levels.
   private static var rights: UInt64 { 7 }
-  let memory: Memory
+  let memory: any GuestPhysicalWriter
   let start: LguestStart
   /// Whether entries have 64 bits (PAE).
   let isWide: Bool
   private var next: UInt64
 
-  init(_ memory: Memory, _ start: LguestStart, isWide: Bool) {
+  init(_ memory: any GuestPhysicalWriter, _ start: LguestStart, isWide: Bool) {
     (self.memory, self.start, self.isWide) = (memory, start, isWide)
     next = start.room.upperBound & ~4095
   }

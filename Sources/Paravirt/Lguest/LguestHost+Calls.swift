@@ -38,14 +38,22 @@ extension LguestHost {
       if memory.loadByte(at: status) ?? 0xFF == 0xFF { return nil }
       ringIndex = (index + 1) % count
       let place = data + layout.calls + UInt64(index) * layout.callBytes
-      func word(_ argument: Int) -> UInt32 {
-        argument < order.count ? memory.loadWord(at: place + UInt64(order[argument]) * 4) ?? 0 : 0
-      }
+      let words = loadSlot(place, wide: layout.callBytes > 16)
+      func word(_ argument: Int) -> UInt32 { argument < order.count ? words[order[argument]] : 0 }
       let effect = perform(Call(number: word(0), arguments: (word(1), word(2), word(3), word(4))), engine)
       memory.store(UInt8(0xFF), at: status)
       if effect != .none { return effect }
     }
     return nil
+  }
+
+  /// The four or five words of a slot.
+  private func loadSlot(_ place: UInt64, wide: Bool) -> InlineArray<5, UInt32> {
+    let first = memory.loadQuadword(at: place) ?? 0, second = memory.loadQuadword(at: place + 8) ?? 0
+    return [
+      UInt32(truncatingIfNeeded: first), UInt32(truncatingIfNeeded: first >> 32), UInt32(truncatingIfNeeded: second),
+      UInt32(truncatingIfNeeded: second >> 32), wide ? memory.loadWord(at: place + 16) ?? 0 : 0,
+    ]
   }
 
   private mutating func perform(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
@@ -62,7 +70,7 @@ extension LguestHost {
     case .newPageTable: newPageTable(a, engine)
     case .flushTLB: if a == 0 { flush.addUser() } else { flush.addEverything() }
     case .loadIDTEntry:
-      do { try idt.set(a, low: b, high: c) } catch { return kill(error.reason) }
+      do { try tables.setGate(a, low: b, high: c) } catch { return kill(error.reason) }
     case .setStack: return setStack(a, b, pages: c)
     case .taskSwitched: engine.isTaskSwitched = a != 0
     case .setClockEvent: services.setTimer(a == 0 ? nil : a)
@@ -81,10 +89,10 @@ extension LguestHost {
       if a == root { flush.addUser() }
     case .loadTLS:
       guard memory.contains(UInt64(a), byteCount: 24) else { return kill("bad address 0x\(String(a, radix: 16))") }
-      for index in UInt32(0)..<3 { load(entry: 6 + index, from: UInt64(a) + UInt64(index) * 8) }
+      tables.setThreadDescriptors((descriptor(at: a, 0), descriptor(at: a, 1), descriptor(at: a, 2)))
     case .loadGDTEntry:
-      guard a < LguestGDT<Memory>.count else { return kill("too large GDT index \(a)") }
-      gdt.set(a, low: b, high: c)
+      guard a < LguestTables.descriptorCount else { return kill("too large GDT index \(a)") }
+      tables.setDescriptor(a, low: b, high: c)
     case .notify: return .notify(UInt64(a))
     case .getWallClock: engine[register: GPR.rax] = UInt64(services.wallTime().seconds)
     case .bindDMA:
@@ -156,16 +164,20 @@ extension LguestHost {
   }
 
   private mutating func loadGDT(_ address: UInt64, count: UInt32) -> LguestEffect {
-    guard count <= LguestGDT<Memory>.count, memory.contains(address, byteCount: UInt64(count) * 8) else {
+    guard count <= LguestTables.descriptorCount, memory.contains(address, byteCount: UInt64(count) * 8) else {
       return kill("bad GDT at 0x\(String(address, radix: 16))")
     }
-    for index in 0..<count { load(entry: index, from: address + UInt64(index) * 8) }
+    for index in 0..<count {
+      let value = descriptor(at: UInt32(truncatingIfNeeded: address), UInt64(index))
+      tables.setDescriptor(
+        index, low: UInt32(truncatingIfNeeded: value), high: UInt32(truncatingIfNeeded: value >> 32))
+    }
     return .none
   }
 
-  private func load(entry index: UInt32, from address: UInt64) {
-    let value = memory.loadQuadword(at: address) ?? 0
-    gdt.set(index, low: UInt32(truncatingIfNeeded: value), high: UInt32(truncatingIfNeeded: value >> 32))
+  /// Of a table of the guest's that is in its RAM.
+  private func descriptor(at address: UInt32, _ index: UInt64) -> UInt64 {
+    memory.loadQuadword(at: UInt64(address) + index * 8) ?? 0
   }
 
   private mutating func newPageTable(_ table: UInt32, _ engine: some CPUEngine) {
@@ -188,7 +200,7 @@ extension LguestHost {
   private mutating func setStack(_ selector: UInt32, _ pointer: UInt32, pages: UInt32) -> LguestEffect {
     guard selector & 3 == 1 else { return kill("bad stack segment \(selector)") }
     guard pages <= 2 else { return kill("bad stack pages \(pages)") }
-    taskState.setStack(selector, pointer)
+    tables.setStack(UInt16(truncatingIfNeeded: selector), pointer)
     return .none
   }
 }

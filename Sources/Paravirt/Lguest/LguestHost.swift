@@ -27,9 +27,9 @@ public final class LguestInterrupts: Sendable {
 }
 
 /// Whether anything waits that the guest does not block: what ends its sleep.
-public struct LguestNews<Memory: GuestPhysicalWriter>: Sendable {
+public struct LguestNews: Sendable {
   let interrupts: LguestInterrupts
-  let memory: Memory
+  let memory: any GuestPhysicalWriter
   let data: UInt64?
 
   public var isThere: Bool {
@@ -63,7 +63,7 @@ public struct LguestServices: Sendable {
 }
 
 /// One guest's host. Belongs to the vCPU's thread; `interrupts` is anybody's.
-public struct LguestHost<Memory: GuestPhysicalWriter> {
+public struct LguestHost {
   /// The first linear address that the guest's tables do not map: the host's own page is there.
   public static var reserved: UInt32 { 0xFFC0_0000 }
   /// The kernel's code, and its data or stack: flat, of level 1.
@@ -73,14 +73,19 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   }
 
   public let interrupts: LguestInterrupts
-  let memory: Memory
+  let memory: any GuestPhysicalWriter
   let services: LguestServices
   /// The first guest-physical address that is neither RAM nor a device's.
   let limit: UInt64
   let hypercallPolicy: HypercallPolicy
-  let gdt: LguestGDT<Memory>
-  let idt: LguestIDT<Memory>
-  let taskState: LguestTaskState<Memory>
+  var tables = LguestTables()
+  /// By which pages know whose they are.
+  private final class Identity: Sendable {}
+  private let identity = Identity()
+  /// Where it ran last.
+  private var page: LguestPage?
+  /// What it cost to go on.
+  public private(set) var resumeCounts = LguestResumeCounts()
   let start: LguestStart
   /// What the guest is, once it has registered struct lguest_data; where the kernel is in every address space then.
   var era: LguestEra?
@@ -107,27 +112,19 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   /// - Parameters:
   ///   - start: Where the guest begins.
   ///   - limit: The first guest-physical address that the guest has not.
-  ///   - page: A page behind it, for its descriptors.
   ///   - hypercallPolicy: What becomes of VMCALL.
   ///   - interrupts: What waits for the guest.
   public init(
-    memory: Memory, start: LguestStart, limit: UInt64, page: UInt64, hypercallPolicy: HypercallPolicy = .patch,
+    memory: any GuestPhysicalWriter, start: LguestStart, limit: UInt64, hypercallPolicy: HypercallPolicy = .patch,
     interrupts: LguestInterrupts, services: LguestServices
   ) {
     self.hypercallPolicy = hypercallPolicy
     self.start = start
     (self.memory, self.limit, self.interrupts, self.services) = (memory, limit, interrupts, services)
-    gdt = LguestGDT(memory: memory, address: page)
-    taskState = LguestTaskState(memory: memory, address: page + LguestHost.taskState)
-    idt = LguestIDT(memory: memory, address: page + LguestHost.gates)
   }
 
   /// What a vCPU must be told once, before its first instruction.
   public mutating func prepare(_ engine: some CPUEngine) {
-    gdt.reset()
-    idt.reset()
-    taskState.reset()
-    engine.machinePages = MachinePages(linear: LguestHost.reserved, physical: gdt.address)
     engine.addressSpace = .identity
     engine.trapPolicy = .gates(VirtualInterrupts(machineFirst: LguestHost.machineFirst))
     if let pageOffset = start.pageOffset, makeFirstTables(engine, [pageOffset]) == nil {
@@ -137,12 +134,23 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
 
   /// Begins again, with a vCPU that is in its first state: the guest has restarted. What waits is the machine's to reset.
   public mutating func reset(_ engine: some CPUEngine) {
-    let (hadCalled, counts, instructions) = (hasCalled, callCounts, instructionCounts)
+    let (hadCalled, calls, instructions, resumes) = (hasCalled, callCounts, instructionCounts, resumeCounts)
     self = LguestHost(
-      memory: memory, start: start, limit: limit, page: gdt.address, hypercallPolicy: hypercallPolicy,
-      interrupts: interrupts, services: services)
-    (hasCalled, callCounts, instructionCounts) = (hadCalled, counts, instructions)
+      memory: memory, start: start, limit: limit, hypercallPolicy: hypercallPolicy, interrupts: interrupts,
+      services: services)
+    (hasCalled, callCounts, instructionCounts, resumeCounts) = (hadCalled, calls, instructions, resumes)
     prepare(engine)
+  }
+
+  /// The guest goes on, on a thread with this page: before every entry.
+  public mutating func resume(on page: LguestPage, _ engine: some CPUEngine) {
+    let hasMoved = page !== self.page
+    if hasMoved {
+      self.page = page
+      engine.machinePage = MachinePagePlace(linear: LguestHost.reserved, page: page.page)
+    }
+    page.admit(ObjectIdentifier(identity), hasMoved: hasMoved, &tables, &resumeCounts)
+    if page.policy == .everything { page.copyRegisters(engine, &resumeCounts) }
   }
 
   /// What the host looks at before the guest: instructions that it executes in the guest's place, and hypercalls.
@@ -156,10 +164,6 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
         faultAddress: data + LguestDataLayout.cr2))
   }
 
-  // Places in the host's page, behind the global descriptor table.
-  private static var taskState: UInt64 { 0x200 }
-  private static var gates: UInt64 { 0x800 }
-
   /// The state in which a kernel begins.
   public static func firstState(entry: UInt64) -> CPUState {
     var state = CPUState()
@@ -170,9 +174,10 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     (state.fs, state.gs) = (.unusable, .unusable)
     state.ldtr = .unusable
     state.tr = Segment(
-      selector: 0x80, base: UInt64(reserved) + taskState, limit: LguestTaskState<Memory>.limit, attributes: 0x8B)
+      selector: 0x80, base: UInt64(reserved) + UInt64(LguestPage.taskState), limit: LguestPage.taskStateLimit,
+      attributes: 0x8B)
     state.gdtr = DescriptorTable(base: UInt64(reserved), limit: 0xFF)
-    state.idtr = DescriptorTable(base: UInt64(reserved) + gates, limit: 0x7FF)
+    state.idtr = DescriptorTable(base: UInt64(reserved) + UInt64(LguestPage.gates), limit: 0x7FF)
     state.cr0 = CR0.pe | CR0.et | CR0.ne | CR0.wp | CR0.mp
     // Global pages outlast NEW_PGTABLE; the guest, for which CR4 is 0, does not ask for them.
     state.cr4 = CR4.osfxsr | CR4.osxmmexcpt | CR4.pge
@@ -180,7 +185,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
   }
 
   /// What ends the guest's sleep.
-  public var news: LguestNews<Memory> { LguestNews(interrupts: interrupts, memory: memory, data: data) }
+  public var news: LguestNews { LguestNews(interrupts: interrupts, memory: memory, data: data) }
 
   // MARK: Traps
 
@@ -197,7 +202,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     switch trap.kind {
     case .software:
       if trap.vector == LguestCall.vector && level == 1 { return performHypercall(engine) }
-      let needed = idt[trap.vector]?.level ?? 0
+      let needed = tables.gate(trap.vector)?.level ?? 0
       guard level > needed else { return forward(trap, engine) }
       moveBack(engine, over: trap.vector)
       return forward(
@@ -248,7 +253,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
 
   /// Goes on in the guest's own handler.
   private mutating func forward(_ trap: Trap, _ engine: some CPUEngine) -> LguestEffect {
-    guard idt[trap.vector] != nil else {
+    guard tables.gate(trap.vector) != nil else {
       let where_ = String(engine.linearInstructionPointer, radix: 16)
       let what = String(trap.vector == Vector.pageFault ? trap.address : UInt64(trap.errorCode ?? 0), radix: 16)
       return kill("unhandled trap \(trap.vector) at 0x\(where_) (0x\(what))")
@@ -367,7 +372,7 @@ public struct LguestHost<Memory: GuestPhysicalWriter> {
     }
     let number = UInt8(due.trailingZeroBitCount)
     var result = Delivery.nothing
-    if let gate = idt[0x20 + number] {
+    if let gate = tables.gate(0x20 + number) {
       interrupts.clear(number)
       result = .done
       if reusesFrame {

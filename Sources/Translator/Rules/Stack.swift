@@ -170,10 +170,11 @@ extension BlockBuilder {
     return true
   }
 
-  /// POP register; a memory destination is left to Swift.
+  /// POP.
   mutating func pop() -> Bool {
-    guard hasInlineStack, row.form == .plus || !instruction.isMemory else { return false }
+    guard hasInlineStack else { return false }
     let size = stackSize
+    if row.form != .plus && instruction.isMemory { return popMemory(size) }
     let number = row.form == .plus ? instruction.plusRegister : instruction.rm
     let host = RegisterMap.host(number)
     if size >= 4 && host != RegisterMap.inMemory && host != RegisterMap.stackPointer {
@@ -186,6 +187,20 @@ extension BlockBuilder {
       if number == 4 { settleStackPointer() }
       write(number, RegisterMap.t0, size: size)
     }
+    finishFlags()
+    return true
+  }
+
+  /// POP memory. An address with RSP is that after the pop, and left to Swift.
+  private mutating func popMemory(_ size: Int32) -> Bool {
+    guard instruction.base != GPR.rsp else { return false }
+    loadTop(RegisterMap.t2, size: size)
+    // The check of the destination wants T2.
+    hot.store(.env(Slot.scratch0), RegisterMap.t2)
+    let memory = access(size: Int(size), write: true)
+    hot.load(RegisterMap.t2, .env(Slot.scratch0))
+    storeOperand(memory, RegisterMap.t2, size: size)
+    release(size)
     finishFlags()
     return true
   }

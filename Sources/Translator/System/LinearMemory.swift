@@ -223,10 +223,10 @@ extension Processor {
 
   /// Loads bytes of one page.
   func physicalLoad<T: FixedWidthInteger & UnsignedInteger & BitwiseCopyable>(_ type: T.Type, _ physical: UInt64) -> T {
-    guard let host = unsafe host(physical) else {
+    guard let host = unsafe host(physical) ?? keptPage(physical) else {
       return T(truncatingIfNeeded: state.device.load(physical, size: MemoryLayout<T>.size))
     }
-    // SAFETY: the bytes are in one page of guest RAM.
+    // SAFETY: the bytes are in one page of guest RAM, or in the machine's.
     return unsafe host.loadUnaligned(as: T.self)
   }
 
@@ -247,6 +247,12 @@ extension Processor {
     // It was there when it was translated, but may have gone away while this vCPU waited for another one.
     if page[\.late_pages] != 0 { waitUntilPresent(physical) }
     return unsafe UnsafeMutableRawPointer(bitPattern: UInt(page[\.ram] &+ physical))
+  }
+
+  /// The machine's own page, which is only read.
+  private func keptPage(_ physical: UInt64) -> UnsafeMutableRawPointer? {
+    guard physical & ~4095 == UInt64(CHOST_KEPT_PHYSICAL), page[\.kept_page] != 0 else { return nil }
+    return unsafe UnsafeMutableRawPointer(bitPattern: UInt(page[\.kept_page] &+ physical & 4095))
   }
 
   /// Logs a store: the page is dirty, and code translated from it is stale.

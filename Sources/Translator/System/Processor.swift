@@ -71,6 +71,7 @@ final class ProcessorState {
   /// Where linear addresses are looked up, and where exceptions, interrupts and INT n go.
   var addressSpace = AddressSpace.controlRegisters
   var trapPolicy = TrapPolicy.guest
+  var machinePage: MachinePagePlace?
   /// The vector of the trap that the machine is sending on, which does not come back to it.
   var forwarded: UInt8?
   /// Code of level 3 waits for absent pages, as the kernel does, instead of leaving for the machine.

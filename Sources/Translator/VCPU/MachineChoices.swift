@@ -27,17 +27,18 @@ extension TranslatedCPU {
     }
   }
 
-  public var machinePages: MachinePages? {
-    get {
-      page[\.kept_pages_physical] == 0
-        ? nil
-        : MachinePages(
-          linear: UInt32(truncatingIfNeeded: page[\.kept_pages]), physical: page[\.kept_pages_physical])
-    }
+  public var machinePage: MachinePagePlace? {
+    get { processor.state.machinePage }
     set {
-      page[\.kept_pages] = UInt64(newValue?.linear ?? 0) & ~4095
-      page[\.kept_pages_physical] = (newValue?.physical ?? 0) & ~4095
-      flushTLB()
+      let old = processor.state.machinePage
+      processor.state.machinePage = newValue
+      page[\.kept_linear] = UInt64(newValue?.linear ?? 0)
+      page[\.kept_page] = newValue?.page.address ?? 0
+      if let old, old.linear == newValue?.linear {
+        flushPage(linear: UInt64(old.linear))
+      } else {
+        flushTLB()
+      }
     }
   }
 

@@ -42,12 +42,12 @@ private final class VirtioMachine: Sendable {
   }
 
   init() throws {
-    memory = try GuestMemory(byteCount: LguestLayout.byteCount(VirtioMachine.size))
+    memory = try GuestMemory(byteCount: LguestLayout.limit(VirtioMachine.size))
     console = VirtioConsole(write: { _ in }, wantsInput: {})
     disk = VirtioBlock(store) {}
     card = VirtioNetwork(address: [2, 0, 0, 0, 0, 1]) {}
     let others: [any VirtioDevice] = [disk, card, VirtioEntropy { [UInt8](repeating: 1, count: $0) }]
-    bus = LguestBus(memory, page: VirtioMachine.size, devices: others + [console]) { _ in }
+    bus = LguestBus(memory, page: VirtioMachine.size, .records, devices: others + [console]) { _ in }
     pci = LguestPCI(
       memory, region: LguestLayout.region(VirtioMachine.size), devices: [console] + others
     ) { _ in }
