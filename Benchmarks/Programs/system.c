@@ -134,10 +134,10 @@ static uint64_t do_futex(void) {
 
 // fork: a process that ends at once, and the wait for it.
 enum { forks = 60 };
-static uint64_t do_fork(void) {
+static uint64_t fork_and_wait(int count) {
   one_processor();
   uint64_t sum = 0;
-  for (int i = 0; i < forks; i++) {
+  for (int i = 0; i < count; i++) {
     pid_t child = fork();
     if (child < 0) fail("fork");
     if (child == 0) _exit(i & 63);
@@ -146,6 +146,19 @@ static uint64_t do_fork(void) {
     sum = mix(sum, (uint64_t)WEXITSTATUS(status));
   }
   return sum;
+}
+static uint64_t do_fork(void) { return fork_and_wait(forks); }
+
+// fork-20m: the same by a process that has touched 20 MiB, in pages of 4 KiB.
+enum { large = 20 << 20, large_forks = 20 };
+static uint64_t fork_large(void) {
+  static char *memory;
+  if (memory == NULL) {
+    memory = need(mmap(NULL, large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    madvise(memory, large, MADV_NOHUGEPAGE);
+    for (int i = 0; i < large; i += 4096) memory[i] = 1;
+  }
+  return fork_and_wait(large_forks);
 }
 
 // exec: this program replaced by itself, again and again.
@@ -199,6 +212,7 @@ const struct program systemwork[] = {
     {"pipe", "system", trips, do_pipe},
     {"futex", "system", turns, do_futex},
     {"fork", "system", forks, do_fork},
+    {"fork-20m", "system", large_forks, fork_large},
     {"exec", "system", execs, do_exec},
     {"shell", "system", 10, shell},
     {"script", "system", 2000, script},
