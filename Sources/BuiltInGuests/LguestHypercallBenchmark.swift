@@ -118,7 +118,7 @@ package struct LguestHypercallBenchmark: Sendable {
     run += [0xBF] + word(Ring1Code.buffer) + [0xB9] + word(8) + letter  // MOV EDI; MOV ECX
     run += Ring1Code.call(.notify, [Ring1Code.buffer]) + [0x4D]  // DEC EBP
     let back = Int32(-(run.count + 6))
-    let whole = [0xBD] + word(UInt32(runs + 1)) + run + [0x0F, 0x85] + word(UInt32(bitPattern: back))  // MOV EBP; ...; JNZ
+    let whole = [0xBD] + word(UInt32(runs + 1)) + run + [0x0F, 0x85] + word(UInt32(bitPattern: back))
     return Ring1Code.program(whole + Ring1Code.call(.shutdown, [Ring1Code.goodbye, 1]))
   }
 }

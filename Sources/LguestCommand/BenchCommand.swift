@@ -9,7 +9,8 @@ import SystemPackage
 
 struct BenchCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "bench", abstract: "Measure this machine; needs no kernel.", subcommands: [HypercallBenchCommand.self, SwitchBenchCommand.self])
+    commandName: "bench", abstract: "Measure this machine; needs no kernel.",
+    subcommands: [HypercallBenchCommand.self, SwitchBenchCommand.self])
 }
 
 struct HypercallBenchCommand: ParsableCommand {

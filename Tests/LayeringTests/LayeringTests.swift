@@ -39,6 +39,7 @@ import Testing
         "GuestMemory/GuestMemory.swift", "GuestMemory/MemoryImage.swift",
       ]
     ),
+    ("the machine's own page: every access is checked against its bounds here", ["Engine/MachinePage.swift"]),
     ("pages that go away and come back, by number", ["GuestMemory/PageStore.swift"]),
     ("a bit for each page of RAM, which C sets too", ["GuestMemory/WrittenPages.swift"]),
     (

@@ -33,18 +33,11 @@ public enum LguestCall: Sendable, CaseIterable {
     ]
   }()
 
-  /// The table, by era and number.
-  private static let byEra: [[LguestCall?]] = LguestEra.allCases.map { era in
+  /// The calls of an era, by number; nil where it has none.
+  static func calls(in era: LguestEra) -> [LguestCall?] {
     var calls = [LguestCall?](repeating: nil, count: numbers)
     for row in table where row.eras.contains(era) { calls[Int(row.number)] = row.call }
     return calls
-  }
-
-  /// The call that a number stands for in an era; nil if it has none.
-  init?(number: UInt32, in era: LguestEra) {
-    let calls = LguestCall.byEra[era.rawValue]
-    guard number < calls.count, let call = calls[Int(number)] else { return nil }
-    self = call
   }
 
   /// The number of a call in an era; nil if it has not that call.

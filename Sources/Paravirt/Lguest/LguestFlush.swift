@@ -6,20 +6,27 @@ import Engine
 
 /// What has to be forgotten.
 struct LguestFlush {
-  /// Beyond so many pages it costs less to forget all of the user's.
-  private static let mostPages = 8
+  /// Beyond so many pages it costs less to forget all of the user's, or everything.
+  private static let mostPages = 4
 
   private enum Extent { case pages, user, everything }
   private var extent = Extent.pages
-  private var pages: [UInt32] = []
+  /// Of the user's, and of the kernel's, which may be global.
+  private var pages: [UInt32] = [], kernelPages: [UInt32] = []
 
-  init() { pages.reserveCapacity(LguestFlush.mostPages) }
+  init() {
+    pages.reserveCapacity(LguestFlush.mostPages)
+    kernelPages.reserveCapacity(LguestFlush.mostPages)
+  }
 
-  /// One address. Those of the kernel may be global.
+  /// One address.
   mutating func add(_ linear: UInt32, isKernel: Bool) {
     guard extent != .everything, extent != .user || isKernel else { return }
-    if pages.count < LguestFlush.mostPages { return pages.append(linear) }
-    if isKernel { extent = .everything } else { extent = .user }
+    if isKernel {
+      if kernelPages.count < LguestFlush.mostPages { kernelPages.append(linear) } else { extent = .everything }
+    } else {
+      if pages.count < LguestFlush.mostPages { pages.append(linear) } else { extent = .user }
+    }
   }
 
   /// All that MOV CR3 forgets.
@@ -34,10 +41,14 @@ struct LguestFlush {
     case .user:
       // Setting the space forgets what is not global, and reads the top entries of PAE paging again.
       engine.addressSpace = engine.addressSpace
+      for page in kernelPages { engine.flushPage(linear: UInt64(page)) }
+    case .pages:
+      if pages.isEmpty && kernelPages.isEmpty { return }
       for page in pages { engine.flushPage(linear: UInt64(page)) }
-    case .pages: for page in pages { engine.flushPage(linear: UInt64(page)) }
+      for page in kernelPages { engine.flushPage(linear: UInt64(page)) }
     }
     extent = .pages
     pages.removeAll(keepingCapacity: true)
+    kernelPages.removeAll(keepingCapacity: true)
   }
 }

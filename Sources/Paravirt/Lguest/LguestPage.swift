@@ -94,7 +94,7 @@ public final class LguestPage {
   /// host's own (its segments, the task state's, the double fault's) are never the guest's, nor is anything but code and
   /// data believed.
   private static func live(descriptor: UInt64, _ index: Int) -> UInt64 {
-    if [10, 11, 16, 31].contains(index) { return 0 }
+    if descriptor == 0 || [10, 11, 16, 31].contains(index) { return 0 }
     let isPresent = descriptor >> 47 & 1 != 0, isSegment = descriptor >> 44 & 1 != 0
     if isPresent && !isSegment { return 0 }
     let level: UInt64 = descriptor >> 45 & 3 == 0 ? 1 << 45 : 0
