@@ -100,11 +100,12 @@ void main(void) {
   guest_data.noirq[0] = (uint32_t)iret_window;
   guest_data.noirq[1] = (uint32_t)iret_window_end;
   call(INIT, (uint32_t)&guest_data, 0, 0);
-  uint32_t handler = (uint32_t)handler_33;
-  call(LOAD_IDT_ENTRY, 33, 0x600000 | (handler & 0xffff), (handler & 0xffff0000) | 0x8e00);
 
-  // The device's descriptor is where RAM ends, which boot_params says.
+  // The devices' descriptors are where RAM ends, which boot_params says: a console has type 3.
   uint32_t device = *(const uint32_t *)(0x2d0 + 8);
+  for (const uint8_t *row; row = (const uint8_t *)device, row[0] && row[0] != 3;) device += 5u + 8 * row[1] + 2 * row[2] + row[3];
+  uint32_t handler = (uint32_t)handler_33, vector = 32 + ((const uint16_t *)(device + 5))[1];
+  call(LOAD_IDT_ENTRY, vector, 0x600000 | (handler & 0xffff), (handler & 0xffff0000) | 0x8e00);
   input = find(device, 0), output = find(device, 1);
   output.available->flags = 1; // no interrupts
   *(uint8_t *)(device + 4) = 7;
