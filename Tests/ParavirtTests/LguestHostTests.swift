@@ -177,6 +177,16 @@ import X86
     }
   }
 
+  @Test("struct lguest_data is at a multiple of 4") func unaligned() {
+    let setup = Setup(.linux3_1, initialized: false)
+    let layout = LguestDataLayout.from3_1
+    for offset in (UInt64(0)..<layout.byteCount).reversed() {
+      setup.memory.store(setup.memory.loadByte(at: Self.data + offset) ?? 0, at: Self.data + offset + 1)
+    }
+    let word = setup.memory.loadWord(at: Self.data + 1 + layout.status)
+    #expect(word == .max && !layout.fits(setup.memory, Self.data + 1, limit: LguestHost.reserved))
+  }
+
   @Test("the ring is drained in order, over its end, and stops at a free slot", arguments: LguestEra.allCases)
   func ring(era: LguestEra) {
     let setup = Setup(era)

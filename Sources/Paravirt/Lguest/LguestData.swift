@@ -68,7 +68,8 @@ package struct LguestDataLayout: Sendable, Equatable {
   ///
   /// - Parameter limit: The first linear address that is the host's.
   func fits(_ memory: some GuestPhysicalWriter, _ address: UInt64, limit: UInt32) -> Bool {
-    guard memory.contains(address, byteCount: byteCount) else { return false }
+    // Its words are read and written as wholes, by processors too.
+    guard address & 3 == 0, memory.contains(address, byteCount: byteCount) else { return false }
     func word(_ offset: UInt64) -> UInt32 { memory.loadWord(at: address + offset) ?? 0 }
     guard (0..<UInt64(LguestDataLayout.ringCount / 4)).allSatisfy({ word(status + $0 * 4) == .max }) else {
       return false
