@@ -2,6 +2,8 @@
 // The virtio console with one port: queue 0 takes what is typed to the guest, queue 1 what the guest writes (Virtual I/O
 // Device specification 1.0, 5.3). It knows neither the bus it is on nor when that was built.
 
+import Synchronization
+
 /// The console device.
 public final class VirtioConsole: VirtioDevice {
   /// VIRTIO_CONSOLE_F_EMERG_WRITE, and where in the configuration such a byte is written (5.3.3 and 5.3.4).
@@ -15,7 +17,11 @@ public final class VirtioConsole: VirtioDevice {
   public let configuration: [UInt8] = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
   public var queues: [DeviceQueue] { [input, output] }
 
+  /// Bytes that are taken before somebody else is asked whether that may go on; a chain counts for a few at least.
+  private static let mostAtOnce = 64 << 10, leastOfChain = 64
+
   private let input = DeviceQueue(), output = DeviceQueue()
+  private let isLeftBehind = Atomic<Bool>(false)
   private let write: @Sendable (UInt8) -> Void
   private let wantsInput: @Sendable () -> Void
 
@@ -31,12 +37,22 @@ public final class VirtioConsole: VirtioDevice {
   }
 
   public func kick(_ number: Int) {
-    if number == 0 { return wantsInput() }
-    while let chain = output.take() {
-      guard let text = output.read(chain, count: Int(chain.readableCount)) else { return }
+    if number == 0 { wantsInput() } else { goOn() }
+  }
+
+  /// Whether the guest has written more than is taken at once: `goOn` takes more of it.
+  public var isBehind: Bool { isLeftBehind.load(ordering: .acquiring) }
+
+  /// Takes some of what the guest has written.
+  public func goOn() {
+    var count = 0
+    while count < VirtioConsole.mostAtOnce {
+      guard let chain = output.take(), let text = output.read(chain, count: Int(chain.readableCount)) else { break }
       output.giveBack(chain, written: 0)
       for byte in text { write(byte) }
+      count += max(text.count, VirtioConsole.leastOfChain)
     }
+    isLeftBehind.store(count >= VirtioConsole.mostAtOnce && output.hasNext, ordering: .releasing)
   }
 
   /// Whether the guest has room for input.

@@ -29,6 +29,7 @@ final class LguestMachine: Sendable {
   let pci: LguestPCI
   /// Where console input arrives.
   let console: any ConsolePort
+  private let output: VirtioConsole
   private let hostDevices: HostDevices
   /// What the guest is, once it is known.
   private let era = Mutex<LguestEra?>(nil)
@@ -49,6 +50,7 @@ final class LguestMachine: Sendable {
     timer = LguestTimer(interrupts, wake: wake, rearm: rearm)
     hostDevices = try HostDevices(configuration)
     let console = VirtioConsole(write: { host.write($0) }, wantsInput: { host.fill() })
+    output = console
     memorySize = configuration.memorySize
     self.beginning = beginning
     let raise: @Sendable (UInt8) -> Void = { [interrupts] number in
@@ -72,6 +74,16 @@ final class LguestMachine: Sendable {
     case .records: records.describe()
     case .pci: break
     }
+  }
+
+  /// Whether the guest has written more to its console than was taken at once.
+  var isBehind: Bool { output.isBehind }
+
+  /// Takes more of it; what is left then is looked for soon.
+  func takeOutput() {
+    guard isBehind else { return }
+    output.goOn()
+    if isBehind { timer.lookAgain() }
   }
 
   /// Whether the guest looks for console input by itself, and says nothing of it.

@@ -11,6 +11,7 @@ extension RunLoop {
   /// Gives the engine the interrupt that is due, if there is one.
   func deliverLguest() {
     lookForInput()
+    machine.lguest?.takeOutput()
     defer { if let page = thread?.page { lguest?.resume(on: page, engine) } }
     switch lguest?.deliver(to: engine) {
     case .nothing?, nil: break
@@ -52,7 +53,7 @@ extension RunLoop {
     case .notify(let address):
       // Where no device is, it is a string on the early console.
       if machine.lguest?.notify(address) == true { return nil }
-      if let text = lguest?.string(at: address, limit: 4096) { for byte in text.utf8 { machine.console.write(byte) } }
+      for byte in lguest?.bytes(at: address, limit: 4096) ?? [] { machine.console.write(byte) }
       return nil
     }
   }

@@ -97,6 +97,10 @@ final class RunLoop: @unchecked Sendable {
     while true {
       if sample.isAsked { publishStatistics() }
       if isHalted {
+        if let parts = machine.lguest, parts.isBehind, !doorbell.isStopped, !doorbell.isPreempted {
+          parts.takeOutput()
+          continue
+        }
         if !hasNews && !doorbell.takeEndOfHalt() && !doorbell.isStopped {
           // Asked before the vCPU sleeps: then it may run elsewhere.
           let canAccept = engine.canAcceptInterrupt
@@ -203,6 +207,9 @@ final class RunLoop: @unchecked Sendable {
   func handle(_ exit: VCPUExit) -> Outcome? {
     statistics.count(Statistics.ExitReason(exit))
     switch exit {
+    // Ports that level 1 may not touch are its host's: it never comes here.
+    case .portRead where lguest != nil: engine.completeRead(.max)
+    case .portWrite where lguest != nil: break
     case .portRead(let port, let size):
       engine.completeRead(machine.platform.ports.read(UInt64(port), size: size))
     case .portWrite(let port, let size, let value):

@@ -146,21 +146,21 @@ extension LguestHost {
   }
 
   private mutating func shutdown(_ address: UInt64, restarts: Bool) -> LguestEffect {
-    guard let text = string(at: address, limit: 127) else {
+    guard let text = bytes(at: address, limit: 127) else {
       return restarts ? .shutdown(text: "", restarts: true) : kill("bad address 0x\(String(address, radix: 16))")
     }
-    return .shutdown(text: text, restarts: restarts)
+    return .shutdown(text: String(decoding: text, as: UTF8.self), restarts: restarts)
   }
 
   /// The text at an address up to a zero; nil outside RAM.
-  public func string(at address: UInt64, limit most: Int) -> String? {
+  public func bytes(at address: UInt64, limit most: Int) -> [UInt8]? {
     guard address < limit, var next = memory.loadByte(at: address) else { return nil }
     var bytes: [UInt8] = []
     while next != 0 && bytes.count < most {
       bytes.append(next)
       next = memory.loadByte(at: address + UInt64(bytes.count)) ?? 0
     }
-    return String(decoding: bytes, as: UTF8.self)
+    return bytes
   }
 
   private mutating func loadGDT(_ address: UInt64, count: UInt32) -> LguestEffect {

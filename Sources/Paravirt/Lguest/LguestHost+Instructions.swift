@@ -73,9 +73,11 @@ extension LguestHost {
       return true
     }
     let prefix = first == 0x66 ? 1 : 0
-    guard code.count > prefix + 1 else { return false }
+    guard code.count > prefix else { return false }
     let opcode = code[prefix]
     guard [0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF].contains(opcode) else { return false }
+    // The port is DX, or a byte behind the opcode, which may lie in a page that is not there.
+    guard opcode & 8 != 0 || code.count > prefix + 1 else { return false }
     let size = opcode & 1 == 0 ? 1 : prefix == 1 ? 2 : 4
     let port =
       opcode & 8 == 0

@@ -287,8 +287,10 @@ public struct LguestHost {
     let bytes = engine.read(linear: (state[register: GPR.rsp] + 8) & 0xFFFF_FFFF, count: 4, as: .data)
     if bytes.count == 4 {
       let flags = bytes.reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
-      let kept = RFLAGS.tf | RFLAGS.nt | RFLAGS.rf | RFLAGS.vm
-      state.rflags = flags & ~kept & 0xFFFF_FFFF | RFLAGS.ones | RFLAGS.if
+      // What IRET of level 1 may change, but for what a handler begins without; the level of ports is not among it.
+      let changeable = RFLAGS.arithmetic | RFLAGS.df | RFLAGS.ac | RFLAGS.id
+      let cleared = RFLAGS.tf | RFLAGS.nt | RFLAGS.rf
+      state.rflags = state.rflags & ~(changeable | cleared) | flags & changeable | RFLAGS.ones
     }
     state.rip = UInt64(handler)
     engine.state = state
