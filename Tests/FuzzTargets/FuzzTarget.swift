@@ -78,6 +78,12 @@ public struct FuzzTarget: Sendable, CustomStringConvertible {
     FuzzTarget("frame-streams", "what the peer of a network sends", FrameStreams.run),
     FuzzTarget("hypercalls", "KVM's hypercalls, registers and shared memory", Hypercalls.run),
     FuzzTarget(
+      "lguest-calls", "lguest's hypercalls, made and left in the ring, over tables that change", longest: 8192,
+      LguestCalls.run),
+    FuzzTarget(
+      "lguest-execute", "code of levels 1 and 3 under lguest, with light helpers and without", longest: 8192,
+      followsCoverage: false, LguestExecution.run),
+    FuzzTarget(
       "kernel-images", "bzImage, ELF, multiboot and PVH kernels, loaded in every way", longest: 16384,
       words: KernelImages.words, samples: KernelImages.samples, KernelImages.run),
     FuzzTarget(
