@@ -132,6 +132,16 @@ import Testing
     console.queues[1].set(nil)
     console.kick(1)
 
+    // Much is taken in pieces, so that whoever asks for the vCPU need not wait.
+    let much = QueueDriver()
+    console.queues[1].set(much.queue)
+    much.describe(1, 0x4000, 0x8000)
+    for index in UInt16(0)..<3 { much.offer(1, at: index) }
+    console.kick(1)
+    #expect(text.withLock { $0.count } == 5 + 0x1_0000 && console.isBehind)
+    console.goOn()
+    #expect(text.withLock { $0.count } == 5 + 0x1_8000 && !console.isBehind)
+
     let input = QueueDriver()
     let listener = VirtioConsole(write: { _ in }, wantsInput: {})
     listener.queues[0].set(input.queue)

@@ -217,8 +217,12 @@ import X86
     setup[LguestDataLayout.irqEnabled] = 0
     #expect(setup.host.deliver(to: setup.cpu) == .later && setup[20] == 0x200)
     setup[LguestDataLayout.irqEnabled] = 0x200
-    // The instruction pointer of this vCPU is that of the IRET: 4.0's guests have the frame already.
+    // The instruction pointer of this vCPU is that of the IRET: 4.0's guests have the frame already. Of its flags only
+    // those are taken that IRET of level 1 may change.
+    setup.cpu.data[0x1F08] = [0xFF, 0xFF, 0xFF, 0xFF]
     #expect(setup.host.deliver(to: setup.cpu) == .done)
+    let flags = RFLAGS.arithmetic | RFLAGS.df | RFLAGS.ac | RFLAGS.id | RFLAGS.ones | RFLAGS.if
+    #expect(setup.cpu.state.rflags == flags)
     #expect(setup.cpu.state.rip == 0x1234_5678 && setup.cpu.state[register: GPR.rsp] == 0x1F00)
     #expect(setup[LguestDataLayout.irqEnabled] == 0 && setup[20] == 0x200)
     #expect(setup.interrupts.waiting == 1 << 5 | 1)

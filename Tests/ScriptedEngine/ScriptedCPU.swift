@@ -101,9 +101,13 @@ public final class ScriptedCPU: CPUEngine, @unchecked Sendable {
     return hasWrittenTaskPriority
   }
 
-  /// Code alone can be read, and as code.
+  /// Data by address.
+  public var data: [UInt64: [UInt8]] = [:]
+
+  /// Code can be read as code, and data as data.
   public func read(linear address: UInt64, count: Int, as access: LinearAccess) -> [UInt8] {
-    address == linearInstructionPointer && access == .code ? Array(code.prefix(count)) : []
+    if access == .data { return Array((data[address] ?? []).prefix(count)) }
+    return address == linearInstructionPointer && access == .code ? Array(code.prefix(count)) : []
   }
 
   public func storeFault(linear address: UInt64, count: Int, as access: LinearAccess) -> Exception? {
