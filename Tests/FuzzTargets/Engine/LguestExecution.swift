@@ -66,10 +66,11 @@ enum LguestExecution {
     }
   }
 
-  /// A state without the x87's pointers, which are the host's.
+  /// A state without the x87's pointers, which are the host's, and without which components are in their first state, of
+  /// which the host's processor keeps its own account (SDM volume 1, 13.6).
   private static func state(_ guest: LguestGuest) -> CPUState {
     var state = guest.cpu.state
-    for index in 6..<24 { state.xsave[index] = 0 }
+    for index in Array(6..<24) + Array(512..<520) { state.xsave[index] = 0 }
     return state
   }
 
