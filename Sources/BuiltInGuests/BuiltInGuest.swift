@@ -20,7 +20,7 @@ final class BuiltInGuest: Sendable {
   /// - Parameter isLong: 64-bit code; else 32-bit code for lguest's interface.
   /// - Throws: `ConfigurationError` if the host gives no memory file.
   init(code: [UInt8], isLong: Bool = true) throws(ConfigurationError) {
-    let image = isLong ? BuiltInGuest.executable(code) : BuiltInGuest.executable32(code)
+    let image = BuiltInGuest.executable(code, isLong: isLong)
     do throws(HostError) { file = try MemoryFile(name: "lguest-built-in", byteCount: image.count) } catch {
       throw ConfigurationError(error)
     }
@@ -44,40 +44,28 @@ final class BuiltInGuest: Sendable {
     return configuration
   }
 
-  /// The same of 32 bits (System V ABI, Intel386 supplement; Tool Interface Standard, ELF 1.2).
-  private static func executable32(_ code: [UInt8]) -> [UInt8] {
-    let headerSize: UInt64 = 52, entrySize: UInt64 = 32
-    var bytes: [UInt8] = [0x7F, 0x45, 0x4C, 0x46, 1, 1, 1] + [UInt8](repeating: 0, count: 9)
+  /// An ELF executable of one segment (System V ABI, AMD64 and Intel386 supplements; ELF-64 object file format; Tool Interface
+  /// Standard, ELF 1.2). The two classes differ in the size of addresses and in where a segment's flags are.
+  private static func executable(_ code: [UInt8], isLong: Bool) -> [UInt8] {
+    let (headerSize, entrySize): (UInt64, UInt64) = isLong ? (64, 56) : (52, 32)
+    let address = isLong ? 8 : 4
+    var bytes: [UInt8] = [0x7F, 0x45, 0x4C, 0x46, isLong ? 2 : 1, 1, 1] + [UInt8](repeating: 0, count: 9)
     func put(_ value: UInt64, _ count: Int) {
       for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) }
     }
     put(2, 2)  // ET_EXEC
-    put(3, 2)  // EM_386
+    put(isLong ? 62 : 3, 2)  // EM_X86_64, EM_386
     put(1, 4)
-    for value in [origin, headerSize, 0, 0] { put(value, 4) }  // entry, program headers, no sections, no flags
-    for value in [headerSize, entrySize, 1, 0, 0, 0] { put(value, 2) }
-    let size = UInt64(code.count)
-    for value in [1, headerSize + entrySize, origin, origin, size, size, 7, 1] { put(value, 4) }  // PT_LOAD, rwx
-    return bytes + code
-  }
-
-  /// An ELF executable of one segment (System V ABI, AMD64 supplement; ELF-64 object file format).
-  private static func executable(_ code: [UInt8]) -> [UInt8] {
-    let headerSize: UInt64 = 64, entrySize: UInt64 = 56
-    var bytes: [UInt8] = [0x7F, 0x45, 0x4C, 0x46, 2, 1, 1] + [UInt8](repeating: 0, count: 9)
-    func put(_ value: UInt64, _ count: Int) {
-      for index in 0..<count { bytes.append(UInt8(value >> (8 * index) & 0xFF)) }
-    }
-    put(2, 2)  // ET_EXEC
-    put(62, 2)  // EM_X86_64
-    put(1, 4)
-    for value in [origin, headerSize, 0] { put(value, 8) }  // entry, program headers, no sections
+    for value in [origin, headerSize, 0] { put(value, address) }  // entry, program headers, no sections
     put(0, 4)
     for value in [headerSize, entrySize, 1, 0, 0, 0] { put(value, 2) }
+    let flags: UInt64 = 7  // readable, writable, executable
     put(1, 4)  // PT_LOAD
-    put(7, 4)  // readable, writable, executable
+    if isLong { put(flags, 4) }
     let size = UInt64(code.count)
-    for value in [headerSize + entrySize, origin, origin, size, size, 1] { put(value, 8) }
+    for value in [headerSize + entrySize, origin, origin, size, size] { put(value, address) }
+    if !isLong { put(flags, 4) }
+    put(1, address)
     return bytes + code
   }
 }
