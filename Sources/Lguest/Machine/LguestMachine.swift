@@ -86,9 +86,6 @@ final class LguestMachine: Sendable {
     if isBehind { timer.lookAgain() }
   }
 
-  /// Whether the guest looks for console input by itself, and says nothing of it.
-  var needsLooks: Bool { era.withLock { $0?.devices == .buffers } }
-
   /// NOTIFY: false if no device is there.
   func notify(_ address: UInt64) -> Bool {
     switch era.withLock({ $0?.devices }) {

@@ -22,7 +22,7 @@ extension RunLoop {
 
   /// The oldest guests do not say that they have taken what was typed, and have room again.
   private func lookForInput() {
-    if let parts = machine.lguest, parts.needsLooks, machine.console.fill() { parts.timer.lookAgain() }
+    if lguest?.looksForInput == true, machine.console.fill() { machine.lguest?.timer.lookAgain() }
   }
 
   /// Answers a trap, or VMCALL that the processor has executed.

@@ -5,14 +5,15 @@ import Engine
 import X86
 
 extension LguestHost {
-  /// A call as the guest left it: its number and four arguments.
+  /// A call as the guest left it: its number and three arguments. A fourth, the upper half of SET_PTE's entry, is not
+  /// needed, for the engine reads the guest's own tables.
   private struct Call {
     let number: UInt32
-    let arguments: (UInt32, UInt32, UInt32, UInt32)
+    let arguments: (UInt32, UInt32, UInt32)
   }
 
   /// INT 1Fh, or VMCALL, from level 1. EIP is past it.
-  public mutating func performHypercall(_ engine: some CPUEngine) -> LguestEffect {
+  mutating func performHypercall(_ engine: some CPUEngine) -> LguestEffect {
     hasCalled = true
     let registers = engine.generalRegisters
     func word(_ number: UInt8) -> UInt32 { UInt32(truncatingIfNeeded: registers[number]) }
@@ -22,7 +23,7 @@ extension LguestHost {
         ? initialize(registers, engine) : kill("hypercall \(number) before LGUEST_INIT")
     }
     func argument(_ index: Int) -> UInt32 { index < row.registers.count ? word(row.registers[index]) : 0 }
-    let call = Call(number: number, arguments: (argument(0), argument(1), argument(2), argument(3)))
+    let call = Call(number: number, arguments: (argument(0), argument(1), argument(2)))
     if let effect = drainRing(engine) { return effect }
     return perform(call, engine)
   }
@@ -38,26 +39,26 @@ extension LguestHost {
       if memory.loadByte(at: status) ?? 0xFF == 0xFF { return nil }
       ringIndex = (index + 1) % count
       let place = data + layout.calls + UInt64(index) * layout.callBytes
-      let words = loadSlot(place, wide: layout.callBytes > 16)
-      func word(_ argument: Int) -> UInt32 { argument < order.count ? words[order[argument]] : 0 }
-      let effect = perform(Call(number: word(0), arguments: (word(1), word(2), word(3), word(4))), engine)
+      let words = loadSlot(place)
+      func word(_ argument: Int) -> UInt32 { words[order[argument]] }
+      let effect = perform(Call(number: word(0), arguments: (word(1), word(2), word(3))), engine)
       memory.store(UInt8(0xFF), at: status)
       if effect != .none { return effect }
     }
     return nil
   }
 
-  /// The four or five words of a slot.
-  private func loadSlot(_ place: UInt64, wide: Bool) -> InlineArray<5, UInt32> {
+  /// The first four words of a slot, in which that is.
+  private func loadSlot(_ place: UInt64) -> InlineArray<4, UInt32> {
     let first = memory.loadQuadword(at: place) ?? 0, second = memory.loadQuadword(at: place + 8) ?? 0
     return [
       UInt32(truncatingIfNeeded: first), UInt32(truncatingIfNeeded: first >> 32), UInt32(truncatingIfNeeded: second),
-      UInt32(truncatingIfNeeded: second >> 32), wide ? memory.loadWord(at: place + 16) ?? 0 : 0,
+      UInt32(truncatingIfNeeded: second >> 32),
     ]
   }
 
   private mutating func perform(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
-    let (a, b, c, _) = call.arguments
+    let (a, b, c) = call.arguments
     guard call.number < calls.count, let name = calls[Int(call.number)] else {
       return kill("Bad hypercall \(call.number)")
     }

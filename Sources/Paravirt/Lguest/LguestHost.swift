@@ -68,9 +68,7 @@ public struct LguestHost {
   public static var reserved: UInt32 { 0xFFC0_0000 }
   /// The kernel's code, and its data or stack: flat, of level 1.
   static var codeSegment: Segment { Segment(selector: 0x61, limit: .max, attributes: 0xC0BB) }
-  static func dataSegment(_ selector: UInt16 = 0x69) -> Segment {
-    Segment(selector: selector, limit: .max, attributes: 0xC0B3)
-  }
+  static var dataSegment: Segment { Segment(selector: 0x69, limit: .max, attributes: 0xC0B3) }
 
   public let interrupts: LguestInterrupts
   let memory: any GuestPhysicalWriter
@@ -172,7 +170,7 @@ public struct LguestHost {
     state.rip = entry
     state.rflags = RFLAGS.ones | RFLAGS.if
     state.cs = codeSegment
-    (state.ds, state.es, state.ss) = (dataSegment(), dataSegment(), dataSegment())
+    (state.ds, state.es, state.ss) = (dataSegment, dataSegment, dataSegment)
     (state.fs, state.gs) = (.unusable, .unusable)
     state.ldtr = .unusable
     state.tr = Segment(
@@ -185,6 +183,9 @@ public struct LguestHost {
     state.cr4 = CR4.osfxsr | CR4.osxmmexcpt | CR4.pge
     return state
   }
+
+  /// Whether the guest looks for console input by itself, and says nothing of it.
+  public var looksForInput: Bool { era?.devices == .buffers }
 
   /// What ends the guest's sleep.
   public var news: LguestNews { LguestNews(interrupts: interrupts, memory: memory, data: data) }

@@ -65,7 +65,7 @@ enum LguestCalls {
     let code = bytes + [0xEB, 0xFE]
     for (index, byte) in code.enumerated() { guest.ram.store(byte, at: LguestGuest.code + UInt64(index)) }
     guest.cpu.state.cs = LguestHost.codeSegment
-    guest.cpu.state.ss = LguestHost.dataSegment()
+    guest.cpu.state.ss = LguestHost.dataSegment
     guest.cpu.state.rip = LguestGuest.code | (random.next() & 1 == 0 ? 0 : UInt64(LguestGuest.kernelBase))
     guest.cpu.state[register: GPR.rsp] = LguestGuest.stack
     _ = try guest.run(&random, exits: 1)
