@@ -5,38 +5,15 @@
 /// Vectors, 0...255.
 public struct VectorSet: Sendable, Equatable, ExpressibleByArrayLiteral {
   /// A bit for each, 64 in a word.
-  public private(set) var words: InlineWords = (0, 0, 0, 0)
-
-  /// Four words.
-  public typealias InlineWords = (UInt64, UInt64, UInt64, UInt64)
+  public private(set) var words = SIMD4<UInt64>(repeating: 0)
 
   /// The vectors that are listed.
   public init(arrayLiteral vectors: UInt8...) {
-    for vector in vectors {
-      let bit = UInt64(1) << UInt64(vector & 63)
-      switch vector >> 6 {
-      case 0: words.0 |= bit
-      case 1: words.1 |= bit
-      case 2: words.2 |= bit
-      default: words.3 |= bit
-      }
-    }
+    for vector in vectors { words[Int(vector >> 6)] |= 1 << UInt64(vector & 63) }
   }
 
   /// Whether a vector is one of them.
-  public func contains(_ vector: UInt8) -> Bool {
-    let word =
-      switch vector >> 6 {
-      case 0: words.0
-      case 1: words.1
-      case 2: words.2
-      default: words.3
-      }
-    return word >> UInt64(vector & 63) & 1 != 0
-  }
-
-  /// Whether they are the same.
-  public static func == (left: VectorSet, right: VectorSet) -> Bool { left.words == right.words }
+  public func contains(_ vector: UInt8) -> Bool { words[Int(vector >> 6)] >> UInt64(vector & 63) & 1 != 0 }
 }
 
 /// A guest whose RFLAGS.IF is always set, and that keeps an interrupt flag of its own in memory; and how its traps go

@@ -59,7 +59,8 @@ extension TranslatedCPU {
       page[\.no_light] = newValue != .machine && translation.options.lightPaths ? 0 : 1
       var virtual = VirtualInterrupts(machineFirst: [])
       if case .gates(let gates) = newValue { virtual = gates }
-      page[\.machine_vectors] = virtual.machineFirst.words
+      let words = virtual.machineFirst.words
+      page[\.machine_vectors] = (words[0], words[1], words[2], words[3])
       page[\.virtual_flag] = sharedWord(virtual.flag)
       page[\.fault_address] = sharedWord(virtual.faultAddress)
     }
