@@ -77,12 +77,16 @@ resume_kernel:
         mov     esp, [saved_stack]
         ret
 
-// What runs at level 3: on a page of its own. Raises INT 1Fh, which is not its to raise, then a system call.
+// What runs at level 3: on a page of its own. Raises INT 1Fh, which is not its to raise, with prefixes too, then a system
+// call.
         .balign 4096
         .globl  user_code
 user_code:
         mov     eax, 10
         int     0x1f
+        .globl  user_prefixed
+user_prefixed:
+        .byte   0x2e, 0x66, 0xcd, 0x1f
         .globl  user_came_back
 user_came_back:
         mov     ebx, 0x1234

@@ -4,7 +4,7 @@
 // kill it.
 #include "ring1.h"
 
-extern char iret_window[], iret_window_end[], iret_point[], user_code[], user_came_back[], trap_stack[], user_stack[];
+extern char iret_window[], iret_window_end[], iret_point[], user_code[], user_prefixed[], user_came_back[], refused[], trap_stack[], user_stack[];
 extern void handler_3(void), handler_6(void), handler_7(void), handler_13(void), handler_14(void), handler_32(void),
     handler_33(void), handler_34(void), handler_35(void), handler_36(void), handler_37(void), handler_38(void),
     handler_39(void), handler_40(void), handler_128(void), resume_kernel(void);
@@ -51,7 +51,7 @@ void handle(struct frame *frame) {
     *entry(page) = physical(page) | 7;
     break;
   case 13:
-    if (frame->cs == 0x73) frame->eip += 2; // INT 1Fh of the program's
+    if (frame->cs == 0x73) frame->eip += frame->eip == (uint32_t)user_prefixed ? 4 : 2; // INT 1Fh of the program's
     else frame->eip = resume_at;
     break;
   case 6: frame->eip = resume_at; break;
@@ -210,6 +210,11 @@ after_ud2:
   asm volatile goto("hlt" : : : "memory" : after_hlt);
 after_hlt:
   check(count[13] == 1 && seen[13].code == 0, "HLT is #GP");
+  // Only level 0 may raise #GP by INT.
+  resume_at = (uint32_t)&&after_int;
+  asm volatile goto("refused: .byte 0x66, 0xcd, 13" : : : "memory" : after_int);
+after_int:
+  check(count[13] == 2 && seen[13].code == 13 * 8 + 2 && seen[13].eip == (uint32_t)refused, "INT with a prefix");
 
   // Virtual CR0.TS.
   call(TS, 8, 0, 0, 0);
@@ -315,8 +320,8 @@ void main(void) {
 
   // Level 3.
   enter_user((uint32_t)user_code, (uint32_t)user_stack - 16);
-  check(count[13] == 2 && seen[13].code == 0x1f * 8 + 2 && seen[13].cs == 0x73, "INT 1Fh of level 3");
-  check(seen[13].eip + 2 == (uint32_t)user_came_back, "where it was");
+  check(count[13] == 4 && seen[13].code == 0x1f * 8 + 2 && seen[13].cs == 0x73, "INT 1Fh of level 3");
+  check(seen[13].eip == (uint32_t)user_prefixed, "where it was, prefixes and all");
   check(count[128] == 1 && seen[128].cs == 0x73 && seen[128].old_ss == 0x7b && seen[128].ebx == 0x1234, "a system call");
   check(seen[128].old_esp == (uint32_t)user_stack - 16, "the program's stack");
 

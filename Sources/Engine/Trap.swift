@@ -56,8 +56,8 @@ public struct Trap: Sendable, Equatable {
   public enum Kind: Sendable, Equatable {
     /// The processor: RIP is at the instruction, but for #DB as a trap.
     case exception
-    /// INT n, INT3, INTO or INT1: RIP is past it. No gate's privilege has been looked at.
-    case software
+    /// INT n, INT3, INTO or INT1, whose RIP this is: RIP is past it now. No gate's privilege has been looked at.
+    case software(at: UInt64)
     /// `CPUEngine.inject(interrupt:)`.
     case interrupt
     /// `CPUEngine.injectNMI()`. The next one comes at once unless `CPUState.nmiBlocked` is set.

@@ -70,7 +70,7 @@ import X86
       cpu[register: GPR.rax] = UInt64(call.number(in: era) ?? 99)
       for register in [GPR.rbx, GPR.rcx, GPR.rdx, GPR.rsi] { cpu[register: register] = 0 }
       for (register, value) in zip(era.row.registers, [a, b, c]) { cpu[register: register] = UInt64(value) }
-      return host.take(Trap(vector: LguestCall.vector, kind: .software), on: cpu)
+      return host.take(Trap(vector: LguestCall.vector, kind: .software(at: cpu.state.rip)), on: cpu)
     }
 
     subscript(offset: UInt64) -> UInt32 {
@@ -163,7 +163,7 @@ import X86
     #expect(setup.call(.getWallClock) == .none && setup.cpu[register: GPR.rax] == 1_700_000_000)
     setup.gate(3, 0x4000_0000, type: 0xEF)
     setup.queue(0, [8, 8])
-    #expect(setup.host.take(Trap(vector: 3, kind: .software), on: setup.cpu) == .none)
+    #expect(setup.host.take(Trap(vector: 3, kind: .software(at: 0x1000)), on: setup.cpu) == .none)
     #expect(setup.cpu.isTaskSwitched && setup.host.ringIndex == 1)
   }
 
@@ -344,13 +344,16 @@ import X86
     setup.gate(0x80, 0x5000_0000, type: 0xEF)
     setup.call(.setStack, 0x69, 0x1E00, 1)
     setup.cpu.currentPrivilegeLevel = 3
-    for (vector, code) in [(UInt8(0x80), UInt32?.none), (0x1F, 0xFA), (0x40, 0x202)] {
-      setup.cpu.state.rip = 0x1002
-      setup.cpu.events = []
-      #expect(setup.host.take(Trap(vector: vector, kind: .software), on: setup.cpu) == .none)
-      let trap =
-        code.map { Trap(vector: 13, kind: .exception, errorCode: $0) } ?? Trap(vector: vector, kind: .software)
-      #expect(setup.cpu.events == [.forwarded(trap)] && setup.cpu.state.rip == (code == nil ? 0x1002 : 0x1000))
+    for (vector, code) in [(UInt8(0x80), UInt32?.none), (0x1F, 0xFA), (0x40, 0x202), (3, 0x1A)] {
+      for length in UInt64(1)...15 {
+        setup.cpu.state.rip = 0x1000 + length
+        setup.cpu.events = []
+        let software = Trap(vector: vector, kind: .software(at: 0x1000))
+        #expect(setup.host.take(software, on: setup.cpu) == .none)
+        let trap = code.map { Trap(vector: 13, kind: .exception, errorCode: $0) } ?? software
+        #expect(setup.cpu.events == [.forwarded(trap)])
+        #expect(setup.cpu.state.rip == (code == nil ? 0x1000 + length : 0x1000))
+      }
     }
   }
 }

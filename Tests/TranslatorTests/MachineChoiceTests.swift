@@ -84,7 +84,7 @@ import X86
     #expect(cpu.state.rip == KernelGuest.code && cpu.state.cr2 == 0)
     guest.poke(UInt32(41), at: 0x70000)
     set(guest, 0, Self.page, 0x70003, pae: pae)
-    #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software)))
+    #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software(at: mark("changed") - 2))))
     #expect(cpu.state.rip == mark("changed"))
     #expect(cpu[register: GPR.rax] == 42 && cpu[register: GPR.rbx] == 41_000)
     #expect(guest.peek(UInt32.self, at: 0x70004) == 42)
@@ -96,7 +96,7 @@ import X86
     set(guest, 1, stackPage, 0x72003, pae: pae)
     guest.poke(UInt32(0x1234), at: 0x72000 + (KernelGuest.stack & 0xFFF))
     cpu.addressSpace = space(1, pae: pae)
-    #expect(cpu.run() == .trap(Trap(vector: 3, kind: .software)))
+    #expect(cpu.run() == .trap(Trap(vector: 3, kind: .software(at: mark("clears") - 1))))
     #expect(cpu.state.rip == mark("clears"))
     #expect(cpu[register: GPR.rcx] == 7000 && cpu[register: GPR.rdx] == 0x1234)
 
@@ -126,7 +126,7 @@ import X86
     cpu.state.cr3 = KernelGuest.pml4
     cpu.addressSpace = .identity
     cpu.trapPolicy = .machine
-    #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software)))
+    #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software(at: mark("changed") - 2))))
     #expect(cpu[register: GPR.rax] == 42 && guest.peek(UInt32.self, at: Self.page + 4) == 42)
 
     start(guest, level: 3)
@@ -148,19 +148,39 @@ import X86
     #expect(cpu[register: GPR.rax] == 41)
   }
 
-  @Test("INT n, INT3, INTO and INT1 are traps whose RIP is past them, whatever their gates say")
-  func software() throws {
+  @Test(
+    "INT n, INT3, INTO and INT1 are traps that say where they are, and RIP is past them, whatever their gates say",
+    arguments: [false, true])
+  func software(is16: Bool) throws {
     let guest = try KernelGuest()
     let cpu = guest.cpu
-    let codes: [([UInt8], UInt8)] = [([0xCD, 0x80], 0x80), ([0xCC], 3), ([0xCE], 4), ([0xF1], 1)]
+    let codes: [([UInt8], UInt8)] = [
+      ([0xCD, 0x80], 0x80), ([0xCC], 3), ([0xCE], 4), ([0xF1], 1), ([0x66, 0xCD, 0x0D], 13),
+      ([0xF2, 0xCD, 0xCC], 0xCC),
+      ([0x2E, 0xF3, 0x67, 0xCD, 0x1F], 0x1F), ([0x66, 0xCC], 3), ([0x3E, 0xCE], 4), ([0x66, 0xF1], 1),
+      // With the opcode of another of them before it or as its number.
+      ([0xCD, 3], 3), ([0xCD, 4], 4), ([0x26, 0xCD, 3], 3),
+    ]
     for level in [UInt16(0), 1, 3] {
       for (code, vector) in codes {
-        start(guest, level: level)
-        guest.load(code)
-        cpu.state.rflags |= RFLAGS.of
-        cpu.trapPolicy = .machine
-        #expect(cpu.run() == .trap(Trap(vector: vector, kind: .software)), "\(code) at level \(level)")
-        #expect(cpu.state.rip == KernelGuest.code + UInt64(code.count))
+        // The last instruction of a segment of 64 KiB begins again at its first byte.
+        for place in is16 ? [UInt64(0x100), 0x1_0000 - UInt64(code.count), 0xFFFF] : [KernelGuest.code] {
+          if place + UInt64(code.count) > 0x1_0000 && is16 && code.count > 1 { continue }
+          start(guest, level: level)
+          let base: UInt64 = is16 ? 0x10_0000 : 0
+          guest.load(code, at: base + place)
+          cpu.state.rflags |= RFLAGS.of
+          if is16 {
+            (cpu.state.cs.base, cpu.state.cs.limit) = (base, 0xFFFF)
+            cpu.state.cs.attributes &= ~0x4000
+          }
+          cpu.state.rip = place
+          cpu.trapPolicy = .machine
+          let trap = Trap(vector: vector, kind: .software(at: place))
+          #expect(cpu.run() == .trap(trap), "\(code) at level \(level)")
+          let next = place + UInt64(code.count)
+          #expect(cpu.state.rip == (is16 ? next & 0xFFFF : next))
+        }
       }
     }
   }

@@ -119,7 +119,7 @@ import X86
     setGate(guest, 13, type: 0xE)
     setGate(guest, 6, type: 0xF)
     setGate(guest, 0x40, type: 0xE)
-    #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software)))
+    #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software(at: Self.code))))
     #expect(cpu.state.rip == Self.code + 2)
     // The gate is there and forbids it: a fault that the machine wants first.
     let refused = Trap(vector: 13, kind: .exception, errorCode: 0x202)
@@ -164,7 +164,7 @@ import X86
     cpu.state.cr4 |= CR4.pge
     func set(_ page: UInt32, global: Bool) { guest.poke(page | (global ? 0x107 : 7), at: Self.table + 0xE * 4) }
     func value() -> UInt64 {
-      #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software)))
+      #expect(cpu.run() == .trap(Trap(vector: 0x1F, kind: .software(at: Self.code + 5))))
       return cpu[register: GPR.rax]
     }
     for page in UInt64(0)..<3 { guest.poke(UInt32(page), at: 0x1_0000 + page * 0x1000) }

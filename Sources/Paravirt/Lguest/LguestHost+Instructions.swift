@@ -35,21 +35,10 @@ extension LguestHost {
   /// VMCALL that the processor has executed. RIP is past it.
   public mutating func takeNativeHypercall(_ engine: some CPUEngine) -> LguestEffect {
     if engine.currentPrivilegeLevel == 1 { return performHypercall(engine) }
-    rewind(engine, by: HypercallOpcode.byteCount)
-    return forward(Trap(vector: Vector.invalidOpcode, kind: .exception), engine)
-  }
-
-  /// Back to an INT n, INT3 or INTO that has raised a fault.
-  func moveBack(_ engine: some CPUEngine, over vector: UInt8) {
-    let last = engine.read(linear: engine.linearInstructionPointer &- 1, count: 1, as: .code).first
-    let isShort = vector == Vector.breakpoint && last == 0xCC || vector == Vector.overflow && last == 0xCE
-    rewind(engine, by: isShort ? 1 : 2)
-  }
-
-  private func rewind(_ engine: some CPUEngine, by count: Int) {
     var state = engine.state
-    state.rip = (state.rip &- UInt64(count)) & 0xFFFF_FFFF
+    state.rip = (state.rip &- UInt64(HypercallOpcode.byteCount)) & 0xFFFF_FFFF
     engine.state = state
+    return forward(Trap(vector: Vector.invalidOpcode, kind: .exception), engine)
   }
 
   /// Instructions that level 1 may not execute and that kernels do: CLI, whose work is done elsewhere; a read of CR4,

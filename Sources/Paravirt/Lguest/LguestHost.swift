@@ -203,11 +203,11 @@ public struct LguestHost {
   private mutating func answer(_ trap: Trap, _ engine: some CPUEngine) -> LguestEffect {
     let level = engine.currentPrivilegeLevel
     switch trap.kind {
-    case .software:
+    case .software(let place):
       if trap.vector == LguestCall.vector && level == 1 { return performHypercall(engine) }
       let needed = tables.gate(trap.vector)?.level ?? 0
       guard level > needed else { return forward(trap, engine) }
-      moveBack(engine, over: trap.vector)
+      engine.state.rip = place
       return forward(
         Trap(vector: Vector.generalProtection, kind: .exception, errorCode: UInt32(trap.vector) << 3 | 2), engine)
     case .exception:

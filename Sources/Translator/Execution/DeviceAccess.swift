@@ -127,7 +127,7 @@ extension TranslatedCPU {
 
   /// Delivers an event, as often as devices have to be asked first: tables and stacks may lie in one.
   func deliver(_ event: Event) -> VCPUExit? {
-    if processor.isMachines(event) { return .trap(Trap(event)) }
+    if processor.isMachines(event) { return .trap(Trap(event, at: page[\.rip])) }
     let outcome: SystemOutcome
     do throws(Fault) {
       outcome = try executeWithDevices { () throws(Fault) in

@@ -84,7 +84,7 @@ extension Processor {
     defer { state.waitsForPages = false }
     var event = first
     while true {
-      if isMachines(event) { return .trap(Trap(event)) }
+      if isMachines(event) { return .trap(Trap(event, at: page[\.rip])) }
       if event.kind == .exception && event.vector == Vector.pageFault { page[\.cr2] = event.address }
       do throws(Fault) {
         try deliverOnce(event)
@@ -183,8 +183,9 @@ extension Processor {
   /// Sends an instruction's event where the policy says.
   private func take(_ event: Event) throws(Fault) -> SystemOutcome {
     if isMachines(event) {
+      let trap = Trap(event, at: page[\.rip])
       page[\.rip] = event.returnAddress
-      return .exit(.trap(Trap(event)))
+      return .exit(.trap(trap))
     }
     try deliverOnce(event)
     return .done

@@ -157,12 +157,14 @@ extension Processor {
 
 extension Trap {
   /// What is on its way to a handler.
-  init(_ event: Event) {
+  ///
+  /// - Parameter place: RIP of the instruction that has raised it, or that comes next.
+  init(_ event: Event, at place: UInt64) {
     let kind: Kind =
       switch event.kind {
       case .exception: .exception
       case .external: .interrupt
-      case .software, .int1: .software
+      case .software, .int1: .software(at: place)
       case .nmi: .nmi
       }
     self.init(vector: event.vector, kind: kind, errorCode: event.errorCode, address: event.address)

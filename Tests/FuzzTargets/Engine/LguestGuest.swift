@@ -149,7 +149,7 @@ final class LguestGuest {
   func call(_ name: LguestCall, _ arguments: UInt32...) {
     guard let number = name.number(in: choice.era) else { return }
     setCall(number, arguments)
-    _ = note(host.take(Trap(vector: LguestCall.vector, kind: .software), on: cpu))
+    _ = note(host.take(Trap(vector: LguestCall.vector, kind: .software(at: cpu.state.rip)), on: cpu))
   }
 
   /// Leaves a call in a slot of the ring.
