@@ -29,6 +29,10 @@ static struct timespec timespec_of(uint64_t ns) {
   return (struct timespec){.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
 }
 
+int chost_has(const void *memory, uint64_t memory_count, const void *bytes, uint64_t count) {
+  return memmem(memory, memory_count, bytes, count) != NULL;
+}
+
 int chost_memfd(const char *name) { return result(memfd_create(name, MFD_CLOEXEC)); }
 
 int chost_punch_hole(int fd, uint64_t offset, uint64_t count) {

@@ -2,6 +2,7 @@
 // Which pages were written, and which of them hold translated code: a store from outside the translator (a device,
 // a loader, a paravirtual clock) must be seen by the code cache exactly as the guest's own stores are.
 
+import Host
 import Synchronization
 
 /// What is known about a guest page; the values of CHOST_PAGE_* in chost.h.
@@ -93,6 +94,30 @@ extension GuestMemory {
       return true
     }
     return ranges
+  }
+
+  /// Bytes that are searched at a time: pages may go away meanwhile, and must not all be there at once.
+  private static let searched: UInt64 = 1 << 16
+
+  /// Whether some bytes, `searched` at most, follow each other in a range of addresses. Only pages that were ever written
+  /// are read: no host memory is taken for the others, and no time is spent on them.
+  public func hasWritten(_ bytes: [UInt8], in range: Range<UInt64>) -> Bool {
+    guard !bytes.isEmpty, bytes.count <= GuestMemory.searched else { return false }
+    for pages in writtenPages {
+      var part = pages.clamped(to: range)
+      while part.count >= bytes.count {
+        let count = min(part.count, Int(GuestMemory.searched))
+        do throws(MemoryError) {
+          let isThere = unsafe try access(GuestPhysical(part.lowerBound), count) {
+            unsafe ByteSearch.has(bytes, in: UnsafeRawBufferPointer(start: $0, count: count))
+          }
+          if isThere { return true }
+        } catch { break }
+        // What begins in the last bytes may go on behind them.
+        part = part.lowerBound + UInt64(count < part.count ? count - (bytes.count - 1) : count)..<part.upperBound
+      }
+    }
+    return false
   }
 
   /// Calls `body` with the pages of RAM, in a range of page numbers, that have a flag, in ascending order, until it

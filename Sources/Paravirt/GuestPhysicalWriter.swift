@@ -17,6 +17,9 @@ public protocol GuestPhysicalWriter: Sendable {
   func loadWord(at address: UInt64) -> UInt32?
   /// `nil` outside RAM. Little-endian.
   func loadQuadword(at address: UInt64) -> UInt64?
+  /// Whether a text is in a range, whose parts count that are RAM and have been written: a kernel, and not the room behind
+  /// it.
+  func has(_ text: String, in range: Range<UInt64>) -> Bool
   /// Replaces a byte in one step that no vCPU can come between; `nil` outside RAM, else what was there.
   func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8?
   /// False outside RAM.

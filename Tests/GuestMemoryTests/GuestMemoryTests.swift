@@ -43,6 +43,31 @@ struct GuestMemoryTests {
     #expect(throws: MemoryError.self) { try memory.fill(GuestPhysical(address), count: count) }
   }
 
+  @Test("Bytes are found wherever they were written, and nowhere else")
+  func search() throws {
+    let memory = try GuestMemory(byteCount: 4 * gib)
+    let word = [UInt8]("needle".utf8), all = 0..<UInt64.max
+    #expect(!memory.hasWritten(word, in: all) && !memory.hasWritten([0], in: all) && !memory.hasWritten([], in: all))
+    // Across pages and across the pieces that are searched, at both ends of RAM and of its upper part.
+    let places: [UInt64] = [
+      0, 4093, 0x1_0000 - 3, 0x2_0000 - 6, 0x2_0000, 0x3_0FFF, 3 * gib - 6, 4 * gib, 5 * gib - 6,
+    ]
+    for place in places {
+      try memory.fill(GuestPhysical(0), count: 0x4_0000, with: 0x6E)
+      try memory.copy(from: word, to: GuestPhysical(place))
+      let end = place + 6
+      #expect(memory.hasWritten(word, in: all), "\(place)")
+      #expect(memory.hasWritten(word, in: place..<end))
+      #expect(!memory.hasWritten(word, in: place..<end - 1) && !memory.hasWritten(word, in: place + 1..<end + 100))
+      #expect(!memory.hasWritten(word, in: 0..<place))
+      try memory.store(UInt8(0x6E), at: GuestPhysical(place + 5))
+      #expect(!memory.hasWritten(word, in: all))
+    }
+    // What was never written is not read, though it reads as zeros.
+    #expect(!memory.hasWritten([0, 0, 0], in: 0x5_0000..<0x10_0000))
+    #expect(memory.writtenPages.allSatisfy { $0.upperBound <= 0x4_0000 || $0.count == 4096 })
+  }
+
   @Test("An empty range at the end of RAM is RAM")
   func empty() throws {
     let memory = try GuestMemory(byteCount: mib)

@@ -55,7 +55,8 @@ import Testing
     (
       "bytes for a C function, as long as it runs",
       [
-        "Host/Checksum.swift", "Host/DiskFile.swift", "Host/HostFile.swift", "Host/PageMap.swift",
+        "Host/ByteSearch.swift", "Host/Checksum.swift", "Host/DiskFile.swift", "Host/HostFile.swift",
+        "Host/PageMap.swift",
         "Host/PositionedOutput.swift",
       ]
     ),

@@ -48,6 +48,14 @@ final class TestMemory: GuestPhysicalWriter {
   func loadByte(at address: UInt64) -> UInt8? { load(1, at: address).map { UInt8($0) } }
   func loadWord(at address: UInt64) -> UInt32? { load(4, at: address).map { UInt32($0) } }
   func loadQuadword(at address: UInt64) -> UInt64? { load(8, at: address) }
+  func has(_ text: String, in range: Range<UInt64>) -> Bool {
+    let text = [UInt8](text.utf8)
+    return bytes.withLock { bytes in
+      let first = Int(clamping: range.lowerBound &- base),
+        end = min(Int(clamping: range.upperBound &- base), bytes.count)
+      return first < end && bytes[first..<end].firstRange(of: text) != nil
+    }
+  }
   func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8? {
     guard contains(address, byteCount: 1) else { return nil }
     let offset = Int(address - base)

@@ -64,6 +64,9 @@ void chost_sleep_until(uint64_t deadline); // CLOCK_MONOTONIC ns; restarts after
 // CPUs in the calling thread's affinity mask.
 int chost_affinity_count(void);
 
+// Whether `count` bytes follow each other somewhere in memory.
+int chost_has(const void *memory, uint64_t memory_count, const void *bytes, uint64_t count);
+
 // CRC-32C of some bytes, going on from the sum of those before (0: none), and of each of `count` pages.
 uint32_t chost_crc32c(uint32_t sum, const void *bytes, uint64_t count);
 void chost_crc32c_pages(const void *pages, uint64_t count, uint32_t *sums);

@@ -17,6 +17,7 @@ struct ParavirtMemory: GuestPhysicalWriter {
   func loadByte(at address: UInt64) -> UInt8? { load(address) }
   func loadWord(at address: UInt64) -> UInt32? { load(address) }
   func loadQuadword(at address: UInt64) -> UInt64? { load(address) }
+  func has(_ text: String, in range: Range<UInt64>) -> Bool { memory.hasWritten([UInt8](text.utf8), in: range) }
   func exchangeByte(_ value: UInt8, at address: UInt64) -> UInt8? {
     do throws(MemoryError) {
       return try memory.withAtomic(UInt8.self, at: GuestPhysical(address)) {

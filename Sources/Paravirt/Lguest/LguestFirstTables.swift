@@ -76,17 +76,3 @@ struct LguestFirstTables {
     }
   }
 }
-
-extension GuestPhysicalWriter {
-  /// Whether a text is in these bytes of RAM.
-  func has(_ text: String, in range: Range<UInt64>) -> Bool {
-    let text = [UInt8](text.utf8)
-    for place in stride(from: range.lowerBound & ~7, to: range.upperBound, by: 8) {
-      guard let bytes = loadQuadword(at: place) else { return false }
-      for shift in 0..<UInt64(8) where UInt8(truncatingIfNeeded: bytes >> (shift * 8)) == text[0] {
-        if text.indices.allSatisfy({ loadByte(at: place + shift + UInt64($0)) == text[$0] }) { return true }
-      }
-    }
-    return false
-  }
-}
