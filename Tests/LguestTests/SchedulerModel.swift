@@ -30,6 +30,11 @@ struct SchedulerModel: Hashable {
     var pausesOnlyFirst = false
     /// Whether somebody, or a guest, ends the run.
     var ends = false
+    /// The first so many vCPUs are those of a machine of a group: it ends, by somebody's or its guest's doing, and the
+    /// threads go on with the others. A pause is of this machine, may be for good, and may lead to its end.
+    var machine = 0
+    /// Whether another machine of one vCPU begins then, with a number of the one that ended.
+    var begins = false
     /// Whether the timer is a thread that is told of deadlines, as it really is, or knows them by itself, as that comes
     /// to: then there are far fewer states.
     var isTimerReal = false
@@ -38,7 +43,7 @@ struct SchedulerModel: Hashable {
     var defect: Defect?
 
     /// Whom a pause stops.
-    var stopped: Range<Int> { 0..<(pausesOnlyFirst ? 1 : cpus) }
+    var stopped: Range<Int> { 0..<(machine > 0 ? machine : pausesOnlyFirst ? 1 : cpus) }
   }
 
   /// What could be wrong; the exploration must find each.
@@ -57,6 +62,18 @@ struct SchedulerModel: Hashable {
     case softPreemption
     /// The end rings nobody.
     case silentEnd
+    /// The end of a machine of a group rings nobody.
+    case silentLeave
+    /// It leaves vCPUs alone that are paused.
+    case pausedLeave
+    /// A pause that comes after it is for good all the same.
+    case pauseBehindEnd
+    /// Whoever waits for a machine to stand does not look whether it has ended.
+    case deafPause
+    /// Whoever has paused a machine does not look whether its numbers are another's by now.
+    case latePause
+    /// A machine's numbers are another's while they are paused.
+    case pausedNumber
   }
 
   /// An atomic section of one thread. What comes after it is on the thread's list, or is put there by it.
@@ -76,6 +93,21 @@ struct SchedulerModel: Hashable {
     // Whoever stops all vCPUs, and whoever ends the run.
     case pause, readStanding, checkStanding(UInt8), awaitStanding(UInt8), resume
     case end, stop(Int)
+    // A machine of a group: its end, which may be seen by whoever has paused it, its last vCPU's end, and what the thread
+    // that says so does.
+    case endMachine, resumeEnded, ended(Int), lookForEnd, giveUp
+    case leaveThreads, begin
+  }
+
+  /// How far the machine is that ends while others go on.
+  enum Machine: Hashable {
+    case runs, ends
+    /// No vCPU of it runs or will.
+    case over
+    /// Its numbers are free.
+    case left
+    /// Another has one of them.
+    case replaced
   }
 
   /// A vCPU as its doorbell, its engine and its run loop know it.
@@ -87,6 +119,8 @@ struct SchedulerModel: Hashable {
     var isKicked = false
     var isHalted = false
     var hasNews = false
+    /// It has ended, and no thread has it any more.
+    var isOver = false
   }
 
   /// All instants are relative to this moment, which does not pass; `later` moves them instead.
@@ -102,6 +136,9 @@ struct SchedulerModel: Hashable {
   var asleepUntil = UInt64.max
   var isTimerRung = false
   var mayBeHalfDone: Bool
+  var machine = Machine.runs
+  /// Whether its numbers are no longer its own.
+  var hasLeft: Bool { machine == .left || machine == .replaced }
   /// By thread, what it does next, the next last: those that run vCPUs, the timer, the others.
   var lists: [[Step]]
 
@@ -115,6 +152,10 @@ struct SchedulerModel: Hashable {
     if habits.news > 0 { lists.append([.device(habits.news)]) }
     if habits.pauses { lists.append([.pause]) }
     if habits.ends { lists.append([.end]) }
+    if habits.machine > 0 {
+      lists.append([.endMachine])
+      lists.append((habits.begins ? [.begin] : []) + [.leaveThreads])
+    }
   }
 
   // MARK: Steps
@@ -162,6 +203,11 @@ struct SchedulerModel: Hashable {
             $0.lists[thread] += [.ring(cpu), .bringNews(cpu)]
           }
         }
+      case .resume where habits.machine > 0:
+        // As `resume`, `save`, or neither.
+        take(thread, step, isBound: false) { $0.perform(step, thread, habits) }
+        take(thread, step, ", for good", isBound: false) { _ in }
+        take(thread, step, ", and then the end", isBound: false) { $0.perform(.endMachine, thread, habits) }
       case .checkPreemption(let cpu) where cpus[cpu].isPreempted && mayBeHalfDone:
         take(thread, step, ", half done", isBound: false) {
           $0.mayBeHalfDone = false
@@ -170,7 +216,7 @@ struct SchedulerModel: Hashable {
         }
         fallthrough
       default:
-        let isChosen = step == .pause || step == .end && thread > habits.threads
+        let isChosen = step == .pause || (step == .end || step == .endMachine) && thread > habits.threads
         take(thread, step, isBound: !isChosen) { $0.perform(step, thread, habits) }
       }
     }
@@ -187,7 +233,8 @@ struct SchedulerModel: Hashable {
     while let step = lists[thread].last {
       switch step {
       case .run(let cpu) where !cpus[cpu].isHalted: break
-      case .checkStop where !habits.ends, .lookForStop where !habits.ends: break
+      case .checkStop where !habits.ends && habits.machine == 0, .lookForStop where !habits.ends && habits.machine == 0:
+        break
       case .deliver where habits.news == 0: break
       // Whoever is asked to make room once more in between is asked in vain.
       case .makeRoom, .unlock: break
@@ -207,6 +254,9 @@ struct SchedulerModel: Hashable {
     if habits.yields {
       choices += cpus.indices.filter { $0 != cpu }.map { (", yields", [.yield(cpu, to: $0)]) }
     }
+    if cpu < habits.machine && machine == .runs {
+      choices.append((", ends its machine", [.endMachine, .look(returning: nil), .ended(cpu)]))
+    }
     if habits.ends && !schedule.hasEnded { choices.append((", ends the run", [.end, .look(returning: nil)])) }
     return choices
   }
@@ -214,7 +264,9 @@ struct SchedulerModel: Hashable {
   private func isEnabled(_ step: Step, _ thread: Int, _ habits: Habits) -> Bool {
     switch step {
     case .expire where !habits.isTimerReal: holder == nil && schedule.deadline <= SchedulerModel.now
-    case .look, .rearm, .expire, .readDeadline, .wake, .pause, .checkStanding, .resume, .end, .spin, .yield:
+    case .leaveThreads: machine == .over && (holder == nil || holder == thread)
+    case .look, .rearm, .expire, .readDeadline, .wake, .pause, .checkStanding, .resume, .end, .spin, .yield,
+      .resumeEnded, .giveUp, .begin:
       // Sections under the scheduler's lock.
       holder == nil || holder == thread
     case .sleepUntilCalled: called & 1 << thread != 0

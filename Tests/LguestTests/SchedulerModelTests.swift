@@ -31,6 +31,13 @@ import Testing
     ("an end among halts", Habits(cpus: 1, halts: true, news: 1, ends: true)),
     ("a pause and an end", Habits(threads: 1, cpus: 2, pauses: true, ends: true)),
     ("a pause of one of two", Habits(threads: 1, cpus: 2, halts: true, news: 1, pauses: true, pausesOnlyFirst: true)),
+    (
+      "a machine of a group ends", Habits(threads: 1, cpus: 2, exits: true, machine: 1, begins: true, isTimerReal: true)
+    ),
+    ("a machine ends among halts", Habits(threads: 1, cpus: 2, halts: true, news: 1, onlyFirst: true, machine: 1)),
+    ("a machine ends on two threads", Habits(cpus: 2, machine: 1, begins: true)),
+    ("a machine of two ends", Habits(threads: 1, cpus: 3, machine: 2)),
+    ("a pause and a machine's end", Habits(threads: 1, cpus: 2, pauses: true, machine: 1, begins: true)),
   ]
 
   /// Those that take longer than the rest together.
@@ -47,6 +54,9 @@ import Testing
     ("a pause among halts", Habits(cpus: 2, halts: true, news: 1, pauses: true)),
     ("an end among three", Habits(ends: true)),
     ("an end among halts", Habits(cpus: 2, halts: true, news: 1, ends: true)),
+    ("a machine of two ends on two threads", Habits(machine: 2, begins: true)),
+    ("a machine ends among halts on two threads", Habits(cpus: 2, halts: true, news: 1, machine: 1, begins: true)),
+    ("a pause and a machine's end on two threads", Habits(cpus: 2, pauses: true, machine: 1, begins: true)),
   ]
 
   private func explore(_ scenario: (name: String, habits: Habits)) {
@@ -76,6 +86,9 @@ import Testing
     case .equalSleeps: Habits(cpus: 1, halts: true, news: 2)
     case .calledTwice: Habits(cpus: 2, halts: true, news: 2)
     case .silentEnd: Habits(threads: 1, cpus: 1, ends: true)
+    case .silentLeave: Habits(threads: 1, cpus: 2, halts: true, onlyFirst: true, machine: 1)
+    case .pausedLeave, .pauseBehindEnd, .deafPause, .latePause, .pausedNumber:
+      Habits(threads: 1, cpus: 2, pauses: true, machine: 1, begins: true)
     }
   }
 
@@ -216,6 +229,7 @@ struct Exploration {
     }
     check("a pause never comes about", \.awaitsStanding, until: \.mayResume)
     check("the end does not reach every thread", \.isEnding, until: \.isOver)
+    check("a machine of a group does not come to its end", \.machineEnds, until: \.machineIsOver)
   }
 
   private mutating func check(
@@ -268,8 +282,11 @@ extension SchedulerModel {
     for cpu in cpus.indices {
       let keepers = keepers(of: cpu)
       if keepers.count > 1 { return "vCPU \(cpu) is in several places: \(keepers.joined(separator: ", "))" }
-      if keepers.isEmpty && !isEnding { return "vCPU \(cpu) is nowhere" }
+      if keepers.isEmpty && !isEnding && !cpus[cpu].isOver { return "vCPU \(cpu) is nowhere" }
+      if !keepers.isEmpty && cpus[cpu].isOver { return "vCPU \(cpu) has ended, and is with \(keepers)" }
     }
+    if machine == .replaced && schedule.waits[0].isPaused { return "a machine is paused with the one before it" }
+    if machine == .replaced && schedule.pausedCount > 0 { return "nobody can be paused, and somebody is" }
     for thread in schedule.running.indices {
       if let cpu = lists[thread].lazy.compactMap(\.owned).first, schedule.running[thread]?.cpu != cpu {
         return "thread \(thread) runs vCPU \(cpu), and the schedule does not know"
@@ -293,7 +310,11 @@ extension SchedulerModel {
   private func keepers(of cpu: Int) -> [String] {
     var keepers: [String] = []
     for (thread, list) in lists.enumerated() {
-      if list.contains(where: { $0.owned == cpu || $0 == .look(returning: cpu) }) { keepers.append("thread \(thread)") }
+      if list.contains(where: { $0.owned == cpu || $0 == .look(returning: cpu) }) {
+        keepers.append("thread \(thread)")
+      } else if list.contains(.ended(cpu)) {
+        keepers.append("thread \(thread), ending")
+      }
       if list.contains(.wake(cpu)) { keepers.append("being woken") }
     }
     keepers += (schedule.ready + schedule.paused).filter { $0 == cpu }.map { _ in "ready" }
@@ -326,6 +347,8 @@ extension SchedulerModel {
     var mayResume = false
     var isEnding = false
     var isOver = false
+    var machineEnds = false
+    var machineIsOver = false
   }
 
   var facts: Facts {
@@ -334,17 +357,28 @@ extension SchedulerModel {
     facts.isOver = lists.prefix(schedule.running.count).allSatisfy(\.isEmpty)
     for cpu in cpus.indices {
       let bit: UInt8 = 1 << cpu
-      if !isEnding && (schedule.ready.contains(cpu) || schedule.paused.contains(cpu) || cpus[cpu].hasNews) {
+      let isStanding = schedule.waits[cpu].isPaused && isPausedForGood
+      if !isEnding, !cpus[cpu].isOver, !isStanding,
+        schedule.ready.contains(cpu) || schedule.paused.contains(cpu) || cpus[cpu].hasNews
+      {
         facts.wants |= bit
       }
       let isCome = cpus[cpu].place.way == .wake || lists.contains { $0.last?.owned == cpu }
-      if !cpus[cpu].hasNews && isCome { facts.served |= bit }
+      if !cpus[cpu].hasNews && isCome || cpus[cpu].isOver || isStanding { facts.served |= bit }
     }
-    facts.mayResume = lists.contains { $0.contains(.resume) }
+    facts.machineEnds = machine == .ends
+    facts.machineIsOver = machine != .runs && machine != .ends
+    facts.mayResume = lists.contains { $0.contains { $0 == .resume || $0 == .lookForEnd || $0 == .giveUp } }
     facts.awaitsStanding =
       !isEnding
       && lists.joined().contains { if case .awaitStanding = $0 { true } else { $0 == .readStanding } }
     return facts
+  }
+
+  /// Whether a machine is paused, and who did it has gone or chooses when it goes on.
+  private var isPausedForGood: Bool {
+    machine == .runs && schedule.pausedCount > 0
+      && !lists.joined().contains { if case .awaitStanding = $0 { true } else { $0 == .readStanding } }
   }
 
   /// Whether the run ends, or is about to.

@@ -19,7 +19,9 @@ extension SchedulerModel {
     switch step {
     // VCPUThreads.work and next
     case .look(let returned):
-      let place = lists[thread].count
+      var place = lists[thread].count
+      // A vCPU that has ended says so before its thread goes on with another.
+      if case .ended? = lists[thread].last { place -= 1 }
       let decision = change(thread, habits) { $0.next(thread, returning: returned, now: SchedulerModel.now) }
       let next: Step?
       switch decision {
@@ -59,7 +61,9 @@ extension SchedulerModel {
       cpus[cpu].place = .guest
       then(&self, .checkStop(cpu))
     case .checkStop(let cpu):
-      then(&self, cpus[cpu].isStopped ? .look(returning: nil) : .checkPreemption(cpu))
+      guard cpus[cpu].isStopped else { return then(&self, .checkPreemption(cpu)) }
+      then(&self, .look(returning: nil))
+      if cpu < habits.machine { lists[thread].insert(.ended(cpu), at: lists[thread].count - 1) }
     case .checkPreemption(let cpu): then(&self, cpus[cpu].isPreempted ? .makeRoom(cpu) : .deliver(cpu))
     case .makeRoom(let cpu):
       cpus[cpu].place = .loop
@@ -129,15 +133,23 @@ extension SchedulerModel {
 
     // VCPUThreads.pause and resume
     case .pause:
+      if hasLeft && habits.defect != .latePause { return }
       let asked = change(thread, habits) { $0.pause(habits.stopped) }
       then(&self, .readStanding)
       preempt(asked, thread)
     case .readStanding: then(&self, .checkStanding(standing))
-    case .checkStanding(let seen): then(&self, schedule.isStanding(habits.stopped) ? .resume : .awaitStanding(seen))
+    case .checkStanding(let seen):
+      let isOver = machine != .runs && habits.defect != .deafPause
+      guard schedule.isStanding(habits.stopped) || isOver else { return then(&self, .awaitStanding(seen)) }
+      then(&self, habits.machine > 0 && habits.defect != .pauseBehindEnd ? .lookForEnd : .resume)
     case .awaitStanding: then(&self, .readStanding)
-    case .resume:
+    case .lookForEnd: then(&self, machine == .runs ? .resume : .giveUp)
+    case .resumeEnded where habits.defect == .pausedLeave: break
+    case .resume, .resumeEnded, .giveUp:
+      if hasLeft && habits.defect != .latePause { return }
       let place = lists[thread].count
       let called = change(thread, habits) { $0.resume(habits.stopped) }
+      standing &+= 1
       lists[thread].insert(contentsOf: called.map { .call($0) }, at: place)
 
     // Scheduler.end of a machine with threads of its own
@@ -149,6 +161,29 @@ extension SchedulerModel {
         lists[thread].append(.stop(cpu))
       }
     case .stop(let cpu): cpus[cpu].isStopped = true
+
+    // Scheduler.end, begin and leave of a machine of a group
+    case .endMachine:
+      guard machine == .runs else { return }
+      machine = .ends
+      lists[thread].append(.resumeEnded)
+      for cpu in (0..<habits.machine).reversed() {
+        if habits.defect != .silentLeave { lists[thread].append(.ring(cpu)) }
+        lists[thread].append(.stop(cpu))
+      }
+    case .ended(let cpu):
+      cpus[cpu].isOver = true
+      if cpus.prefix(habits.machine).allSatisfy(\.isOver) { machine = .over }
+    case .leaveThreads:
+      machine = .left
+      if habits.defect != .pausedNumber { _ = schedule.resume(habits.stopped) }
+    case .begin:
+      // Its doorbell is another: what is under way to the old one is lost.
+      for other in lists.indices { lists[other].removeAll { $0.isForDoorbell(of: 0) } }
+      machine = .replaced
+      schedule.add(0)
+      cpus[0] = CPU()
+      then(&self, .wake(0))
     }
   }
 
@@ -157,5 +192,14 @@ extension SchedulerModel {
     holder = thread
     lists[thread].append(.unlock)
     for cpu in asked.reversed() { lists[thread] += [.kickInGuest(cpu), .flag(cpu)] }
+  }
+}
+
+extension SchedulerModel.Step {
+  fileprivate func isForDoorbell(of cpu: Int) -> Bool {
+    switch self {
+    case .ring(cpu), .kick(cpu), .endSleep(cpu, _), .bringNews(cpu), .stop(cpu): true
+    default: false
+    }
   }
 }

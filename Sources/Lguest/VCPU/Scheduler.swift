@@ -34,6 +34,8 @@ final class Scheduler: Sendable {
   private let isAlone: Bool
   /// By vCPU, its number among the threads'.
   private let numbers: [Int]
+  /// Whether they are this machine's still: whoever pauses it may come late, when they are another's.
+  private let hasNumbers = Mutex<Bool>(true)
   private let doorbells: [Doorbell]
 
   /// - Parameters:
@@ -70,8 +72,14 @@ final class Scheduler: Sendable {
       })
   }
 
-  /// No vCPU runs any more, or will; nothing else is asked afterwards.
-  func leave() { threads.remove(numbers) }
+  /// No vCPU runs any more, or will; to pause and to resume does nothing afterwards, and nothing else is asked.
+  func leave() {
+    hasNumbers.withLock { hasNumbers in
+      hasNumbers = false
+      threads.resume(numbers)
+    }
+    threads.remove(numbers)
+  }
 
   // MARK: Any thread
 
@@ -97,7 +105,7 @@ final class Scheduler: Sendable {
     guard isFirst else { return }
     for doorbell in doorbells { doorbell.stop() }
     // Those that are paused have to run to end.
-    if isAlone { threads.end() } else { threads.resume(numbers) }
+    if isAlone { threads.end() } else { resume() }
   }
 
   /// How the run ended, once it has.
@@ -108,12 +116,14 @@ final class Scheduler: Sendable {
   /// Stops all vCPUs at a boundary, and waits until they stand.
   ///
   /// - Returns: false if one still ran at the deadline, an instant of the host's monotonic clock in ns. Either way
-  ///   `resume` must follow, or the end.
+  ///   `resume` must follow, or the end. If the run ends meanwhile, none runs the guest any more or will.
   func pause(until deadline: UInt64) -> Bool {
     defer { if ending != nil { resume() } }
-    return threads.pause(numbers, until: deadline)
+    hasNumbers.withLock { if $0 { threads.pause(numbers) } }
+    // Whoever ends the run resumes the vCPUs before they stand.
+    return threads.waitUntilStanding(until: deadline) { ending != nil || threads.isStanding(numbers) }
   }
 
   /// Lets vCPUs run again.
-  func resume() { threads.resume(numbers) }
+  func resume() { hasNumbers.withLock { if $0 { threads.resume(numbers) } } }
 }

@@ -117,15 +117,21 @@ final class VCPUThreads: DeadlineSource {
 
   // MARK: Pausing
 
-  /// Stops some vCPUs at a boundary, and waits until they stand.
-  ///
-  /// - Returns: false if one still ran at the deadline, an instant of the host's monotonic clock in ns. Either way
-  ///   `resume` must follow.
-  func pause(_ numbers: [Int], until deadline: UInt64) -> Bool {
+  /// Stops some vCPUs at a boundary. `resume` must follow.
+  func pause(_ numbers: [Int]) {
     change { schedule, vcpus in for number in schedule.pause(numbers) { vcpus[number]?.doorbell.preempt() } }
+  }
+
+  /// Whether no thread has one of some vCPUs.
+  func isStanding(_ numbers: [Int]) -> Bool { state.withLock { $0.schedule.isStanding(numbers) } }
+
+  /// Waits for vCPUs that are paused, until `isStanding`, which is asked whenever a thread has given one back.
+  ///
+  /// - Returns: false if it was not so at the deadline, an instant of the host's monotonic clock in ns.
+  func waitUntilStanding(until deadline: UInt64, _ isStanding: () -> Bool) -> Bool {
     while true {
       let seen = standing.word.load(ordering: .sequentiallyConsistent)
-      if state.withLock({ $0.schedule.isStanding(numbers) }) { return true }
+      if isStanding() { return true }
       if standing.wait(while: seen, until: deadline) == .timedOut { return false }
     }
   }
@@ -133,6 +139,8 @@ final class VCPUThreads: DeadlineSource {
   /// Lets them run again.
   func resume(_ numbers: [Int]) {
     for thread in change({ schedule, _ in schedule.resume(numbers) }) { bells[thread].set(1) }
+    // What is waited for may not come about any more.
+    announceStanding()
   }
 
   // MARK: Slices
@@ -219,11 +227,14 @@ final class VCPUThreads: DeadlineSource {
         work = .sleep
       case .leave: work = .leave
       }
-      if schedule.pausedCount > 0 {
-        standing.word.wrappingAdd(1, ordering: .sequentiallyConsistent)
-        standing.wake()
-      }
+      if schedule.pausedCount > 0 { announceStanding() }
       return work
     }
+  }
+
+  /// Whoever waits for vCPUs to stand looks again.
+  private func announceStanding() {
+    standing.word.wrappingAdd(1, ordering: .sequentiallyConsistent)
+    standing.wake()
   }
 }
