@@ -13,8 +13,8 @@ import X86
   private static let start = 0x10000
   private let checker = BlockChecker()
 
-  /// Hot code of level 0 at 0x10000 that ends with a jump to the exit, checked.
-  private func check(_ bytes: [UInt8]) -> CheckProblem? {
+  /// Hot code of level 0, or of another mode, at 0x10000 that ends with a jump to the exit, checked.
+  private func check(_ bytes: [UInt8], mode: UInt32 = UInt32(CHOST_MODE_LONG)) -> CheckProblem? {
     var code = [UInt8](repeating: 0xCC, count: CheckerTests.start)
     // An exit needs a reason.
     code += bytes + CheckerTests.emit { $0.storeImmediate32(.env(Slot.exitInfo), 0x0500_0000) }
@@ -28,11 +28,50 @@ import X86
     stubs.jumpMiss = 0x1020
     stubs.branchMiss = 0x1028
     stubs.callMiss = 0x1030
+    stubs.light = 0x1038
     return unsafe code.withUnsafeBytes { bytes in
       let block = unsafe CheckedBlock(
         text: CheckedText(bytes.baseAddress!), hot: CheckerTests.start..<end, cold: 0x20000..<0x20000,
-        mode: UInt32(CHOST_MODE_LONG), stubs: stubs)
+        mode: mode, stubs: stubs)
       return checker.check(block).problem
+    }
+  }
+
+  @Test("what is the kernel's of level 0 is no other level's", arguments: UInt32(0)...3) func levels(level: UInt32) {
+    let mode = UInt32(CHOST_MODE_LONG) | level
+    func change(_ operation: ALU, _ bits: Int32) -> CheckProblem? {
+      check(CheckerTests.emit { $0.alu32(operation, .env(Slot.systemFlags), immediate: bits) }, mode: mode)
+    }
+    let refusal: CheckProblem? = level == 0 ? nil : .place
+    #expect(change(.or, 0x200) == refusal && change(.and, ~0x200) == refusal)
+    #expect(change(.or, 0x4_0000) == refusal && change(.and, ~0x4_0000) == refusal)
+    #expect(change(.or, 0x400) == nil && change(.and, ~0x400) == nil)
+    #expect(change(.or, 0x3000) == .place && change(.or, 0x2_0000) == .place)
+    for place in [Slot.kernelGSBase, Slot.cr2, Slot.cr3] {
+      for part in [Int32(0), 4] {
+        #expect(check(CheckerTests.emit { $0.load32(0, .env(place + part)) }, mode: mode) == refusal)
+      }
+      #expect(check(load(.env(place)), mode: mode) == refusal)
+      #expect(check(store(.env(place)), mode: mode) == (place == Slot.kernelGSBase ? refusal : .place))
+    }
+    #expect(check(load(.env(BlockBuilder.segmentBase(5))), mode: mode) == nil)
+  }
+
+  @Test("light helpers by level", arguments: UInt32(0)...3, [false, true]) func lightLevels(level: UInt32, isLong: Bool)
+  {
+    let mode = isLong ? UInt32(CHOST_MODE_LONG | CHOST_MODE_LMA) : UInt32(CHOST_MODE_CODE32 | CHOST_MODE_STACK32)
+    for number in 0...Int(CHOST_LIGHT_HYPERCALL) + 1 {
+      let code = CheckerTests.emit { code in
+        code.mov(RegisterMap.t0, immediate: UInt64(number))
+        code.mov(RegisterMap.t1, immediate: UInt64(CHOST_EXIT_INSTRUCTION) << UInt64(CHOST_INFO_REASON_SHIFT))
+      }
+      let isEverybodys = [
+        CHOST_LIGHT_SYSCALL, CHOST_LIGHT_POPF, CHOST_LIGHT_SYSENTER, CHOST_LIGHT_INT, CHOST_LIGHT_SEGMENT,
+      ].contains { Int($0) == number }
+      let isRight =
+        number <= Int(CHOST_LIGHT_HYPERCALL)
+        && (level == 0 || isEverybodys || number == Int(CHOST_LIGHT_IRET) && level == 1 && !isLong)
+      #expect((check(branch([0xE8], 0x1038, behind: code), mode: mode | level) == nil) == isRight, "\(number)")
     }
   }
 

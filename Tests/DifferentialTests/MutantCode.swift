@@ -29,7 +29,9 @@ struct HostStep {
 @safe final class MutantCode {
   let block: CheckedBlock
   let edges: [Edge]
-  let isUser: Bool
+  /// The privilege level of the guest's code.
+  let level: UInt32
+  var isUser: Bool { level == 3 }
   private let memory: UnsafeMutableRawPointer
   private let decoder: Decoder
   private static let table = OpcodeTable.shared
@@ -45,7 +47,7 @@ struct HostStep {
     self.block = block
     unsafe self.memory = memory
     self.decoder = decoder
-    isUser = block.mode & 3 == 3
+    level = block.mode & 3
     edges = (0..<block.edgeCount).map { unsafe block.edges![$0] }
     starts = Array(repeating: -1, count: block.hot.count + block.cold.count)
     for half in [block.hot, block.cold] {

@@ -50,6 +50,9 @@ extension MutantMachine {
     if last >= page.count || displacement >= MutantPage.stack && displacement < MutantPage.stack + 32 {
       return loadTable(displacement, size, hint, register)
     }
+    if code.level != 0, (first...last).contains(where: { [.kernel, .kernelOnly].contains(MutantPage.places[$0]) }) {
+      fail(.privilege)
+    }
     let isSecret = (first...last).contains { pageSecrets[$0] }
     if size > 8 { return (draw(), isSecret) }
     let shift = UInt64(displacement & 7) * 8
@@ -77,10 +80,10 @@ extension MutantMachine {
   private func storeWord(_ number: Int, _ word: UInt64, _ mask: UInt64, _ isSecret: Bool) {
     let low = mask & 0xFFFF_FFFF == 0xFFFF_FFFF
     switch MutantPage.places[number] {
-    case .engine: return fail(.place)
+    case .engine, .kernelOnly: return fail(.place)
     case .guest: if isSecret { return fail(.secret) }
     case .kernel:
-      if code.isUser { return fail(.privilege) }
+      if code.level != 0 { return fail(.privilege) }
       if isSecret { return fail(.secret) }
     case .scratch: pageSecrets[number] = isSecret || mask != .max && pageSecrets[number]
     case .pageAddress: if isSecret || word & 4095 != 0 { return fail(.place) }
@@ -89,7 +92,7 @@ extension MutantMachine {
       hasData = hasData || mask >> 32 == 0xFFFF_FFFF
     case .string: hasString = hasString || low
     case .flags:
-      if (word ^ page[number]) & ~(code.isUser ? 0x400 : 0x4_0600) != 0 { return fail(.place) }
+      if (word ^ page[number]) & ~(code.level != 0 ? 0x400 : 0x4_0600) != 0 { return fail(.place) }
     }
     page[number] = word
   }
@@ -230,7 +233,9 @@ extension MutantMachine {
     case Int(CHOST_LIGHT_SYSCALL), Int(CHOST_LIGHT_POPF), Int(CHOST_LIGHT_SYSENTER), Int(CHOST_LIGHT_INT),
       Int(CHOST_LIGHT_SEGMENT):
       break
-    case 0...Int(CHOST_LIGHT_HYPERCALL): if code.isUser { fail(.privilege) }
+    // A kernel of level 1 returns too, but not in IA-32e mode.
+    case Int(CHOST_LIGHT_IRET) where code.level == 1 && code.block.mode & UInt32(CHOST_MODE_LMA) == 0: break
+    case 0...Int(CHOST_LIGHT_HYPERCALL): if code.level != 0 { fail(.privilege) }
     default: fail(.request)
     }
   }

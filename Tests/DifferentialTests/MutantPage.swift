@@ -11,8 +11,10 @@ enum MutantPlace: UInt8 {
   case engine
   /// The guest's own, or of no consequence: all but an address of the host's.
   case guest
-  /// Only by code of level 0.
+  /// By code of level 0; other code must not know of it.
   case kernel
+  /// Nothing, and other code than that of level 0 must not know of it.
+  case kernelOnly
   /// Anything: nobody reads it before it is written again.
   case scratch
   /// The address of the guest's page: the start of one.
@@ -63,6 +65,7 @@ enum MutantPage {
     // FSBASE and GSBASE: the guest's table says whether WRFSBASE is there, and the kernel's is not the program's.
     for number in [4, 5] { mark(at(\.segments) + number * MemoryLayout<chost_segment>.stride, 8, .guest) }
     mark(at(\.kernel_gs_base), 8, .kernel)
+    for path in [\chost_cpu.cr2, \.cr3] { mark(at(path), 8, .kernelOnly) }
     mark(at(\.pauses), 8, .scratch)
     mark(at(\.count_simple), 8, .scratch)
     return places

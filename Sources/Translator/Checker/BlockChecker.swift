@@ -45,6 +45,8 @@ import CHost
   let states: CheckedStates
   /// Of code of level 3, whose tables and slots are others.
   let isUser: Bool
+  /// Of code of level 0: what is the kernel's of the vCPU page is not that of levels 1 and 2, whose tables are the same.
+  let isKernel: Bool
   /// Code in its usual forms is judged at once.
   let knowsForms: Bool
   let stackSlot: Int
@@ -98,6 +100,7 @@ import CHost
     self.page = page
     self.encodings = encodings
     isUser = block.mode & UInt32(CHOST_MODE_CPL) == 3
+    isKernel = block.mode & UInt32(CHOST_MODE_CPL) == 0
     stackSlot = page.stack &+ (isUser ? 16 : 0)
     slots = Int(CHOST_SLOTS) &+ (isUser ? Int(CHOST_SLOT_BYTES) : 0)
     state = states[0]

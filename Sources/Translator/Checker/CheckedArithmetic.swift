@@ -118,9 +118,9 @@ extension CheckPass {
     }
   }
 
-  /// AND or OR of the guest's RFLAGS: IF, DF and AC alone, and of level 3 DF alone.
+  /// AND or OR of the guest's RFLAGS: IF, DF and AC alone, and DF alone of levels 1 to 3.
   mutating func changeFlags() {
-    let allowed = isUser ? 0x400 : 0x4_0600
+    let allowed = isKernel ? 0x4_0600 : 0x400
     let changed = (host.digit == 4 ? ~host.immediate : host.immediate) & 0xFFFF_FFFF
     guard isLong, changed & ~allowed == 0 else { return refuse(.place) }
     loseFlags()

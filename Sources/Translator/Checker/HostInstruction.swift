@@ -322,6 +322,7 @@ extension CheckPass {
     if block.counter != 0 && displacement == block.counter && size == 8 { return }
     guard page.isReadable(displacement, size) else { return refuse(.place) }
     let last = displacement &+ size &- 1
+    if !isKernel && (page[displacement].isKernels || page[last].isKernels) { return refuse(.place) }
     if !write {
       for place in [displacement, last] where page[place] == .kept {
         let kept = page.kept(place & ~7)
@@ -330,7 +331,7 @@ extension CheckPass {
       return
     }
     switch (page[displacement], page[last]) {
-    case (.state, .state): break
+    case (.state, .state), (.kernelState, .kernelState): break
     case (.kept, .kept):
       // In scratch words alone, and what is there is unknown then.
       let first = displacement & ~7

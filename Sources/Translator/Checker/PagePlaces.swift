@@ -21,6 +21,10 @@ struct PagePlace: Equatable {
   static let exitInfo = PagePlace(rawValue: 5), exitData = PagePlace(rawValue: 6), string = PagePlace(rawValue: 7)
   /// RFLAGS: some bits are set and cleared.
   static let systemFlags = PagePlace(rawValue: 8)
+  /// As `readable` and `state`, for code of level 0; for other code as `forbidden`.
+  static let kernelReadable = PagePlace(rawValue: 9), kernelState = PagePlace(rawValue: 10)
+
+  var isKernels: Bool { self == .kernelReadable || self == .kernelState }
 }
 
 /// The vCPU page, by displacement from ENV.
@@ -79,9 +83,9 @@ struct PagePlace: Equatable {
       mark(start, 8, number >= 4 ? .state : .readable)
       mark(start + (MemoryLayout<chost_segment>.offset(of: \.selector) ?? 0), 4, .readable)
     }
-    mark(at(\.cr2), 8, .readable)
-    mark(at(\.cr3), 8, .readable)
-    mark(at(\.kernel_gs_base), 8, .state)
+    mark(at(\.cr2), 8, .kernelReadable)
+    mark(at(\.cr3), 8, .kernelReadable)
+    mark(at(\.kernel_gs_base), 8, .kernelState)
     mark(xcr0, 8, .readable)
     mark(at(\.tsc_aux), 8, .readable)
     mark(string, 4, .string)
