@@ -84,6 +84,14 @@ public struct FuzzTarget: Sendable, CustomStringConvertible {
       "lguest-execute", "code of levels 1 and 3 under lguest, with light helpers and without", longest: 8192,
       followsCoverage: false, LguestExecution.run),
     FuzzTarget(
+      "lguest-steps",
+      "stacks of traps, gates and segments under lguest, changed and used, with light helpers and without",
+      longest: 8192, followsCoverage: false
+    ) { (input: inout FuzzInput) throws in
+      var coverage = LguestExecution.Coverage()
+      try LguestExecution.runSteps(&input, patience: LguestGuest.patience, &coverage)
+    },
+    FuzzTarget(
       "kernel-images", "bzImage, ELF, multiboot and PVH kernels, loaded in every way", longest: 16384,
       words: KernelImages.words, samples: KernelImages.samples, KernelImages.run),
     FuzzTarget(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The target of code under lguest: programs of levels 1 and 3 with traps, gates that the machine keeps, segments of every
+// The targets of code under lguest: programs of levels 1 and 3 with traps, gates that the machine keeps, segments of every
 // kind, hypercalls and debug registers. Each runs twice, with the light helpers and without, and must come to the same.
 
 import Engine
@@ -13,24 +13,66 @@ import X86
 
 /// The same programs on two ring-1 guests, which share their per-CPU pages.
 enum LguestExecution {
+  /// What programs have come to.
+  struct Coverage {
+    /// Programs that were compared, and those that began at level 3 among them.
+    var programs = 0, userPrograms = 0
+    /// Exits by trap, and handlers of the guest's that ran, by vector.
+    var traps: [UInt8: Int] = [:], handled: [UInt8: Int] = [:]
+    /// Calls that programs made.
+    var calls: [String: Int] = [:]
+
+    fileprivate mutating func note(_ guest: LguestGuest, isUser: Bool, before: [UInt64]) {
+      programs += 1
+      if isUser { userPrograms += 1 }
+      for case .trap(let trap) in guest.log.lazy.map(\.exit) { traps[trap.vector, default: 0] += 1 }
+      for vector in UInt8(0)...255 {
+        let count = guest.ram.loadWord(at: LguestSteps.count(of: vector)) ?? 0
+        if count > 0 { handled[vector, default: 0] += Int(count) }
+      }
+      for (call, (now, before)) in zip(guest.host.calls, zip(guest.host.callCounts, before)) where now > before {
+        if let call { calls["\(call)", default: 0] += Int(now - before) }
+      }
+    }
+  }
+
+  /// Programs of anything.
   static func run(_ input: inout FuzzInput) throws {
+    var coverage = Coverage()
+    try run(&input, isStepwise: false, patience: LguestGuest.patience, &coverage)
+  }
+
+  /// Programs that go on whatever a step comes to (LguestSteps.swift).
+  ///
+  /// - Parameters:
+  ///   - patience: How long one may take, in ns.
+  ///   - coverage: What has come of them is added to it.
+  static func runSteps(_ input: inout FuzzInput, patience: UInt64, _ coverage: inout Coverage) throws {
+    try run(&input, isStepwise: true, patience: patience, &coverage)
+  }
+
+  private static func run(
+    _ input: inout FuzzInput, isStepwise: Bool, patience: UInt64, _ coverage: inout Coverage
+  ) throws {
     try onPreparedThread {
       let pages = try LguestGuest.makePages()
       var choice = LguestGuest.Choice(&input)
       choice.place &= ~3
       choice.place = min(choice.place, LguestGuest.byteCount - 4096)
-      let light = try LguestGuest(choice, pages)
+      let light = try LguestGuest(choice, pages, patience: patience)
       choice.lightPaths = false
-      let guests = [light, try LguestGuest(choice, pages)]
+      let guests = [light, try LguestGuest(choice, pages, patience: patience)]
       let end = HostClock.after(nanoseconds: 1_000_000_000)
       repeat {
-        let (seed, program) = (input.seed(), program(&input))
-        let beginning = Beginning(&input)
-        var ends: [LguestGuest.End] = []
+        let seed = input.seed()
+        let program = isStepwise ? LguestSteps.program(&input, choice.era) : program(&input)
+        let beginning = Beginning(&input, isStepwise: isStepwise)
+        var ends: [LguestGuest.End] = [], before: [UInt64] = []
         for guest in guests {
           try guest.settle()
           guest.reset()
           try beginning.apply(to: guest, program)
+          if guest === light { before = guest.host.callCounts }
           var random = SeededGenerator(seed: seed)
           ends.append(try guest.run(&random, exits: 64))
         }
@@ -40,6 +82,7 @@ enum LguestExecution {
           let code = program.map { String($0, radix: 16) }.joined(separator: " ")
           throw FuzzFailure("\(error); \(choice.era), level \(beginning.isUser ? 3 : 1): \(code)")
         }
+        coverage.note(light, isUser: beginning.isUser, before: before)
       } while !input.isOver && HostClock.monotonic < end
     }
   }
@@ -78,7 +121,7 @@ enum LguestExecution {
 
   /// How a program begins.
   private struct Beginning {
-    let isUser: Bool, isWide: Bool
+    let isUser: Bool, isWide: Bool, isStepwise: Bool
     let interrupts: UInt32
     let gates: [(vector: UInt8, high: UInt8)]
     let returns: [UInt8]
@@ -88,7 +131,8 @@ enum LguestExecution {
     let words: [UInt32]
     let flags: UInt64
 
-    init(_ input: inout FuzzInput) {
+    init(_ input: inout FuzzInput, isStepwise: Bool) {
+      self.isStepwise = isStepwise
       isUser = input.chance(3)
       isWide = input.chance(2)
       interrupts = input.chance(2) ? 0x200 : 0
@@ -119,7 +163,8 @@ enum LguestExecution {
       guest.call(.initialize, UInt32(guest.choice.place))
       guest.call(.newPageTable, UInt32(isWide ? LguestGuest.wide : LguestGuest.narrow))
       for vector in UInt8(0)...255 { gate(guest, vector, [3, 4, 0x80].contains(vector) ? 0xEE : 0x8E) }
-      for (vector, high) in gates { gate(guest, vector, high) }
+      // A program of steps changes its gates itself.
+      for (vector, high) in isStepwise ? [] : gates { gate(guest, vector, high) }
       for (index, value) in descriptors.enumerated() { set(guest, UInt32(17 + index), value) }
       set(guest, 14, 0x00CF_FA00_0000_FFFF)
       set(guest, 15, 0x00CF_F200_0000_FFFF)
@@ -137,20 +182,20 @@ enum LguestExecution {
         guest.ram.store(word, at: state.registers[4] + UInt64(index) * 4)
       }
       guest.cpu.state = state
+      for vector in UInt8(0)...255 { guest.ram.store(UInt32(0), at: LguestSteps.count(of: vector)) }
     }
 
     /// A gate, and its handler: a call that ends the guest, or a return to the next or another place.
     private func gate(_ guest: LguestGuest, _ vector: UInt8, _ high: UInt8) {
-      let handler = UInt32(LguestGuest.handlers) + UInt32(vector) * 16
+      let handler = LguestSteps.handler(of: vector)
       guest.call(.loadIDTEntry, UInt32(vector), 0x61_0000 | handler & 0xFFFF, handler & ~0xFFFF | UInt32(high) << 8)
       let hasCode = [10, 11, 12, 13, 14, 17].contains(vector)
       var code: [UInt8] = [0xB8, 0x63, 0, 0, 0, 0xCD, LguestCall.vector]
       if returns[Int(vector / 8)] >> (vector & 7) & 1 != 0 {
         code = (hasCode ? [0x83, 0xC4, 0x04] : []) + [0x83, 0x04, 0x24, hasCode ? 2 : 0, 0xCF]
       }
-      for (index, byte) in code.enumerated() {
-        guest.ram.store(byte, at: LguestGuest.handlers + UInt64(vector) * 16 + UInt64(index))
-      }
+      if isStepwise { code = LguestSteps.handler(vector, hasCode: hasCode) }
+      for (index, byte) in code.enumerated() { guest.ram.store(byte, at: UInt64(handler) + UInt64(index)) }
     }
 
     private func set(_ guest: LguestGuest, _ index: UInt32, _ value: UInt64) {
@@ -181,19 +226,22 @@ enum LguestExecution {
     return bytes + [0xB8, 0x63, 0, 0, 0, 0xCD, LguestCall.vector, 0x0F, 0x0B]
   }
 
-  private static func word(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
+  static func word(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) } }
 
-  private static func selector(_ input: inout FuzzInput) -> UInt32 {
+  static func selector(_ input: inout FuzzInput) -> UInt32 {
     input.chance(3) ? UInt32(input.byte()) : input.choose([0x61, 0x69, 0x73, 0x7B, 0x33, 0x89, 0x91])
   }
 
-  private static func target(_ input: inout FuzzInput) -> UInt32 { UInt32(LguestGuest.code) + UInt32(input.byte()) }
-
-  private static func flags(_ input: inout FuzzInput) -> [UInt8] {
+  static func flags(_ input: inout FuzzInput) -> [UInt8] {
     [0x68] + word(input.chance(2) ? 0x202 : input.word())
   }
 
-  private static func piece(_ input: inout FuzzInput) -> [UInt8] {
+  /// - Parameter next: Where it goes, if it goes anywhere; nil: to anywhere nearby.
+  static func piece(_ input: inout FuzzInput, to next: UInt32? = nil) -> [UInt8] {
+    func target(_ input: inout FuzzInput) -> UInt32 {
+      let nearby = UInt32(LguestGuest.code) + UInt32(input.byte())
+      return next ?? nearby
+    }
     switch input.byte() % 12 {
     case 0, 1:
       // A call, by every instruction that may be one.

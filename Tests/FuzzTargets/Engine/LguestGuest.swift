@@ -52,7 +52,7 @@ final class LguestGuest {
   let interrupts = LguestInterrupts()
   var host: LguestHost
   private let pages: [LguestPage]
-  private let patience = Patience()
+  private let watch: Patience
   private let refusals = Refusals()
   /// What the vCPU left for in the last run, and what became of it.
   private(set) var log: [(exit: VCPUExit, effect: LguestEffect)] = []
@@ -63,8 +63,11 @@ final class LguestGuest {
     [LguestPage(try MachinePage()), LguestPage(try MachinePage(), policy: .everything)]
   }
 
-  init(_ choice: Choice, _ pages: [LguestPage]) throws {
-    (self.choice, self.pages) = (choice, pages)
+  /// How long a run may take, in ns.
+  static let patience: UInt64 = 2_000_000
+
+  init(_ choice: Choice, _ pages: [LguestPage], patience: UInt64 = patience) throws {
+    (self.choice, self.pages, watch) = (choice, pages, Patience(limit: patience))
     memory = try GuestMemory(byteCount: LguestGuest.byteCount)
     ram = ParavirtMemory(memory: memory)
     // What is random is left out: two guests are compared.
@@ -87,10 +90,10 @@ final class LguestGuest {
         readPort: { port, size in port & 1 == 0 ? UInt32(port) &* UInt32(size) : nil }, writePort: { _, _, _ in }))
     makeTables()
     reset()
-    try patience.watch(cpu)
+    try watch.watch(cpu)
   }
 
-  deinit { patience.stop() }
+  deinit { watch.stop() }
 
   /// At the kernel's first instruction, as after a restart.
   func reset() {
@@ -177,8 +180,8 @@ final class LguestGuest {
   /// Runs until the guest is over, sleeps for nothing, has taken too long or left often enough.
   func run(_ random: inout SeededGenerator, exits: Int) throws -> End {
     log = []
-    patience.begin()
-    defer { patience.end() }
+    watch.begin()
+    defer { watch.end() }
     while !isOver && log.count < exits {
       if random.next() % 4 == 0 { interrupts.raise(UInt8(random.next() % 8)) }
       if isHalted {
@@ -276,14 +279,16 @@ final class LguestGuest {
 
 /// Kicks a vCPU whose run takes too long, and no other: a program that ends by itself ends the same way each time.
 private final class Patience: Sendable {
-  private static let limit: UInt64 = 2_000_000
+  private let limit: UInt64
   /// 0: nothing runs; all ones: it is over.
   private let deadline = Atomic<UInt64>(0)
+
+  init(limit: UInt64) { self.limit = limit }
 
   func watch(_ cpu: TranslatedCPU) throws {
     _ = try HostThread(name: "patience") { [self, weak cpu] in
       while true {
-        HostClock.sleep(until: HostClock.after(nanoseconds: Patience.limit / 2))
+        HostClock.sleep(until: HostClock.after(nanoseconds: limit / 2))
         let deadline = deadline.load(ordering: .acquiring)
         if deadline == .max { return }
         if deadline != 0 && HostClock.monotonic > deadline { cpu?.kick() }
@@ -291,7 +296,7 @@ private final class Patience: Sendable {
     }
   }
 
-  func begin() { deadline.store(HostClock.after(nanoseconds: Patience.limit), ordering: .releasing) }
+  func begin() { deadline.store(HostClock.after(nanoseconds: limit), ordering: .releasing) }
   func end() { deadline.store(0, ordering: .releasing) }
   func stop() { deadline.store(.max, ordering: .releasing) }
 }
