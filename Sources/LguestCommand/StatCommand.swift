@@ -96,8 +96,10 @@ struct ExitTable {
     var rows: [[String]] = [row("exits", ["exits"], [])]
     rows += keys("exitsByReason").map { row("  \($0)", ["exitsByReason", $0], ["cyclesByReason", $0]) }
     rows.append(row("hypercalls", ["hypercalls"], []))
-    rows += keys("hypercallsByNumber").map {
-      row("  number \($0)", ["hypercallsByNumber", $0], ["cyclesByHypercall", $0])
+    rows += keys("hypercallsByNumber").map { number in
+      let name = vcpus.lazy.compactMap { $0["hypercallNames"]?[number]?.stringValue }.first
+      return row(
+        Statistics.hypercallTitle(number, name: name), ["hypercallsByNumber", number], ["cyclesByHypercall", number])
     }
     rows.append(row("interrupts", ["interrupts"], []))
     rows.append(row("TLB flushes skipped", ["tlbFlushesSkipped"], []))

@@ -49,6 +49,21 @@ import Testing
     #expect((object["counters"] as? NSDictionary)?["hypercalls"] as? Int == 1)
   }
 
+  @Test("hypercalls of lguest's interface have names, by number, in text and JSON") func names() throws {
+    var (guest, sum) = (Statistics(), Statistics())
+    guest.count(hypercall: 5, times: 2, name: "FLUSH_TLB")
+    guest.count(hypercall: 20, times: 1)
+    sum.add(guest)
+    sum.add(guest)
+    for statistics in [guest, sum] {
+      let object = try read(statistics.json, indented: false)
+      #expect(object["hypercallNames"] as? [String: String] == ["5": "FLUSH_TLB"])
+      #expect(statistics.lines.contains { $0.hasPrefix("  number 5 (FLUSH_TLB) ") })
+      #expect(statistics.lines.contains { $0.hasPrefix("  number 20 ") })
+    }
+    #expect(try read(Statistics().json, indented: false)["hypercallNames"] as? [String: String] == [:])
+  }
+
   @Test("what a guest makes up does not grow without bound") func bounded() {
     var statistics = Statistics()
     for number in 0..<10_000 as Range<UInt64> {

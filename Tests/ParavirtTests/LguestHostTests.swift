@@ -151,6 +151,14 @@ import X86
       #expect(calls[13] == (era == .linux2_6_23 ? .sendDMA : era < .linux2_6_31 ? nil : .setPMD))
       #expect(calls[3] == (era < .linux2_6_31 ? .loadGDT : nil) && calls[20...].allSatisfy { $0 == nil })
       #expect(calls[17] == (era == .linux2_6_23 || era == .linux4_0 ? nil : .notify))
+      // A number is told by the name that it has in the era, also while a guest that has restarted is not known again.
+      var setup = Setup(era)
+      let name = era == .linux2_6_23 ? "SEND_DMA" : era < .linux2_6_31 ? nil : "SET_PMD"
+      #expect(setup.host.callName(13) == name && setup.host.callName(1) == "LGUEST_INIT")
+      setup.host.reset(setup.cpu)
+      #expect(setup.host.era == nil && setup.host.callName(13) == name)
+      setup = Setup(era, initialized: false)
+      #expect([-1, 1, 13, 20, .max].allSatisfy { setup.host.callName($0) == nil })
     }
     let setup = Setup(.linux4_0)
     #expect(setup.call(.notify) == .killed("Bad hypercall 99"))

@@ -12,6 +12,8 @@ public struct Statistics: Sendable {
   private var exits = [UInt64](repeating: 0, count: ExitReason.allCases.count)
   /// Hypercalls by number, whether they left translated code or not.
   public private(set) var hypercalls: [UInt64: UInt64] = [:]
+  /// What hypercalls of lguest's interface are called in the guest's era, by number.
+  private var hypercallNames: [UInt64: String] = [:]
   /// What was answered as hardware answers the unknown, by description ("MSR 0x123", "port 0x80").
   public private(set) var unknown: [String: UInt64] = [:]
   /// Interrupts that vCPUs took.
@@ -84,8 +86,11 @@ public struct Statistics: Sendable {
     hypercalls[key, default: 0] &+= 1
   }
 
-  /// Counts hypercalls that the engine answered.
-  mutating func count(hypercall number: UInt64, times: UInt64) { hypercalls[number, default: 0] &+= times }
+  /// Counts hypercalls that the engine answered, or that lguest's host performed.
+  mutating func count(hypercall number: UInt64, times: UInt64, name: String? = nil) {
+    hypercalls[number, default: 0] &+= times
+    if let name { hypercallNames[number] = name }
+  }
 
   /// Counts unknown accesses of one kind and says whether they were the first.
   @discardableResult
@@ -149,6 +154,7 @@ public struct Statistics: Sendable {
   package mutating func add(_ other: Statistics) {
     for index in exits.indices { exits[index] &+= other.exits[index] }
     hypercalls.merge(other.hypercalls, uniquingKeysWith: &+)
+    hypercallNames.merge(other.hypercallNames) { $1 }
     unknown.merge(other.unknown, uniquingKeysWith: &+)
     let longest = max(longestWaitNanoseconds, other.longestWaitNanoseconds)
     for scalar in Statistics.scalars { self[keyPath: scalar.path] &+= other[keyPath: scalar.path] }
@@ -171,6 +177,7 @@ public struct Statistics: Sendable {
       ("exitsByReason", .object(ExitReason.allCases.map { ($0.rawValue, .unsigned(self[$0])) })),
       ("hypercalls", .unsigned(hypercallTotal)),
       ("hypercallsByNumber", .object(sortedHypercalls.map { ("\($0.key)", .unsigned($0.value)) })),
+      ("hypercallNames", .object(hypercallNames.sorted { $0.key < $1.key }.map { ("\($0.key)", .string($0.value)) })),
     ]
   }
 
@@ -189,8 +196,18 @@ public struct Statistics: Sendable {
     var rows: [Row] = [("exits", exitTotal, 0)]
     rows += ExitReason.allCases.map { ("  \($0.rawValue)", self[$0], costs[$0]) }.filter { $0.count != 0 }
     rows.append(("hypercalls", hypercallTotal, 0))
-    rows += sortedHypercalls.map { ("  number \($0.key)", $0.value, costs.hypercalls[$0.key] ?? 0) }
+    rows += sortedHypercalls.map { number, count in
+      (
+        Statistics.hypercallTitle("\(number)", name: hypercallNames[number]), count,
+        costs.hypercalls[number] ?? 0
+      )
+    }
     return rows + costs.registerRows
+  }
+
+  /// How a hypercall stands in a table.
+  package static func hypercallTitle(_ number: String, name: String?) -> String {
+    "  number \(number)" + (name.map { " (\($0))" } ?? "")
   }
 
   /// The lines `--stats` prints for one vCPU of several.

@@ -62,7 +62,7 @@ extension RunLoop {
   func addLguestCalls(to statistics: inout Statistics) {
     guard let lguest else { return }
     for (number, times) in lguest.callCounts.enumerated() where times > 0 {
-      statistics.count(hypercall: UInt64(number), times: times)
+      statistics.count(hypercall: UInt64(number), times: times, name: lguest.callName(number))
     }
     statistics.invalidOpcodes &+= lguest.instructionCounts.traps
     statistics.hypercallsPatched &+= lguest.instructionCounts.rewritten

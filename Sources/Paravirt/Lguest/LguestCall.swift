@@ -4,11 +4,13 @@
 // guest (Rusty Russell, "[PATCH 8/9] lguest: Optimize away copy in and out of per-cpu guestpages", 8 March 2007, and what
 // grew from it up to Linux 4.13; docs/lguest.md).
 
-/// The calls.
-public enum LguestCall: Sendable, CaseIterable {
-  case flushAsync, initialize, shutdown, loadGDT, newPageTable, flushTLB, loadIDTEntry, setStack, taskSwitched
-  case setClockEvent, halt, getWallClock, bindDMA, sendDMA, setPMD, setPTE, setPGD, loadTLS, notify, loadGDTEntry
-  case sendInterrupts
+/// The calls. The raw value is the name that Linux's headers have, which later eras share.
+public enum LguestCall: String, Sendable, CaseIterable {
+  case flushAsync = "FLUSH_ASYNC", initialize = "LGUEST_INIT", shutdown = "SHUTDOWN", loadGDT = "LOAD_GDT"
+  case newPageTable = "NEW_PGTABLE", flushTLB = "FLUSH_TLB", loadIDTEntry = "LOAD_IDT_ENTRY", setStack = "SET_STACK"
+  case taskSwitched = "TS", setClockEvent = "SET_CLOCKEVENT", halt = "HALT", getWallClock = "GET_WALLCLOCK"
+  case bindDMA = "BIND_DMA", sendDMA = "SEND_DMA", setPMD = "SET_PMD", setPTE = "SET_PTE", setPGD = "SET_PGD"
+  case loadTLS = "LOAD_TLS", notify = "NOTIFY", loadGDTEntry = "LOAD_GDT_ENTRY", sendInterrupts = "SEND_INTERRUPTS"
 
   /// Numbers begin at 0 and end below this.
   static let numbers = 20

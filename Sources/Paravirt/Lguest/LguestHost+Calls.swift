@@ -5,6 +5,11 @@ import Engine
 import X86
 
 extension LguestHost {
+  /// What a number is called in the guest's era; nil if it is no call of it.
+  public func callName(_ number: Int) -> String? {
+    calls.indices.contains(number) ? calls[number]?.rawValue : nil
+  }
+
   /// A call as the guest left it: its number and three arguments. A fourth, the upper half of SET_PTE's entry, is not
   /// needed, for the engine reads the guest's own tables.
   private struct Call {

@@ -134,10 +134,13 @@ public struct LguestHost {
 
   /// Begins again, with a vCPU that is in its first state: the guest has restarted. What waits is the machine's to reset.
   public mutating func reset(_ engine: some CPUEngine) {
+    // What was counted keeps its names until the guest is known again.
+    let known = self.calls
     let (hadCalled, calls, instructions, resumes) = (hasCalled, callCounts, instructionCounts, resumeCounts)
     self = LguestHost(
       memory: memory, start: start, limit: limit, hypercallPolicy: hypercallPolicy, interrupts: interrupts,
       services: services)
+    self.calls = known
     (hasCalled, callCounts, instructionCounts, resumeCounts) = (hadCalled, calls, instructions, resumes)
     prepare(engine)
   }
