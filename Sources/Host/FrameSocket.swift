@@ -72,14 +72,16 @@ public struct FrameAssembler: Sendable {
   ///
   /// - Parameter longest: Bytes of a frame, at most.
   public convenience init(connectingTo path: FilePath, longest: Int) throws(HostError) {
-    try self.init(LocalConnection(to: path, milliseconds: 2000), nil, longest)
+    do throws(HostError) { try self.init(LocalConnection(to: path, milliseconds: 2000), nil, longest) } catch {
+      throw FrameSocket.unreachable(path, error)
+    }
   }
 
   /// Waits for peers, one at a time: the next may come when one has gone. A socket that nobody answers at any more is
-  /// replaced.
+  /// replaced; nothing else is.
   public convenience init(listeningAt path: FilePath, longest: Int) throws(HostError) {
     do throws(HostError) { try self.init(nil, LocalListener(at: path), longest) } catch {
-      guard error.errno == .addressInUse, FrameSocket.isStale(path) else { throw error }
+      guard error.errno == .addressInUse, FrameSocket.isStale(path) else { throw FrameSocket.occupied(path, error) }
       LocalSocket.remove(path)
       try self.init(nil, LocalListener(at: path), longest)
     }
@@ -93,9 +95,48 @@ public struct FrameAssembler: Sendable {
 
   deinit { Glibc.close(bell) }
 
+  /// Whether a socket is there that nobody answers at. What is no socket refuses connections too.
   private static func isStale(_ path: FilePath) -> Bool {
+    guard LocalSocket.occupant(path) == .socket else { return false }
     do throws(HostError) { _ = try LocalConnection(to: path) } catch { return error.errno == .connectionRefused }
     return false
+  }
+
+  /// Why there is no connection, and what to do about it.
+  private static func unreachable(_ path: FilePath, _ error: HostError) -> HostError {
+    var error = error
+    switch (error.errno, LocalSocket.occupant(path)) {
+    case (.connectionRefused?, .directory): (error.reason, error.remedy) = ("it is a directory", "check the path")
+    case (.connectionRefused?, .other): (error.reason, error.remedy) = ("it is no socket", "check the path")
+    case (.connectionRefused?, _):
+      (error.reason, error.remedy) = ("nobody waits there", "start what is to wait there first")
+    case (.noSuchFileOrDirectory?, _): error.remedy = "start what is to wait there first, or check the path"
+    case (.permissionDenied?, _): error.remedy = "run as a user who may write to it"
+    case (.resourceTemporarilyUnavailable?, _):
+      (error.reason, error.remedy) = ("as many wait for an answer there as may", "end one of them")
+    case (.protocolWrongTypeForSocket?, _):
+      (error.reason, error.remedy) = ("it is no stream socket", "give the path of one")
+    default: break
+    }
+    return error
+  }
+
+  /// Why no socket could be made, and what to do about it.
+  private static func occupied(_ path: FilePath, _ error: HostError) -> HostError {
+    var error = error
+    switch (error.errno, LocalSocket.occupant(path)) {
+    case (.addressInUse?, .directory):
+      (error.reason, error.remedy) = ("it is a directory", "give the path of a socket to make in it")
+    case (.addressInUse?, .other):
+      (error.reason, error.remedy) = ("a file is there that is no socket", "remove it or give another path")
+    case (.addressInUse?, _):
+      (error.reason, error.remedy) = ("somebody waits there already", "end that, connect to it or give another path")
+    case (.noSuchFileOrDirectory?, _): error.remedy = "make its directory first, or check the path"
+    case (.permissionDenied?, _), (.notPermitted?, _), (.readOnlyFileSystem?, _):
+      error.remedy = "give a path in a directory where you may make files"
+    default: break
+    }
+    return error
   }
 
   /// Whether there is a peer.

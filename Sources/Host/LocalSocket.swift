@@ -178,7 +178,8 @@ import SystemPackage
 
   fileprivate static func make(_ path: FilePath) throws(HostError) -> Int32 {
     guard path.string.utf8.count <= longestPath else {
-      throw HostError("use", "socket \(path)", reason: "its path is longer than \(longestPath) bytes")
+      throw HostError(
+        "use", "socket \(path)", reason: "its path is longer than \(longestPath) bytes", remedy: "give a shorter one")
     }
     let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
     guard descriptor >= 0 else { throw HostError("make", "a socket", errno: Errno(rawValue: errno)) }
@@ -197,6 +198,22 @@ import SystemPackage
       unsafe address.withMemoryRebound(to: sockaddr.self, capacity: 1) {
         unsafe body($0, socklen_t(MemoryLayout<sockaddr_un>.size))
       }
+    }
+  }
+
+  /// What is at a path.
+  enum Occupant {
+    case nothing, socket, directory, other
+  }
+
+  /// What is at a path; a link is not followed.
+  static func occupant(_ path: FilePath) -> Occupant {
+    var status = stat()
+    guard unsafe lstat(path.string, &status) == 0 else { return .nothing }
+    switch status.st_mode & S_IFMT {
+    case S_IFSOCK: return .socket
+    case S_IFDIR: return .directory
+    default: return .other
     }
   }
 

@@ -111,6 +111,60 @@ import Testing
     #expect(throws: HostError.self) { try FrameSocket(connectingTo: left, longest: 1600) }
   }
 
+  /// What the refusal says, in one line.
+  private func refusal(_ make: () throws -> FrameSocket) -> String {
+    do {
+      try make().close(removing: false)
+      return "no refusal"
+    } catch { return "\(error)" }
+  }
+
+  @Test("what is in the way is told with what to do, and left alone") func refusals() throws {
+    let directory = path()
+    try FileManager.default.createDirectory(atPath: directory.string, withIntermediateDirectories: true)
+    defer { try? FileManager.default.removeItem(atPath: directory.string) }
+    let (file, used) = (directory.appending("file"), directory.appending("used"))
+    let link = directory.appending("link"), left = directory.appending("left")
+    try Data("precious".utf8).write(to: URL(filePath: file.string))
+    let here = try FrameSocket(listeningAt: used, longest: 1600)
+    defer { here.close(removing: true) }
+    do { _ = try LocalListener(at: left) }
+    try FileManager.default.createSymbolicLink(atPath: link.string, withDestinationPath: file.string)
+    /// So many bytes.
+    func place(of count: Int) -> FilePath {
+      directory.appending(String(repeating: "x", count: count - directory.string.utf8.count - 1))
+    }
+    for (path, listening, connecting) in [
+      (used, "somebody waits there already; end that, connect to it or give another path", "no refusal"),
+      (file, "a file is there that is no socket; remove it or give another path", "it is no socket; check the path"),
+      (link, "a file is there that is no socket; remove it or give another path", "it is no socket; check the path"),
+      (directory, "it is a directory; give the path of a socket to make in it", "it is a directory; check the path"),
+      (
+        directory.appending("a/b"), "No such file or directory; make its directory first, or check the path",
+        "No such file or directory; start what is to wait there first, or check the path"
+      ),
+      (
+        place(of: 108), "its path is longer than 107 bytes; give a shorter one",
+        "its path is longer than 107 bytes; give a shorter one"
+      ),
+      (
+        "/sys/lguest-test", "give a path in a directory where you may make files",
+        "No such file or directory; start what is to wait there first, or check the path"
+      ),
+    ] as [(FilePath, String, String)] {
+      let listened = refusal { try FrameSocket(listeningAt: path, longest: 1600) }
+      #expect(listened.hasSuffix(listening) && listened.contains(path.string), "\(listened)")
+      let connected = refusal { try FrameSocket(connectingTo: path, longest: 1600) }
+      #expect(connected.hasSuffix(connecting), "\(connected)")
+    }
+    #expect(
+      refusal { try FrameSocket(connectingTo: left, longest: 1600) }
+        == "cannot connect to socket \(left): nobody waits there; start what is to wait there first")
+    #expect(try String(contentsOfFile: file.string, encoding: .utf8) == "precious")
+    #expect(try FileManager.default.destinationOfSymbolicLink(atPath: link.string) == file.string)
+    #expect(refusal { try FrameSocket(listeningAt: place(of: 107), longest: 1600) } == "no refusal")
+  }
+
   @Test("whoever rings ends a wait") func ring() throws {
     let path = path()
     let socket = try FrameSocket(listeningAt: path, longest: 1600)
