@@ -11,10 +11,7 @@ extension SystemTests {
     "Disks and networks", .serialized,
     .enabled(if: Guest.hasExecutable && Guest.guests != nil, "the guests are not built; run scripts/test"))
   struct LguestDeviceTests {
-    private func arguments(_ more: [String]) throws -> [String] {
-      let kernel = "\(try #require(Guest.guests))/lguest/ring1-40"
-      return ["run", "--abi", "lguest", "--kernel", kernel, "--memory", "32M", "--timeout", "30s"] + more
-    }
+    private func arguments(_ more: [String]) throws -> [String] { try Ring1Guest.arguments("40", more) }
 
     /// A file of so many bytes, for as long as `body` runs.
     private func withImage(_ size: Int, _ body: (String) throws -> Void) throws {
@@ -34,7 +31,11 @@ extension SystemTests {
           (try arguments(["--disk", "/dev/null:ro"]), 69, "is not an ordinary file"),
           (try arguments(["--disk", short]), 69, "has 100 bytes, and a sector has 512"),
           (try arguments(["--disk", ":ro"]), 125, "--disk needs a file name"),
-          (try arguments(["--net", "listen:\(socket)", "--net", "socket:/nowhere"]), 69, "/nowhere"),
+          (
+            try arguments(["--net", "listen:\(socket)", "--net", "socket:/nowhere"]), 69,
+            "cannot connect to socket /nowhere: No such file or directory; start what is to wait there first"
+          ),
+          (try arguments(["--net", "listen:\(short)"]), 69, "a file is there that is no socket; remove it or give"),
           (try arguments(["--net", "tap0"]), 125, "give socket:PATH to connect, or listen:PATH to wait"),
           (try arguments((0..<29).flatMap { _ in ["--disk", "/nowhere"] }), 125, "need 32 interrupts"),
           (plain + ["--disk", "/nowhere"], 69, "disks are for --abi lguest only so far"),
@@ -53,10 +54,12 @@ extension SystemTests {
     {
       let socket = Guest.temporaryPath()
       try withImage(1 << 20) { image in
-        let run = try Guest.Running(
-          try arguments(["--cmdline", "wait", "--disk", image, "--net", "listen:\(socket)"]), limit: 40,
-          name: "lguest-devices")
-        #expect(run.waitForOutput("waiting", seconds: 20))
+        let run = try Ring1Guest.startWaiting(["--disk", image, "--net", "listen:\(socket)"], name: "lguest-devices")
+        let neighbour = try Guest.run(try arguments(["--net", "listen:\(socket)"]), limit: 20, expecting: 69)
+        #expect(
+          neighbour.errorLines.count == 1
+            && neighbour.errors.contains("somebody waits there already; end that, connect to it or give another path"),
+          "\(neighbour)")
         for more in [image, image + ":ro"] {
           let second = try Guest.run(try arguments(["--disk", more]), limit: 20, expecting: 69)
           #expect(second.errorLines.count == 1 && second.errors.contains("another machine uses it"), "\(second)")
@@ -76,9 +79,7 @@ extension SystemTests {
         _ = run.finish(expecting: 143)
         #expect(!FileManager.default.fileExists(atPath: socket))
         // Two that only read may have it together.
-        let reader = try Guest.Running(
-          try arguments(["--cmdline", "wait", "--disk", image + ":ro"]), limit: 40, name: "lguest-reader")
-        #expect(reader.waitForOutput("waiting", seconds: 20))
+        let reader = try Ring1Guest.startWaiting(["--disk", image + ":ro"], name: "lguest-reader")
         _ = try Guest.run(try arguments(["--cmdline", "all", "--disk", image + ":ro"]), limit: 20, expecting: 0)
         reader.send(SIGTERM)
         _ = reader.finish(expecting: 143)
@@ -86,16 +87,6 @@ extension SystemTests {
     }
 
     // MARK: Real kernels
-
-    /// Those of `kernels` that have this in their names' end.
-    private static let kernels: [String] = {
-      guard let folder = ProcessInfo.processInfo.environment["LGUEST_KERNELS"] else { return [] }
-      let names = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
-      return names.sorted().filter { $0.hasSuffix(".vmlinux") || $0.hasSuffix(".bzImage") }.map { "\(folder)/\($0)" }
-    }()
-
-    private static let missing = Comment(
-      rawValue: "LGUEST_KERNELS names a folder of kernels built with CONFIG_LGUEST_GUEST: \(kernels.count) given")
 
     /// An ext2 image whose /init is a script, made from the test initramfs; needs mke2fs and cpio's archive unpacked by
     /// the 32-bit busybox itself.
@@ -135,7 +126,7 @@ extension SystemTests {
 
     @Test(
       "RealLguestKernels: the root is on a disk, a second one keeps what is written, and a third cannot be written",
-      .enabled(if: !kernels.isEmpty, missing), arguments: kernels)
+      .enabled(if: !Ring1Guest.kernels.isEmpty, Ring1Guest.missing), arguments: Ring1Guest.kernels)
     func disks(kernel: String) throws {
       let root = try makeRoot(
         LguestDeviceTests.head + """
@@ -191,8 +182,8 @@ extension SystemTests {
     }
 
     @Test(
-      "RealLguestKernels: two guests talk by TCP, and outlive each other", .enabled(if: !kernels.isEmpty, missing),
-      arguments: kernels)
+      "RealLguestKernels: two guests talk by TCP, and outlive each other",
+      .enabled(if: !Ring1Guest.kernels.isEmpty, Ring1Guest.missing), arguments: Ring1Guest.kernels)
     func network(kernel: String) throws {
       let socket = Guest.temporaryPath()
       func root(_ number: Int, _ script: String) throws -> String {

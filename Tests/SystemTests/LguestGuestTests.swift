@@ -10,18 +10,13 @@ extension SystemTests {
     "Guests of lguest's interface", .serialized,
     .enabled(if: Guest.hasExecutable && Guest.guests != nil, "the guests are not built; run scripts/test"))
   struct LguestGuestTests {
-    /// 23: Linux 2.6.23, 24: 2.6.24, 25: 2.6.25 to 2.6.29, 30: 2.6.30, 31: 2.6.31 to 2.6.34, 35: 2.6.35 to 3.0, 311: 3.1 to
-    /// 3.19, 40: 4.0 to 4.13.
     private static let eras = ["23", "24", "25", "30", "31", "35", "311", "40"]
 
     private func run(
       _ era: String, _ words: String, _ more: [String] = [], input: String? = nil, expecting: Int32
     ) throws -> Finished {
       try Guest.run(
-        [
-          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-\(era)", "--memory", "32M",
-          "--cmdline", words, "--timeout", "30s",
-        ] + more, input: input, limit: 40, expecting: expecting)
+        Ring1Guest.arguments(era, ["--cmdline", words] + more), input: input, limit: 40, expecting: expecting)
     }
 
     @Test(
@@ -55,6 +50,31 @@ extension SystemTests {
       let object = try Guest.json(json)
       #expect(object["cause"] as? String == "killed")
       #expect((object["detail"] as? String)?.hasPrefix(reason) == true)
+    }
+
+    @Test("hypercalls are counted by the names of their era", arguments: [("23", "SEND_DMA"), ("40", "SET_PMD")])
+    func names(era: String, thirteenth: String) throws {
+      let json = Guest.temporaryPath()
+      let word = era == "23" ? "all" : "set-pmd"
+      let result = try run(era, word, ["--stats", "--json", json], expecting: era == "23" ? 0 : 255)
+      let counters = try #require(try Guest.json(json)["counters"] as? [String: Any])
+      let names = try #require(counters["hypercallNames"] as? [String: String])
+      #expect(names["13"] == thirteenth && names["1"] == "LGUEST_INIT")
+      #expect(Set(names.keys) == Set(try #require(counters["hypercallsByNumber"] as? [String: Any]).keys))
+      #expect(result.errors.contains("  number 13 (\(thirteenth)) "), "\(result.errors)")
+    }
+
+    @Test("stat shows hypercalls by name while the guest runs") func stat() throws {
+      let guest = try Ring1Guest.startWaiting(name: "lguest-stat")
+      let pid = "\(guest.process.processIdentifier)"
+      let table = try Guest.run(["stat", pid], expecting: 0).output
+      #expect(table.contains("  number 0 (FLUSH_ASYNC) ") && table.contains("  number 1 (LGUEST_INIT) "), "\(table)")
+      let text = try Guest.run(["stat", pid, "--json"], expecting: 0).output
+      let look = try #require(JSONSerialization.jsonObject(with: Data(text.utf8)) as? [String: Any])
+      let vcpu = try #require((look["vcpus"] as? [[String: Any]])?.first)
+      #expect((vcpu["hypercallNames"] as? [String: String])?["0"] == "FLUSH_ASYNC", "\(text)")
+      guest.send(SIGTERM)
+      _ = guest.finish(expecting: 143)
     }
 
     @Test("a panic is told by its text; with --no-reboot a restart ends the run") func shutdown() throws {
@@ -140,30 +160,17 @@ extension SystemTests {
         ["run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/hello", "--timeout", "5s"], limit: 10,
         expecting: 69)
       #expect(foreign.errorLines.count == 1 && foreign.errors.contains("is no 32-bit Linux kernel"))
-      let save = try Guest.Running(
-        [
-          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-40", "--memory", "32M",
-          "--cmdline", "wait", "--timeout", "30s",
-        ], limit: 40, name: "lguest-save")
-      #expect(save.waitForOutput("waiting", seconds: 20))
+      let save = try Ring1Guest.startWaiting(name: "lguest-save")
       let refused = try Guest.run(["save", "\(save.process.processIdentifier)", Guest.temporaryPath()], expecting: 69)
       #expect(refused.errors.contains("cannot be saved"))
       save.send(SIGTERM)
       _ = save.finish(expecting: 143)
     }
 
-    private static let kernels: [String] = {
-      guard let folder = ProcessInfo.processInfo.environment["LGUEST_KERNELS"] else { return [] }
-      let names = (try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []
-      return names.sorted().filter { $0.hasSuffix(".vmlinux") || $0.hasSuffix(".bzImage") }.map { "\(folder)/\($0)" }
-    }()
-
     /// Of Linux 3.11 and older it says on its early console what it is, and panics for want of a root.
     @Test(
       "RealLguestKernels: a kernel without a root panics and says so",
-      .enabled(
-        if: !kernels.isEmpty, "LGUEST_KERNELS names a folder of kernels built with CONFIG_LGUEST_GUEST: 0 given"),
-      arguments: kernels)
+      .enabled(if: !Ring1Guest.kernels.isEmpty, Ring1Guest.missing), arguments: Ring1Guest.kernels)
     func real(kernel: String) throws {
       let result = try Guest.run(
         ["run", "--abi", "lguest", "--kernel", kernel, "--memory", "64M", "--timeout", "60s"], limit: 70, expecting: 255
