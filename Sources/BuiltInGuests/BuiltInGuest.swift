@@ -5,6 +5,7 @@
 import Boot
 import Host
 import Lguest
+import Synchronization
 import SystemPackage
 
 /// A program that is a whole guest. The memory file lives as long as this.
@@ -44,6 +45,15 @@ final class BuiltInGuest: Sendable {
     return configuration
   }
 
+  /// The same for one of lguest's interface, which ends by SHUTDOWN.
+  var ring1Configuration: VirtualMachine.Configuration {
+    var configuration = configuration
+    configuration.abi = .lguest
+    configuration.entry = .auto
+    configuration.debugExit = false
+    return configuration
+  }
+
   /// An ELF executable of one segment (System V ABI, AMD64 and Intel386 supplements; ELF-64 object file format; Tool Interface
   /// Standard, ELF 1.2). The two classes differ in the size of addresses and in where a segment's flags are.
   private static func executable(_ code: [UInt8], isLong: Bool) -> [UInt8] {
@@ -68,4 +78,15 @@ final class BuiltInGuest: Sendable {
     put(1, address)
     return bytes + code
   }
+}
+
+/// What a guest has written on its console.
+final class ConsoleText: Sendable {
+  private let all = Mutex<[UInt8]>([])
+
+  var bytes: [UInt8] { all.withLock { $0 } }
+  var text: String { String(decoding: bytes, as: UTF8.self) }
+
+  /// Takes a byte of it.
+  func put(_ byte: UInt8) { all.withLock { $0.append(byte) } }
 }

@@ -1,17 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-// `lguest tour`: a few machines, each with a built-in guest that meets one mechanism of the paravirtual interfaces and
-// says on its console what it saw.
+// `lguest tour`: a few machines, each with a built-in guest that meets one mechanism of KVM's paravirtual interfaces and
+// says on its console what it saw. LguestTour.swift has those of lguest's interface.
 
 import Lguest
 import Paravirt
-import Synchronization
 import X86
 
-/// A chapter of the tour: one machine and its guest.
-package enum GuidedTour: CaseIterable, Sendable {
+/// A chapter of the tour: a machine and its guest.
+package protocol TourChapter: Sendable {
+  /// What it is about.
+  var title: String { get }
+  /// The options of `lguest run` that make such a machine.
+  var options: String { get }
+  /// Runs the chapter's machine.
+  ///
+  /// - Returns: What the guest wrote and the host counted, and whether everything was as expected.
+  /// - Throws: `ConfigurationError`: what stops any run.
+  func run() throws(ConfigurationError) -> (text: String, isGood: Bool)
+}
+
+/// The chapters about KVM's interfaces.
+package enum GuidedTour: CaseIterable, TourChapter {
   case greeting, clock, ownHypercall, emulated, patched, fault, intel2007, amd2007, refactored
 
-  /// What it is about.
   package var title: String {
     switch self {
     case .greeting: "A guest finds out where it is, and calls"
@@ -26,7 +37,6 @@ package enum GuidedTour: CaseIterable, Sendable {
     }
   }
 
-  /// The options of `lguest run` that make such a machine.
   package var options: String {
     switch self {
     case .greeting, .clock, .ownHypercall: ""
@@ -39,10 +49,6 @@ package enum GuidedTour: CaseIterable, Sendable {
     }
   }
 
-  /// Runs the chapter's machine.
-  ///
-  /// - Returns: What the guest wrote, and whether everything was as it expected.
-  /// - Throws: `ConfigurationError`: what stops any run.
   package func run() throws(ConfigurationError) -> (text: String, isGood: Bool) {
     let guest = try BuiltInGuest(code: code)
     var configuration = guest.configuration
@@ -57,15 +63,10 @@ package enum GuidedTour: CaseIterable, Sendable {
     }
     configuration.hypercalls[GuidedTour.greet] = GuidedTour.answerGreeting
     configuration.hypercalls[GuidedTour.add] = { $0.arguments[0] &+ $0.arguments[1] }
-    let console = Console()
-    configuration.consoleOutput = { byte in console.bytes.withLock { $0.append(byte) } }
+    let console = ConsoleText()
+    configuration.consoleOutput = { console.put($0) }
     let result = try VirtualMachine(configuration: configuration).run()
-    let text = console.bytes.withLock { String(decoding: $0, as: UTF8.self) }
-    return (text, result.ending == .debugExit(0))
-  }
-
-  private final class Console: Sendable {
-    let bytes = Mutex<[UInt8]>([])
+    return (console.text, result.ending == .debugExit(0))
   }
 
   // MARK: The host program's hypercalls

@@ -6,7 +6,6 @@
 import Boot
 import Lguest
 import Paravirt
-import Synchronization
 import X86
 
 /// Measures one way for a ring-1 guest to reach its host.
@@ -66,15 +65,12 @@ package struct LguestHypercallBenchmark: Sendable {
   ///   what the technique is.
   package func measure() throws(ConfigurationError) -> Measurement {
     let guest = try BuiltInGuest(code: LguestHypercallBenchmark.code(technique), isLong: false)
-    var configuration = guest.configuration
-    configuration.abi = .lguest
-    configuration.entry = .auto
-    configuration.debugExit = false
+    var configuration = guest.ring1Configuration
     if technique == .emulated { configuration.foreignHypercall = .emulate }
-    let text = Text()
-    configuration.consoleOutput = { byte in text.bytes.withLock { $0.append(byte) } }
+    let console = ConsoleText()
+    configuration.consoleOutput = { console.put($0) }
     let result = try VirtualMachine(configuration: configuration).run()
-    let ticks = LguestHypercallBenchmark.numbers(text.bytes.withLock { $0 })
+    let ticks = LguestHypercallBenchmark.numbers(console.bytes)
     guard result.ending == .poweroff, ticks.count == LguestHypercallBenchmark.runs + 1 else {
       throw .cannotStart("the guest that measures '\(technique.rawValue)' ended with \(result.cause.rawValue)")
     }
@@ -88,10 +84,6 @@ package struct LguestHypercallBenchmark: Sendable {
       )
     }
     return measurement
-  }
-
-  private final class Text: Sendable {
-    let bytes = Mutex<[UInt8]>([])
   }
 
   /// The guest writes numbers of 32 bits as eight letters, A for 0.

@@ -77,12 +77,7 @@ package struct SwitchBenchmark: Sendable {
 
   private static func guest(_ what: Case) throws(ConfigurationError) -> SteppedGuest {
     let guest = try BuiltInGuest(code: Ring1Code.looping(call(what)), isLong: false)
-    var configuration = guest.configuration
-    configuration.abi = .lguest
-    configuration.entry = .auto
-    configuration.debugExit = false
-    configuration.timeout = nil
-    return try SteppedGuest(configuration)
+    return try SteppedGuest(guest.ring1Configuration)
   }
 
   /// The hypercall by which the guest leaves.

@@ -11,7 +11,7 @@ struct TourCommand: ParsableCommand {
     commandName: "tour", abstract: "Show every hypercall mechanism with small guests of our own; needs no kernel.")
 
   func run() throws {
-    let chapters = GuidedTour.allCases
+    let chapters: [any TourChapter] = GuidedTour.allCases + LguestTour.allCases
     for (index, chapter) in chapters.enumerated() {
       let command = "lguest run" + (chapter.options.isEmpty ? "" : " " + chapter.options)
       try say("\(index + 1) of \(chapters.count): \(chapter.title)\n  (a machine as by: \(command))")
@@ -27,7 +27,8 @@ struct TourCommand: ParsableCommand {
         throw CommandEnding(status: Ending.cannotStart.exitStatus)
       }
     }
-    try say("That was all. `lguest bench hypercall` says what each of these costs.")
+    try say(
+      "That was all. `lguest bench hypercall`, with --abi lguest too, and `lguest bench switch` say what these cost.")
   }
 
   private func say(_ text: String) throws { try CommandOutput.write(text) }

@@ -18,6 +18,23 @@ extension SystemTests {
         "The host's result is 0, its version 1. The stub is now 0f 01 c1 c3 ff c3:",
         "The host's result is 0, its version 1. The stub is now 0f 01 d9 c3 ff c3:",
         "is answered by the host program: 42.", "Exception 13 came: #GP, the register is gone.",
+        "10 of 16: lguest: a kernel of level 1 registers", "CS is 0x61: I run at level 1.",
+        "SGDT says\n  0xffc00000. I may read it. Entry 12, my code segment, is 00cfbb000000ffff.",
+        "The host counted 1 LGUEST_INIT, and ", "In the host's page entry 20 is 0000000000000000.",
+        "Now it is 00cfb3000000ffff: the host made level 1 of level 0.", "The host counted 1 LOAD_GDT_ENTRY.",
+        "and looked: it was 0, for the host", "it was 3: they were performed in order.",
+        "It was 5: first the ring, then the call that is made.", "The status of these slots is ff ff ff ff:",
+        "The host counted 5 LOAD_GDT_ENTRY, 4 of them from the ring, and 1 FLUSH_ASYNC.",
+        "Before, its bytes are 0f 01 c1; after, they are cd 1f 90: INT 1Fh",
+        "The host counted 1 #UD, 1 replacement and 3 calls.",
+        "I execute INT 80h 1000 times. The handler has counted 1000.",
+        "The host counted 10 traps that came to it, for 10 hypercalls; none of INT 80h is among them.",
+        "  I begin: 2304 bytes, 288 entries decoded\n  nothing has changed: 0 bytes, 0 entries decoded\n",
+        "  I changed a gate (IDT): 2048 bytes, 256 entries decoded\n",
+        "  I changed a descriptor (GDT): 256 bytes, 32 entries decoded\n  nothing has changed: 0 bytes, 0 entries decoded\n",
+        "  another guest was here: 2304 bytes, 288 entries decoded\n",
+        "irq_pending is 0x200 now, and my handler has run 0 times.", "My handler has run 1 time, and irq_pending is 0.",
+        "The host counted 1 interrupt delivered.",
       ] {
         #expect(text.contains(part), "\(part)")
       }

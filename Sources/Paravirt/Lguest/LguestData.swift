@@ -11,14 +11,14 @@ package struct LguestDataLayout: Sendable, Equatable {
     case point(UInt64)
   }
 
-  let irqPending: UInt64?
+  package let irqPending: UInt64?
   let time: UInt64?
   /// 64 bytes, and 64 calls of `callBytes`.
-  let status: UInt64
-  let calls: UInt64
-  let callBytes: UInt64
-  let reserveMemory: UInt64
-  let timestampKilohertz: UInt64
+  package let status: UInt64
+  package let calls: UInt64
+  package let callBytes: UInt64
+  package let reserveMemory: UInt64
+  package let timestampKilohertz: UInt64
   /// Where the guest finds the first page tables, if the host has made them.
   var firstTables: UInt64?
   let iretWindow: IretWindow
@@ -28,8 +28,8 @@ package struct LguestDataLayout: Sendable, Equatable {
   let byteCount: UInt64
 
   // The same in all of them.
-  static let irqEnabled: UInt64 = 0
-  static let blockedInterrupts: UInt64 = 4
+  package static let irqEnabled: UInt64 = 0
+  package static let blockedInterrupts: UInt64 = 4
   static let cr2: UInt64 = 8
   static let ringCount = 64
 
@@ -38,7 +38,7 @@ package struct LguestDataLayout: Sendable, Equatable {
     irqPending: 20, time: 12, status: 24, calls: 88, callBytes: 20, reserveMemory: 1368, timestampKilohertz: 1372,
     iretWindow: .point(1376), kernelAddress: 1380, syscallVector: 1384, byteCount: 1388)
   /// Linux 3.1 to 3.19.
-  static let from3_1 = LguestDataLayout(
+  package static let from3_1 = LguestDataLayout(
     irqPending: 20, time: 12, status: 24, calls: 88, callBytes: 20, reserveMemory: 1368, timestampKilohertz: 1372,
     iretWindow: .range(start: 1376, end: 1380), kernelAddress: 1384, syscallVector: 1388,
     byteCount: 1392)
