@@ -36,9 +36,10 @@ struct QueueDriver {
   let events = Events()
   var queue: VirtQueue { queue(mostBytes: 65536) }
 
-  func queue(mostBytes: UInt64) -> VirtQueue {
+  func queue(mostBytes: UInt64, headers: VirtioHeaders = .legacy) -> VirtQueue {
     VirtQueue(
-      memory, size: QueueDriver.size, legacyAt: start, mostBytes: mostBytes, notify: { [events] in events.put($0) })
+      memory, size: QueueDriver.size, legacyAt: start, mostBytes: mostBytes, headers: headers,
+      notify: { [events] in events.put($0) })
   }
 
   final class Events: Sendable {

@@ -64,6 +64,7 @@ private enum Kind {
     let device: VirtioBlock
     let virtio: VirtioSetup
     var driver: QueueDriver { virtio.drivers[0] }
+    var header: UInt32 { virtio.transport.blockHeader }
     private let round = Mutex(UInt16(0))
     let kicks = Kicks()
 
@@ -84,7 +85,8 @@ private enum Kind {
 
     func put(header type: UInt32, _ sector: UInt64) {
       let reserved: UInt64 = 7 << 32
-      let words: [UInt64] = [UInt64(type) | reserved, sector]
+      // The third is Linux 2.6.24's alone; it is not looked at.
+      let words: [UInt64] = [UInt64(type) | reserved, sector, 0x5A5A_A5A5_5A5A_A5A5]
       let bytes = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) } }
       #expect(driver.memory.store(bytes, at: Place.header))
     }
@@ -104,7 +106,7 @@ private enum Kind {
     /// One request: its status and what was told as written; nil if it did not come back.
     func request(_ type: UInt32, sector: UInt64, _ count: UInt32) -> (status: UInt8, written: UInt32)? {
       put(header: type, sector)
-      driver.describe(0, Place.header, 16, flags: QueueDriver.next, next: 1)
+      driver.describe(0, Place.header, header, flags: QueueDriver.next, next: 1)
       let isWritten = type != Kind.out
       if count > 0 {
         // In two pieces, the second of which may be longer than a page.
@@ -113,7 +115,7 @@ private enum Kind {
         driver.describe(
           2, Place.data + 100, count > 100 ? count - 100 : 0, flags: QueueDriver.next | (isWritten ? 2 : 0), next: 3)
       } else {
-        driver.describe(0, Place.header, 16, flags: QueueDriver.next, next: 3)
+        driver.describe(0, Place.header, header, flags: QueueDriver.next, next: 3)
       }
       driver.describe(3, Place.status, 1, flags: QueueDriver.write)
       _ = driver.memory.store([0xEE], at: Place.status)
@@ -184,7 +186,7 @@ private enum Kind {
     let setup = Setup(transport)
     let driver = setup.driver
     setup.put(header: Kind.in, 0)
-    driver.describe(0, Place.header, 16, flags: QueueDriver.next, next: 1)
+    driver.describe(0, Place.header, setup.header, flags: QueueDriver.next, next: 1)
     driver.describe(1, Place.data, 512, flags: QueueDriver.write | QueueDriver.next, next: 2)
     driver.describe(2, Place.status, 1, flags: QueueDriver.write)
     switch kind {
@@ -192,7 +194,7 @@ private enum Kind {
       setup.put(header: Kind.out, 0)
       driver.describe(1, Place.data, 512)
     case "no header": driver.describe(0, Place.data, 512, flags: QueueDriver.write)
-    case "short header": driver.describe(0, Place.header, 15, flags: QueueDriver.next, next: 1)
+    case "short header": driver.describe(0, Place.header, setup.header - 1, flags: QueueDriver.next, next: 1)
     case "round": driver.describe(2, Place.data, 1, flags: QueueDriver.write | QueueDriver.next, next: 1)
     case "outside": driver.describe(1, 1 << 40, 512, flags: QueueDriver.write | QueueDriver.next, next: 2)
     case "half outside": driver.describe(1, 0xFF00, 512, flags: QueueDriver.write | QueueDriver.next, next: 2)
@@ -233,7 +235,7 @@ private enum Kind {
   @Test("a head that is offered twice is served twice, and its owner has the harm") func twice() throws {
     let setup = Setup(.legacy)
     setup.put(header: Kind.in, 0)
-    setup.driver.describe(0, Place.header, 16, flags: QueueDriver.next, next: 1)
+    setup.driver.describe(0, Place.header, setup.header, flags: QueueDriver.next, next: 1)
     setup.driver.describe(1, Place.data, 513, flags: QueueDriver.write)
     setup.driver.offer(0, at: 0)
     setup.driver.offer(0, at: 1)
@@ -245,7 +247,7 @@ private enum Kind {
   @Test("whoever is told to stop leaves the rest undone") func stop() {
     let setup = Setup(.pci)
     setup.put(header: Kind.in, 0)
-    setup.driver.describe(0, Place.header, 16, flags: QueueDriver.next, next: 1)
+    setup.driver.describe(0, Place.header, setup.header, flags: QueueDriver.next, next: 1)
     setup.driver.describe(1, Place.data, 513, flags: QueueDriver.write)
     setup.driver.offer(0, at: 0)
     setup.device.work { false }

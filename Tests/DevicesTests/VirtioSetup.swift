@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A virtio device with a driver for each of its queues, on a transport of before version 1.0 or on PCI: what a device does
-// must be the same on both.
+// A virtio device with a driver for each of its queues, on a transport of before version 1.0, as Linux 2.6.24 has it or
+// later, or on PCI: what a device does must be the same on all.
 
 import Devices
 import Synchronization
@@ -8,7 +8,18 @@ import Testing
 
 /// The transport by which a driver has set a device up.
 enum Transport: CaseIterable, Sendable {
-  case legacy, pci
+  case linux2_6_24, legacy, pci
+
+  var headers: VirtioHeaders {
+    switch self {
+    case .linux2_6_24: .linux2_6_24
+    case .legacy: .legacy
+    case .pci: .version1
+    }
+  }
+  /// Bytes in front of a disk's request, and of a frame.
+  var blockHeader: UInt32 { self == .linux2_6_24 ? 24 : 16 }
+  var frameHeader: UInt32 { [.linux2_6_24: 8, .legacy: 10, .pci: 12][self] ?? 0 }
 }
 
 /// A device that has been set up.
@@ -31,7 +42,8 @@ final class VirtioSetup: Sendable {
   func begin() {
     for (number, driver) in drivers.enumerated() {
       switch transport {
-      case .legacy: device.queues[number].set(driver.queue(mostBytes: device.mostBytes))
+      case .linux2_6_24, .legacy:
+        device.queues[number].set(driver.queue(mostBytes: device.mostBytes, headers: transport.headers))
       case .pci:
         function.writeRegion(22, size: 2, value: UInt32(number))
         function.writeRegion(24, size: 2, value: UInt32(QueueDriver.size))
@@ -47,14 +59,14 @@ final class VirtioSetup: Sendable {
   /// Takes them away.
   func reset() {
     switch transport {
-    case .legacy: for queue in device.queues { queue.set(nil) }
+    case .linux2_6_24, .legacy: for queue in device.queues { queue.set(nil) }
     case .pci: function.writeRegion(20, size: 1, value: 0)
     }
   }
 
   func kick(_ number: Int) {
     switch transport {
-    case .legacy: device.kick(number)
+    case .linux2_6_24, .legacy: device.kick(number)
     case .pci: function.writeRegion(0x38, size: 2, value: UInt32(number))
     }
   }

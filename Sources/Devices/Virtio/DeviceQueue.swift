@@ -39,8 +39,8 @@ public final class DeviceQueue: Sendable {
   public var isThere: Bool { state.withLock { $0.queue != nil } }
   /// Whether it is there and the driver has made a chain available.
   public var hasNext: Bool { state.withLock { $0.queue?.hasNext ?? false } }
-  /// Whether its transport is one of before version 1.0.
-  public var isLegacy: Bool { state.withLock { $0.queue?.isLegacy ?? false } }
+  /// Which headers its transport has.
+  public var headers: VirtioHeaders { state.withLock { $0.queue?.headers ?? .version1 } }
 
   /// The next chain that the driver has made available; nil if there is none.
   public func take() -> TakenChain? {

@@ -9,6 +9,15 @@ public struct VirtQueueError: Error, Equatable {
   public let reason: String
 }
 
+/// What some devices have in front of requests and frames: it changed with the transports.
+public enum VirtioHeaders: Sendable {
+  /// Linux 2.6.24's, of before there was a specification.
+  case linux2_6_24
+  /// Of transports before version 1.0.
+  case legacy
+  case version1
+}
+
 /// A queue with its rings.
 public struct VirtQueue: Sendable {
   /// Buffers that belong together.
@@ -45,8 +54,8 @@ public struct VirtQueue: Sendable {
   private let descriptors: UInt64, available: UInt64, used: UInt64
   /// Bytes of a chain, at most; more are a mistake of the driver's.
   private let mostBytes: UInt64
-  /// Whether the transport is one of before version 1.0, which decides the headers of some devices.
-  public let isLegacy: Bool
+  /// Which headers its transport has.
+  public let headers: VirtioHeaders
   /// Tells the driver, by its transport's interrupt.
   let notify: @Sendable (Event) -> Void
   private var nextAvailable: UInt16 = 0
@@ -59,22 +68,23 @@ public struct VirtQueue: Sendable {
   ///   - notify: Tells the driver. Any thread.
   public init(
     _ memory: any DeviceMemory, size: UInt16, descriptors: UInt64, available: UInt64, used: UInt64, mostBytes: UInt64,
-    isLegacy: Bool = false, notify: @escaping @Sendable (Event) -> Void
+    headers: VirtioHeaders = .version1, notify: @escaping @Sendable (Event) -> Void
   ) {
     (self.memory, self.size, self.mostBytes) = (memory, size, mostBytes)
-    (self.isLegacy, self.notify) = (isLegacy, notify)
+    (self.headers, self.notify) = (headers, notify)
     (self.descriptors, self.available, self.used) = (descriptors, available, used)
   }
 
   /// A queue of the legacy layout: the parts follow each other, the last at the next page (2.4.2).
   public init(
     _ memory: any DeviceMemory, size: UInt16, legacyAt start: UInt64, mostBytes: UInt64,
-    notify: @escaping @Sendable (Event) -> Void
+    headers: VirtioHeaders = .legacy, notify: @escaping @Sendable (Event) -> Void
   ) {
     let available = start &+ UInt64(size) * 16
     self.init(
       memory, size: size, descriptors: start, available: available,
-      used: (available &+ 6 &+ UInt64(size) * 2 &+ 4095) & ~4095, mostBytes: mostBytes, isLegacy: true, notify: notify)
+      used: (available &+ 6 &+ UInt64(size) * 2 &+ 4095) & ~4095, mostBytes: mostBytes, headers: headers, notify: notify
+    )
   }
 
   /// Bytes of a queue of the legacy layout.

@@ -6,8 +6,8 @@
 public final class VirtioBlock: VirtioDevice {
   private enum Request {
     static let `in`: UInt32 = 0, out: UInt32 = 1, flush: UInt32 = 4, identity: UInt32 = 8
-    /// Type, a reserved word, and the first sector.
-    static let headerBytes = 16
+    /// Type, a reserved word, and the first sector; Linux 2.6.24 has a number of its own behind them.
+    static func headerBytes(_ headers: VirtioHeaders) -> Int { headers == .linux2_6_24 ? 24 : 16 }
   }
 
   private enum Status: UInt8 { case ok, ioError, unsupported }
@@ -49,11 +49,12 @@ public final class VirtioBlock: VirtioDevice {
   }
 
   private func serve(_ request: TakenChain, _ goesOn: () -> Bool) {
+    let headerBytes = Request.headerBytes(queue.headers)
     // Without a byte for its status, and without a header, it is no request.
-    guard request.writableCount > 0, let header = queue.read(request, count: Request.headerBytes) else {
+    guard request.writableCount > 0, let header = queue.read(request, count: headerBytes) else {
       return queue.refuse(request)
     }
-    guard header.count == Request.headerBytes else { return queue.refuse(request) }
+    guard header.count == headerBytes else { return queue.refuse(request) }
     func number(_ range: Range<Int>) -> UInt64 { header[range].reversed().reduce(0) { $0 << 8 | UInt64($1) } }
     let sector = number(8..<16)
     let room = request.writableCount - 1
@@ -63,7 +64,7 @@ public final class VirtioBlock: VirtioDevice {
       written = read(request, sector, room, goesOn)
       status = written == room && room % 512 == 0 ? .ok : .ioError
     case Request.out:
-      status = write(request, sector, request.readableCount - UInt64(Request.headerBytes), goesOn) ? .ok : .ioError
+      status = write(request, from: UInt64(headerBytes), sector, goesOn) ? .ok : .ioError
     case Request.flush: status = store.flush() ? .ok : .ioError
     case Request.identity:
       let text = Array(store.identity.utf8.prefix(20))
@@ -90,13 +91,14 @@ public final class VirtioBlock: VirtioDevice {
     return done
   }
 
-  /// Writes from RAM to the medium; whether that was all.
-  private func write(_ request: TakenChain, _ sector: UInt64, _ count: UInt64, _ goesOn: () -> Bool) -> Bool {
+  /// Writes from RAM to the medium what lies from byte `start` on; whether that was all.
+  private func write(_ request: TakenChain, from start: UInt64, _ sector: UInt64, _ goesOn: () -> Bool) -> Bool {
+    let count = request.readableCount - start
     guard !store.isReadOnly, store.contains(sector: sector, byteCount: count) else { return false }
     var done: UInt64 = 0
     while done < count, goesOn() {
       let piece = Int(min(count - done, VirtioBlock.pieceBytes))
-      guard let bytes = queue.read(request, at: UInt64(Request.headerBytes) + done, count: piece),
+      guard let bytes = queue.read(request, at: start + done, count: piece),
         store.write(bytes, at: sector * 512 + done)
       else { return false }
       done += UInt64(piece)

@@ -25,13 +25,20 @@ public final class VirtioNetwork: VirtioDevice, FramePort {
 
   public func kick(_ number: Int) { wake() }
 
-  /// A legacy header has no count of buffers (5.1.6).
-  private static func headerBytes(isLegacy: Bool) -> Int { isLegacy ? 10 : 12 }
+  /// A legacy header has no count of buffers (5.1.6); Linux 2.6.24's has no length of headers either (struct
+  /// virtio_net_hdr).
+  private static func headerBytes(_ headers: VirtioHeaders) -> Int {
+    switch headers {
+    case .linux2_6_24: 8
+    case .legacy: 10
+    case .version1: 12
+    }
+  }
 
   public var reception: FrameReception { receive.hasNext ? .ready : receive.isThere ? .full : .off }
 
   public func takeFrame() -> [UInt8]? {
-    let header = VirtioNetwork.headerBytes(isLegacy: transmit.isLegacy)
+    let header = VirtioNetwork.headerBytes(transmit.headers)
     guard let chain = transmit.take() else { return nil }
     guard chain.readableCount >= UInt64(header) else {
       transmit.refuse(chain)
@@ -47,11 +54,11 @@ public final class VirtioNetwork: VirtioDevice, FramePort {
   @discardableResult
   public func deliver(_ frame: [UInt8]) -> Bool {
     guard EthernetFrame.sizes.contains(frame.count) else { return false }
-    let isLegacy = receive.isLegacy
+    let headers = receive.headers
     guard let chain = receive.take() else { return false }
-    var bytes = [UInt8](repeating: 0, count: VirtioNetwork.headerBytes(isLegacy: isLegacy))
+    var bytes = [UInt8](repeating: 0, count: VirtioNetwork.headerBytes(headers))
     // The frame is in one buffer.
-    if !isLegacy { bytes[10] = 1 }
+    if headers == .version1 { bytes[10] = 1 }
     bytes += frame
     guard chain.writableCount >= UInt64(bytes.count) else {
       // Too small for this frame: the chain goes back empty, as the specification forbids to keep it.

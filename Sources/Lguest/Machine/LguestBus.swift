@@ -107,6 +107,7 @@ final class LguestBus: Sendable {
         starts
           ? VirtQueue(
             memory, size: LguestDescription.queueSize, legacyAt: queue.place, mostBytes: row.device.mostBytes,
+            headers: description.headers,
             notify: { [raise] event in if case .used = event { raise(interrupt) } }) : nil)
     }
   }

@@ -16,6 +16,8 @@ enum LguestDescription: Sendable {
 
   /// Where a descriptor has its status.
   var status: UInt64 { self == .records ? 4 : 2 }
+  /// What requests and frames have in front of them.
+  var headers: VirtioHeaders { self == .records ? .legacy : .linux2_6_24 }
   /// Whether a guest says when it sets the status; else a queue begins with its first kick.
   var tellsStatus: Bool { self == .records }
 
