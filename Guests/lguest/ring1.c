@@ -325,7 +325,7 @@ void main(void) {
   check(count[128] == 1 && seen[128].cs == 0x73 && seen[128].old_ss == 0x7b && seen[128].ebx == 0x1234, "a system call");
   check(seen[128].old_esp == (uint32_t)user_stack - 16, "the program's stack");
 
-  devices(ram, is("all typed"));
+  devices(ram, is("all typed") ? TYPED : is("all frames") ? FRAMES : is("echo") ? ECHO : PLAIN);
   say(failures ? "some failed\n" : "all passed\n");
   call(SHUTDOWN, physical("Power down"), 1, 0, 0);
 }

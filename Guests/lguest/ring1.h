@@ -89,5 +89,6 @@ extern volatile uint32_t count[256];
 
 // Where devices' pages are, and how the host's memory behind RAM is reached: at DEVICES, from the end of RAM on.
 #define DEVICES 0xD0000000u
-// `typed`: whether the console's input is "ping\n".
-void devices(uint32_t ram, int typed);
+// `TYPED`: the console's input is "ping\n". With a network card: `FRAMES` are sent to another guest, which has `ECHO`.
+enum { PLAIN, TYPED, FRAMES, ECHO };
+void devices(uint32_t ram, int mode);

@@ -9,12 +9,13 @@ import Testing
 final class QueueMemory: DeviceMemory {
   private let bytes = Mutex([UInt8](repeating: 0, count: 65536))
 
+  func contains(_ address: UInt64, count: Int) -> Bool { address <= 65536 && count <= 65536 - Int(address) }
   func bytes(at address: UInt64, count: Int) -> [UInt8]? {
-    guard address <= 65536, count <= 65536 - Int(address) else { return nil }
+    guard contains(address, count: count) else { return nil }
     return bytes.withLock { Array($0[Int(address)..<Int(address) + count]) }
   }
   func store(_ new: [UInt8], at address: UInt64) -> Bool {
-    guard address <= 65536, new.count <= 65536 - Int(address) else { return false }
+    guard contains(address, count: new.count) else { return false }
     bytes.withLock { $0.replaceSubrange(Int(address)..<Int(address) + new.count, with: new) }
     return true
   }
@@ -24,6 +25,15 @@ final class QueueMemory: DeviceMemory {
   func storeShort(_ value: UInt16, at address: UInt64) -> Bool {
     store([UInt8(truncatingIfNeeded: value), UInt8(value >> 8)], at: address)
   }
+  func loadWord(at address: UInt64) -> UInt32? {
+    loads.add(1, ordering: .relaxed)
+    return bytes(at: address, count: 4).map { $0.reversed().reduce(0) { $0 << 8 | UInt32($1) } }
+  }
+  func storeWord(_ value: UInt32, at address: UInt64) -> Bool {
+    store((0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32($0 * 8)) }, at: address)
+  }
+  /// Words that have been loaded.
+  let loads = Atomic(0)
 }
 
 /// The driver's side of a queue of eight, the first at 0x1000, in the legacy layout.

@@ -162,6 +162,65 @@ import Testing
     #expect(setup.pci.readMemory(regions[0] - 4, size: 4) == nil)
   }
 
+  @Test("Linux 2.6.23: sixteen descriptors, and whom a key belongs to") func buffers() throws {
+    let (size, written) = (LguestBusTests.size, Setup.Raised())
+    let memory = try GuestMemory(byteCount: LguestLayout.limit(size))
+    let host = DMAHost(GuestDeviceMemory(memory: memory)) { _ in }
+    let first = UInt32(LguestDMA.firstPage(size))
+    func dma(disks: Int, networks: Int) -> LguestDMA {
+      LguestDMA(
+        memory, page: size, host,
+        disks: (0..<disks).map { DMABlock(Disk(), host, page: first + UInt32($0) * 4096) {} },
+        networks: (0..<networks).map {
+          DMANetwork(host, page: first + UInt32(disks + $0) * 4096, wake: {}, wantsRoom: {})
+        }, write: { written.put($0) })
+    }
+    func short(_ address: UInt64) throws -> UInt16 { try memory.load(at: GuestPhysical(address)) }
+    func word(_ address: UInt64) throws -> UInt32 { try memory.load(at: GuestPhysical(address)) }
+    #expect(dma(disks: 9, networks: 6).describe() == nil)
+    #expect(dma(disks: 10, networks: 6).describe()?.hasPrefix("16 disks and networks: ") == true)
+    let devices = dma(disks: 2, networks: 1)
+    #expect(devices.describe() == nil)
+    // Type, features, pages and the first of them; interrupts are by place.
+    let rows = try (0..<UInt64(16)).map { row in
+      [try short(size + row * 12), try short(size + row * 12 + 2), try short(size + row * 12 + 6)]
+    }
+    #expect(rows.prefix(4) == [[1, 0, 0], [3, 0x8000, 1], [3, 0x8000, 1], [2, 0x8001, 1]])
+    #expect(rows.dropFirst(4).allSatisfy { $0 == [0, 0, 0] })
+    for row in UInt64(1)..<4 { #expect(try word(size + row * 12 + 8) == (first >> 12) + UInt32(row) - 1) }
+    #expect(try word(UInt64(first) + 16) == 8)
+    // Keys: the console's, disks', the card's own; nobody else's, and a peer binds nothing.
+    for (key, isThere) in [
+      (0, true), (first, true), (first + 4096, true), (first + 8196, true), (first + 8192, false), (4, false),
+      (first + 12288, false),
+    ] as [(UInt32, Bool)] {
+      #expect(devices.bind(key, buffers: 0x1000, count: 1, interrupt: 1) == isThere)
+    }
+    // What the console is sent, and what it is not: a piece across pages.
+    for (address, count) in [(0x2000, 3), (0x2FFF, 2)] as [(UInt32, UInt16)] {
+      try memory.copy(from: Array("abc".utf8), to: GuestPhysical(0x2000))
+      for (offset, value) in [(0, 0), (4, address), (68, UInt32(count))] as [(UInt64, UInt32)] {
+        try memory.store(value, at: GuestPhysical(0x3000 + offset))
+      }
+      devices.send(0, buffer: 0x3000)
+      #expect(try word(0x3000) == (count == 3 ? 3 : 0))
+    }
+    devices.send(0, buffer: .max)
+    devices.send(99, buffer: 0x3000)
+    #expect(written.take() == Array("abc".utf8))
+    // Typed to the first free buffer.
+    #expect(devices.takesInput == false)
+    for (offset, value) in [(0, 0), (4, 0x5000), (68, 16)] as [(UInt64, UInt32)] {
+      try memory.store(value, at: GuestPhysical(0x1000 + offset))
+    }
+    #expect(devices.bind(0, buffers: 0x1000, count: 1, interrupt: 1) && devices.takesInput)
+    devices.take(65)
+    #expect(try word(0x1000) == 1 && !devices.takesInput)
+    devices.reset()
+    try memory.store(UInt32(0), at: GuestPhysical(0x1000))
+    #expect(!devices.takesInput)
+  }
+
   @Test("disks and networks are checked before anything runs") func configuration() throws {
     var configuration = VirtualMachine.Configuration(kernel: "/dev/null")
     configuration.abi = .lguest

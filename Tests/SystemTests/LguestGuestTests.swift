@@ -31,6 +31,53 @@ extension SystemTests {
       #expect(result.output == "written by a driver\nall passed\n", "\(result)")
     }
 
+    @Test("a disk: its first sector is read, its second written and read back", arguments: eras)
+    func disk(era: String) throws {
+      let path = Guest.temporaryPath()
+      let image = Data([UInt8(ascii: "s")]) + Data(count: 510) + Data([UInt8(ascii: "e")]) + Data(count: 7 * 512)
+      try image.write(to: URL(filePath: path))
+      defer { try? FileManager.default.removeItem(atPath: path) }
+      let result = try run(era, "all", ["--disk", path], expecting: 0)
+      #expect(result.output == "written by a driver\nall passed\n" && result.errorLines.isEmpty, "\(result)")
+      let pattern = Data((0..<512).map { UInt8(truncatingIfNeeded: $0 * 3 + 1) })
+      #expect(try Data(contentsOf: URL(filePath: path)) == image.prefix(512) + pattern + Data(count: 6 * 512))
+    }
+
+    @Test("frames by buffers: two guests of Linux 2.6.23, of which one sends back what the other sends")
+    func frames() throws {
+      let socket = Guest.temporaryPath()
+      let alone = try run("23", "all", ["--net", "listen:\(socket)"], expecting: 0)
+      #expect(alone.output.hasSuffix("all passed\n"), "\(alone)")
+      let echo = try Guest.Running(
+        [
+          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-23", "--memory", "32M",
+          "--cmdline", "echo", "--timeout", "60s", "--net", "listen:\(socket)",
+        ], limit: 70, name: "lguest-echo")
+      #expect(echo.waitForOutput("waiting", seconds: 20))
+      let path = Guest.temporaryPath()
+      try (Data("s".utf8) + Data(count: 510) + Data("e".utf8) + Data(count: 512)).write(to: URL(filePath: path))
+      defer { try? FileManager.default.removeItem(atPath: path) }
+      // One that sends, and one after it, with a disk beside the network.
+      for more in [[], ["--disk", path]] {
+        let result = try run("23", "all frames", ["--net", "socket:\(socket)"] + more, expecting: 0)
+        #expect(result.output == "written by a driver\nall passed\n", "\(result)")
+      }
+      echo.send(SIGTERM)
+      let result = echo.finish(expecting: 143)
+      #expect(!result.output.contains("FAIL"), "\(result)")
+    }
+
+    @Test("Linux 2.6.23 has places for fifteen disks and networks") func places() throws {
+      let path = Guest.temporaryPath()
+      try (Data("s".utf8) + Data(count: 510) + Data("e".utf8) + Data(count: 512)).write(to: URL(filePath: path))
+      defer { try? FileManager.default.removeItem(atPath: path) }
+      let result = try run(
+        "23", "all", (0..<16).flatMap { _ in ["--disk", "\(path):ro"] }, expecting: 255)
+      #expect(
+        result.errorLines.count == 1 && result.errors.contains("16 disks and networks: a guest of Linux 2.6.23 has 15"),
+        "\(result)")
+    }
+
     @Test(
       "what kills a guest",
       arguments: [

@@ -3,6 +3,8 @@
 
 /// Guest RAM as devices see it: copied in and out, never held.
 public protocol DeviceMemory: Sendable {
+  /// Whether a range is all RAM.
+  func contains(_ address: UInt64, count: Int) -> Bool
   /// The bytes of a range; nil if it is not all RAM.
   func bytes(at address: UInt64, count: Int) -> [UInt8]?
   /// Stores bytes; false, and nothing is stored, if the range is not all RAM.
@@ -11,4 +13,7 @@ public protocol DeviceMemory: Sendable {
   func loadShort(at address: UInt64) -> UInt16?
   /// Stores such a number, after everything that was stored before.
   func storeShort(_ value: UInt16, at address: UInt64) -> Bool
+  /// The same of 32 bits.
+  func loadWord(at address: UInt64) -> UInt32?
+  func storeWord(_ value: UInt32, at address: UInt64) -> Bool
 }

@@ -13,6 +13,30 @@ public protocol FramePort: AnyObject, Sendable {
   func deliver(_ frame: [UInt8]) -> Bool
 }
 
+/// Cards of which a guest drives one at most, with one cable.
+public final class FramePorts: FramePort {
+  private let ports: [any FramePort]
+  public init(_ ports: [any FramePort]) { self.ports = ports }
+
+  /// The one that is driven, and what it takes.
+  private var driven: (port: any FramePort, reception: FrameReception)? {
+    for port in ports {
+      let reception = port.reception
+      if case .off = reception { continue }
+      return (port, reception)
+    }
+    return nil
+  }
+
+  public var reception: FrameReception { driven?.reception ?? .off }
+  public func takeFrame() -> [UInt8]? {
+    for port in ports { if let frame = port.takeFrame() { return frame } }
+    return nil
+  }
+  @discardableResult
+  public func deliver(_ frame: [UInt8]) -> Bool { driven?.port.deliver(frame) ?? false }
+}
+
 /// What becomes of a frame for a guest.
 public enum FrameReception: Sendable {
   /// No driver is there: frames are lost.

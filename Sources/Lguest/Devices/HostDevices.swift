@@ -6,34 +6,49 @@ import Devices
 import Host
 import SystemPackage
 
-/// Virtio's devices but for the console, and the threads that do their work.
+/// Virtio's devices but for the console, the same disks and networks as Linux 2.6.23 knows them, and the threads that do
+/// their work. What is behind a device is opened once: which of the two the guest drives is known when it runs.
 struct HostDevices: Sendable {
-  private let disks: [(device: VirtioBlock, thread: DiskThread)]
-  private let networks: [(device: VirtioNetwork, thread: NetworkThread)]
+  private let disks: [(device: VirtioBlock, old: DMABlock, thread: DiskThread)]
+  private let networks: [(device: VirtioNetwork, old: DMANetwork, thread: NetworkThread)]
   private let entropy: VirtioEntropy
   private let removesSockets: Bool
 
   /// In the order in which a guest meets them: disks, networks, each as they were asked for, and random numbers.
   var all: [any VirtioDevice] { disks.map(\.device) + networks.map(\.device) + [entropy] }
 
+  /// Those of Linux 2.6.23.
+  var oldDisks: [DMABlock] { disks.map(\.old) }
+  var oldNetworks: [DMANetwork] { networks.map(\.old) }
+
   /// Opens what the configuration names.
-  init(_ configuration: VirtualMachine.Configuration) throws(ConfigurationError) {
-    var disks: [(VirtioBlock, DiskThread)] = []
-    var networks: [(VirtioNetwork, NetworkThread)] = []
+  ///
+  /// - Parameters:
+  ///   - page: The first of the pages of Linux 2.6.23's devices, one for each.
+  ///   - wantsRoom: Has the guest looked at soon: it may have room for a frame.
+  init(
+    _ configuration: VirtualMachine.Configuration, _ host: DMAHost, page: UInt64,
+    wantsRoom: @escaping @Sendable () -> Void
+  ) throws(ConfigurationError) {
+    var disks: [(VirtioBlock, DMABlock, DiskThread)] = []
+    var networks: [(VirtioNetwork, DMANetwork, NetworkThread)] = []
+    var nextPage: UInt32 { UInt32(truncatingIfNeeded: page + 4096 * UInt64(disks.count + networks.count)) }
     do throws(HostError) {
       for disk in configuration.disks {
         let file = try DiskFile(disk.file, isReadOnly: disk.isReadOnly)
         let thread = DiskThread()
         let store = HostDisk(file: file, identity: "lguest-disk\(disks.count)")
-        disks.append((VirtioBlock(store) { thread.ring() }, thread))
+        let old = DMABlock(store, host, page: nextPage) { thread.ring() }
+        disks.append((VirtioBlock(store) { thread.ring() }, old, thread))
       }
       for network in configuration.networks {
         let thread = NetworkThread(try HostDevices.open(network, configuration))
         let address = EthernetFrame.localAddress(HostDevices.randomBytes(6))
-        networks.append((VirtioNetwork(address: address) { thread.ring() }, thread))
+        let old = DMANetwork(host, page: nextPage, wake: { thread.ring() }, wantsRoom: wantsRoom)
+        networks.append((VirtioNetwork(address: address) { thread.ring() }, old, thread))
       }
     } catch {
-      for (_, thread) in networks { thread.stop(removing: configuration.didListen == nil) }
+      for (_, _, thread) in networks { thread.stop(removing: configuration.didListen == nil) }
       throw ConfigurationError(error)
     }
     (self.disks, self.networks) = (disks, networks)
@@ -67,9 +82,14 @@ struct HostDevices: Sendable {
   /// Starts the threads, each with a filter of its own.
   func start(_ sandbox: Sandbox?) throws(HostError) {
     for (number, disk) in disks.enumerated() {
-      try disk.thread.start(number, sandbox) { [device = disk.device] goesOn in device.work(while: goesOn) }
+      try disk.thread.start(number, sandbox) { [device = disk.device, old = disk.old] goesOn in
+        device.work(while: goesOn)
+        old.work(while: goesOn)
+      }
     }
-    for (number, network) in networks.enumerated() { try network.thread.start(number, network.device, sandbox) }
+    for (number, network) in networks.enumerated() {
+      try network.thread.start(number, FramePorts([network.device, network.old]), sandbox)
+    }
   }
 
   /// Ends the threads and waits for them.

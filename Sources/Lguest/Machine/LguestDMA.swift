@@ -1,133 +1,122 @@
 // SPDX-License-Identifier: Apache-2.0
 // Direct memory access as guests of Linux 2.6.23 ask for it: a hypercall sends a buffer to whom a key belongs to, another
-// binds buffers to a key for what comes from there. Key 0 is the console's; a device with a page has that page's address.
+// binds buffers to a key for what comes from there. Key 0 is the console's; a device with a page has keys in that page.
 
 import Devices
 import GuestMemory
-import Synchronization
+import Saving
 
-/// The page of device descriptors of that era, and the buffers.
+/// The devices of that era: a page that describes them, and whom a key belongs to.
 final class LguestDMA: Sendable {
-  /// Buffers for what comes under a key, and the interrupt that tells of it.
-  private struct Binding {
-    let buffers: UInt64
-    let count: UInt64
-    let interrupt: UInt8
-  }
-
-  /// struct lguest_dma: bytes used, and sixteen pieces by address and by length, of which one without length is the last.
-  private enum Buffer {
-    static let pieces = 16, addresses = 4, lengths = 68, byteCount = 100
-  }
-
+  /// Types of devices.
+  private enum Kind { static let console: UInt16 = 1, network: UInt16 = 2, block: UInt16 = 3 }
+  /// In a device's features: its interrupts come at moments that nobody foresees. This era has no device for random numbers.
+  private static let isRandom: UInt16 = 0x8000
   private static let consoleKey: UInt32 = 0
-  private static let consoleType: UInt16 = 1
-  /// Of a guest, at most.
-  private static let mostBindings = 61
-  private static let mostBuffers: UInt32 = 256
+  /// Devices of a guest, at most.
+  private static let mostDevices = 16
+
+  /// The first of the devices' pages, behind that which describes them.
+  static func firstPage(_ memorySize: UInt64) -> UInt64 { memorySize + 4096 }
 
   private let memory: GuestDeviceMemory
   private let page: UInt64
-  private let bindings = Mutex<[UInt32: Binding]>([:])
-  private let raise: @Sendable (UInt8) -> Void
+  private let host: DMAHost
+  private let console: DMAReceiver
+  private let disks: [DMABlock]
+  private let networks: [DMANetwork]
   private let write: @Sendable (UInt8) -> Void
 
   /// - Parameters:
   ///   - page: The first address behind RAM.
-  ///   - raise: Raises an interrupt by number.
   ///   - write: Takes what the guest writes to its console.
   init(
-    _ memory: GuestMemory, page: UInt64, raise: @escaping @Sendable (UInt8) -> Void,
+    _ memory: GuestMemory, page: UInt64, _ host: DMAHost, disks: [DMABlock], networks: [DMANetwork],
     write: @escaping @Sendable (UInt8) -> Void
   ) {
-    (self.memory, self.page) = (GuestDeviceMemory(memory: memory), page)
-    (self.raise, self.write) = (raise, write)
+    (self.memory, self.page, self.write) = (GuestDeviceMemory(memory: memory), page, write)
+    (self.host, self.disks, self.networks) = (host, disks, networks)
+    console = DMAReceiver(host)
   }
 
   /// Writes the page of descriptors: type, features, status and number of pages, 16 bits each, and the first page. There
-  /// are sixteen, of which one of type 0 is free.
-  func describe() {
-    let console = [LguestDMA.consoleType, 0, 0, 0, 0, 0].flatMap { [UInt8(truncatingIfNeeded: $0), UInt8($0 >> 8)] }
-    _ = memory.store(console + [UInt8](repeating: 0, count: 15 * 12), at: page)
+  /// are sixteen, of which one of type 0 is free; a driver's interrupt is by its place.
+  ///
+  /// - Returns: Why that cannot be.
+  func describe() -> String? {
+    let count = disks.count + networks.count
+    guard count < LguestDMA.mostDevices else {
+      return "\(count) disks and networks: a guest of Linux 2.6.23 has \(LguestDMA.mostDevices - 1) of them at most"
+    }
+    var bytes: [UInt8] = []
+    func add(_ kind: UInt16, _ features: UInt16, pages: UInt16, _ address: UInt32) {
+      let number = address >> 12
+      for half in [kind, features, 0, pages, UInt16(truncatingIfNeeded: number), UInt16(number >> 16)] {
+        bytes += [UInt8(truncatingIfNeeded: half), UInt8(half >> 8)]
+      }
+    }
+    add(Kind.console, 0, pages: 0, 0)
+    for disk in disks {
+      add(Kind.block, LguestDMA.isRandom, pages: 1, disk.page)
+      disk.describe()
+    }
+    for network in networks {
+      add(Kind.network, LguestDMA.isRandom | UInt16(DMANetwork.ownPlace), pages: 1, network.page)
+      network.describe()
+    }
+    _ = memory.store(bytes + [UInt8](repeating: 0, count: 4096 - bytes.count), at: page)
+    return nil
   }
 
-  /// Forgets all buffers.
-  func reset() { bindings.withLock { $0 = [:] } }
+  /// Forgets all buffers, requests and frames.
+  func reset() {
+    console.reset()
+    for disk in disks { disk.reset() }
+    for network in networks { network.reset() }
+  }
 
   /// BIND_DMA: no buffers is the end of a binding. Says whether it is done.
   func bind(_ key: UInt32, buffers: UInt32, count: UInt32, interrupt: UInt8) -> Bool {
-    bindings.withLock { bindings in
-      guard count > 0 else {
-        bindings[key] = nil
-        return true
-      }
-      guard count <= LguestDMA.mostBuffers, (1..<32).contains(interrupt),
-        bindings[key] != nil || bindings.count < LguestDMA.mostBindings
-      else { return false }
-      bindings[key] = Binding(buffers: UInt64(buffers), count: UInt64(count), interrupt: interrupt)
-      return true
-    }
+    let receiver =
+      key == LguestDMA.consoleKey
+      ? console
+      : disks.first { $0.page == key }?.receiver ?? networks.first { $0.receivingKey == key }?.receiver
+    return receiver?.bind(buffers, count: count, interrupt: interrupt) ?? false
   }
 
   /// SEND_DMA: what nobody owns is lost.
   func send(_ key: UInt32, buffer: UInt32) {
-    guard key == LguestDMA.consoleKey, let pieces = pieces(of: UInt64(buffer)) else { return }
-    var count = 0
-    for piece in pieces {
-      guard let bytes = memory.bytes(at: piece.address, count: piece.count) else { return }
-      for byte in bytes { write(byte) }
-      count += bytes.count
+    if key == LguestDMA.consoleKey {
+      host.take(buffer)?.forEach(write)
+    } else if let disk = disks.first(where: { $0.page == key }) {
+      disk.send(buffer)
+    } else {
+      networks.first { $0.page == key }?.send(buffer)
     }
-    setUsed(count, of: UInt64(buffer))
   }
 
-  // MARK: Buffers
-
-  private func word(_ bytes: [UInt8], _ offset: Int, _ count: Int) -> UInt64 {
-    bytes[offset..<offset + count].reversed().reduce(0) { $0 << 8 | UInt64($1) }
-  }
-
-  /// The pieces of a buffer; nil if it, or a piece, is not all RAM, or if a piece lies across pages.
-  private func pieces(of buffer: UInt64) -> [(address: UInt64, count: Int)]? {
-    guard let bytes = memory.bytes(at: buffer, count: Buffer.byteCount) else { return nil }
-    var pieces: [(address: UInt64, count: Int)] = []
-    for index in 0..<Buffer.pieces {
-      let count = Int(word(bytes, Buffer.lengths + index * 2, 2))
-      if count == 0 { break }
-      let address = word(bytes, Buffer.addresses + index * 4, 4)
-      guard address & 4095 + UInt64(count) <= 4096, memory.bytes(at: address, count: count) != nil else { return nil }
-      pieces.append((address, count))
-    }
-    return pieces
-  }
-
-  private func setUsed(_ count: Int, of buffer: UInt64) {
-    _ = memory.store((0..<4).map { UInt8(truncatingIfNeeded: count >> ($0 * 8)) }, at: buffer)
-  }
-
-  /// The first buffer of a key that nothing is in.
-  private func free(_ key: UInt32) -> (buffer: UInt64, pieces: [(address: UInt64, count: Int)], interrupt: UInt8)? {
-    guard let binding = bindings.withLock({ $0[key] }) else { return nil }
-    for number in 0..<binding.count {
-      let buffer = binding.buffers + number * UInt64(Buffer.byteCount)
-      guard let used = memory.bytes(at: buffer, count: 4) else { return nil }
-      if word(used, 0, 4) == 0, let pieces = pieces(of: buffer), !pieces.isEmpty {
-        return (buffer, pieces, binding.interrupt)
-      }
-    }
-    return nil
+  /// Looks whether the guest has made room for frames; true: one still waits.
+  func look() -> Bool {
+    var waits = false
+    for network in networks where network.look() { waits = true }
+    return waits
   }
 }
 
 extension LguestDMA: ConsolePort {
-  var takesInput: Bool { free(LguestDMA.consoleKey) != nil }
+  var takesInput: Bool { if case .ready = console.reception { true } else { false } }
+  func take(_ byte: UInt8) { _ = console.put([byte]) }
+}
 
-  func take(_ byte: UInt8) {
-    guard let (buffer, pieces, interrupt) = free(LguestDMA.consoleKey), memory.store([byte], at: pieces[0].address)
-    else {
-      return
+extension LguestDMA: SavedState {
+  /// While nobody does the devices' work.
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    try archive.part("console") { archive throws(SavedStateError) in try console.transfer(&archive) }
+    for (number, disk) in disks.enumerated() {
+      try archive.part("disk \(number)") { archive throws(SavedStateError) in try disk.transfer(&archive) }
     }
-    setUsed(1, of: buffer)
-    raise(interrupt)
+    for (number, network) in networks.enumerated() {
+      try archive.part("network \(number)") { archive throws(SavedStateError) in try network.transfer(&archive) }
+    }
   }
 }

@@ -39,17 +39,17 @@ final class LguestMachine: Sendable {
 
   /// - Parameters:
   ///   - beginning: How the guest begins.
-  ///   - console: The host's end of the guest's console.
+  ///   - terminal: The host's end of the guest's console.
   ///   - wake: Brings the guest's vCPU out of its sleep.
   ///   - rearm: Called when the timer's deadline has changed.
   init(
     _ memory: GuestMemory, _ configuration: VirtualMachine.Configuration, _ beginning: LguestBeginning,
-    _ host: SerialConsole,
+    _ terminal: SerialConsole,
     wake: @escaping @Sendable () -> Void, rearm: @escaping @Sendable () -> Void
   ) throws(ConfigurationError) {
-    timer = LguestTimer(interrupts, wake: wake, rearm: rearm)
-    hostDevices = try HostDevices(configuration)
-    let console = VirtioConsole(write: { host.write($0) }, wantsInput: { host.fill() })
+    let timer = LguestTimer(interrupts, wake: wake, rearm: rearm)
+    self.timer = timer
+    let console = VirtioConsole(write: { terminal.write($0) }, wantsInput: { terminal.fill() })
     output = console
     memorySize = configuration.memorySize
     self.beginning = beginning
@@ -57,23 +57,29 @@ final class LguestMachine: Sendable {
       interrupts.raise(number)
       wake()
     }
+    let host = DMAHost(GuestDeviceMemory(memory: memory), raise: raise)
+    hostDevices = try HostDevices(
+      configuration, host, page: LguestDMA.firstPage(memorySize), wantsRoom: { timer.lookAgain() })
     let others = hostDevices.all
     fields = LguestBus(memory, page: memorySize, .fields, devices: others + [console], raise: raise)
     records = LguestBus(memory, page: memorySize, .records, devices: others + [console], raise: raise)
-    dma = LguestDMA(memory, page: memorySize, raise: raise, write: { host.write($0) })
+    dma = LguestDMA(
+      memory, page: memorySize, host, disks: hostDevices.oldDisks, networks: hostDevices.oldNetworks,
+      write: { terminal.write($0) })
     pci = LguestPCI(memory, region: LguestLayout.region(memorySize), devices: [console] + others, raise: raise)
     self.console = LguestConsolePort(ports: [console, dma])
   }
 
-  /// The guest is known: its devices are put where it looks for them.
-  func register(_ era: LguestEra) {
+  /// The guest is known: its devices are put where it looks for them. Says why, if that cannot be.
+  func register(_ era: LguestEra) -> String? {
     self.era.withLock { $0 = era }
     switch era.devices {
-    case .buffers: dma.describe()
+    case .buffers: return dma.describe()
     case .fields: fields.describe()
     case .records: records.describe()
     case .pci: break
     }
+    return nil
   }
 
   /// Whether the guest has written more to its console than was taken at once.
@@ -123,6 +129,7 @@ final class LguestMachine: Sendable {
       hypercallPolicy: configuration.hypercallPolicy, interrupts: interrupts,
       services: LguestServices(
         timestampKilohertz: clock.isTimestampConstant ? UInt32(clamping: counter.kilohertz) : 0,
+        guestNumber: UInt16.random(in: 1...UInt16.max),
         wallTime: {
           let now = Machine.wallTime()
           return (UInt32(truncatingIfNeeded: now.seconds), now.nanoseconds)

@@ -68,7 +68,8 @@ final class SerialConsole: Sendable {
   func fill() -> Bool {
     port.withLock { port in
       guard let device = port.device else { return false }
-      while device.takesInput, let byte = input.take() { device.take(byte) }
+      // Looking for room may cost more than looking for input.
+      while !input.isEmpty, device.takesInput, let byte = input.take() { device.take(byte) }
       return !input.isEmpty
     }
   }

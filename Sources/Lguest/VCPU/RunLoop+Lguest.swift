@@ -20,9 +20,11 @@ extension RunLoop {
     }
   }
 
-  /// The oldest guests do not say that they have taken what was typed, and have room again.
+  /// The oldest guests do not say that they have taken what was typed, or a frame, and have room again.
   private func lookForInput() {
-    if lguest?.looksForInput == true, machine.console.fill() { machine.lguest?.timer.lookAgain() }
+    guard lguest?.looksForInput == true, let parts = machine.lguest else { return }
+    let isTyped = machine.console.fill()
+    if parts.dma.look() || isTyped { parts.timer.lookAgain() }
   }
 
   /// Answers a trap, or VMCALL that the processor has executed.
@@ -33,9 +35,7 @@ extension RunLoop {
     }
     switch effect {
     case .none: return nil
-    case .registered(let era):
-      machine.lguest?.register(era)
-      return nil
+    case .registered(let era): return machine.lguest?.register(era).map { .killed($0) }
     case .bind(let key, let buffers, let count, let interrupt):
       let isBound = machine.lguest?.dma.bind(key, buffers: buffers, count: count, interrupt: interrupt) ?? false
       engine[register: GPR.rax] = isBound ? 1 : 0

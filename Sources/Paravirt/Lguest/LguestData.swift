@@ -18,6 +18,8 @@ package struct LguestDataLayout: Sendable, Equatable {
   package let calls: UInt64
   package let callBytes: UInt64
   package let reserveMemory: UInt64
+  /// Where the guest finds its own number, of two bytes, of which its network cards make their address.
+  var guestNumber: UInt64?
   package let timestampKilohertz: UInt64
   /// Where the guest finds the first page tables, if the host has made them.
   var firstTables: UInt64?
@@ -52,14 +54,16 @@ package struct LguestDataLayout: Sendable, Equatable {
     irqPending: nil, time: 12, status: 20, calls: 84, callBytes: 16, reserveMemory: 1108, timestampKilohertz: 1112,
     firstTables: 1116, iretWindow: .range(start: 1120, end: 1124), kernelAddress: 1128, syscallVector: 1132,
     byteCount: 1136)
-  /// Linux 2.6.23: at 1104 is the guest's number, of two bytes.
+  /// Linux 2.6.23.
   static let from2_6_23 = LguestDataLayout(
-    irqPending: nil, time: nil, status: 12, calls: 76, callBytes: 16, reserveMemory: 1100, timestampKilohertz: 1108,
-    iretWindow: .range(start: 1112, end: 1116), kernelAddress: nil, syscallVector: nil, byteCount: 1120)
+    irqPending: nil, time: nil, status: 12, calls: 76, callBytes: 16, reserveMemory: 1100, guestNumber: 1104,
+    timestampKilohertz: 1108, iretWindow: .range(start: 1112, end: 1116), kernelAddress: nil, syscallVector: nil,
+    byteCount: 1120)
   /// The same with the time, which came before the next era, perhaps before its release.
   static let from2_6_23WithTime = LguestDataLayout(
-    irqPending: nil, time: 12, status: 20, calls: 84, callBytes: 16, reserveMemory: 1108, timestampKilohertz: 1116,
-    iretWindow: .range(start: 1120, end: 1124), kernelAddress: nil, syscallVector: nil, byteCount: 1128)
+    irqPending: nil, time: 12, status: 20, calls: 84, callBytes: 16, reserveMemory: 1108, guestNumber: 1112,
+    timestampKilohertz: 1116, iretWindow: .range(start: 1120, end: 1124), kernelAddress: nil, syscallVector: nil,
+    byteCount: 1128)
 
   /// The vector of system calls, which every guest has.
   static let systemCall: UInt32 = 0x80

@@ -123,6 +123,11 @@ extension LguestHost {
     kernelBase = start.pageOffset ?? layout.kernelAddress.flatMap { memory.loadWord(at: address + $0) } ?? 0
     memory.store(services.timestampKilohertz, at: address + layout.timestampKilohertz)
     memory.store(0 &- LguestHost.reserved, at: address + layout.reserveMemory)
+    if let place = layout.guestNumber {
+      for index in UInt64(0)..<2 {
+        memory.store(UInt8(truncatingIfNeeded: services.guestNumber >> UInt16(index * 8)), at: address + place + index)
+      }
+    }
     writeTime()
     useVirtualFlag(of: address, engine)
     flush.addEverything()

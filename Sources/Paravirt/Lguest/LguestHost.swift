@@ -46,19 +46,22 @@ public struct LguestServices: Sendable {
   let setTimer: @Sendable (UInt32?) -> Void
   /// kHz of the time-stamp counter; 0 if it is no clock.
   let timestampKilohertz: UInt32
+  /// The number that a guest of Linux 2.6.23 has among those that it talks to.
+  let guestNumber: UInt16
   /// IN and OUT of a guest from Linux 4.0 on, of 1, 2 or 4 bytes; nil where nothing is.
   let readPort: @Sendable (UInt16, Int) -> UInt32?
   let writePort: @Sendable (UInt16, Int, UInt32) -> Void
 
   public init(
-    timestampKilohertz: UInt32, wallTime: @escaping @Sendable () -> (seconds: UInt32, nanoseconds: UInt32),
+    timestampKilohertz: UInt32, guestNumber: UInt16 = 1,
+    wallTime: @escaping @Sendable () -> (seconds: UInt32, nanoseconds: UInt32),
     setTimer: @escaping @Sendable (UInt32?) -> Void,
     readPort: @escaping @Sendable (UInt16, Int) -> UInt32?,
     writePort: @escaping @Sendable (UInt16, Int, UInt32) -> Void
   ) {
     (self.wallTime, self.setTimer) = (wallTime, setTimer)
     (self.readPort, self.writePort) = (readPort, writePort)
-    self.timestampKilohertz = timestampKilohertz
+    (self.timestampKilohertz, self.guestNumber) = (timestampKilohertz, guestNumber)
   }
 }
 
