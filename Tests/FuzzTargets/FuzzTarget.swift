@@ -75,6 +75,7 @@ public struct FuzzTarget: Sendable, CustomStringConvertible {
       LguestBusDrivers.run),
     FuzzTarget(
       "virtio-pci", "drivers of virtio devices on PCI: configuration space, regions, rings", LguestPCIDrivers.run),
+    FuzzTarget("dma", "drivers of Linux 2.6.23's devices: buffers bound and sent, requests", DMADrivers.run),
     FuzzTarget("frame-streams", "what the peer of a network sends", FrameStreams.run),
     FuzzTarget("hypercalls", "KVM's hypercalls, registers and shared memory", Hypercalls.run),
     FuzzTarget(

@@ -9,6 +9,49 @@ import Synchronization
 @testable import Devices
 @testable import Lguest
 
+/// A disk of 64 sectors that knows what it may be asked.
+final class FuzzMedium: BlockStore {
+  let sectorCount: UInt64 = 64, isReadOnly = false, identity = "fuzz"
+  private let wrong = Mutex<String?>(nil)
+
+  private func note(_ offset: UInt64, _ count: Int) {
+    let (end, isBeyond) = offset.addingReportingOverflow(UInt64(count))
+    if isBeyond || end > sectorCount * 512 { wrong.withLock { $0 = "\(count) bytes at \(offset) of the disk" } }
+  }
+  func read(at offset: UInt64, count: Int) -> [UInt8]? {
+    note(offset, count)
+    return offset & 512 == 0 ? [UInt8](repeating: 7, count: count) : nil
+  }
+  func write(_ bytes: [UInt8], at offset: UInt64) -> Bool {
+    note(offset, bytes.count)
+    return offset & 1024 == 0
+  }
+  func flush() -> Bool { true }
+
+  /// Fails if it was asked for what it has not.
+  func check() throws {
+    if let wrong = wrong.withLock({ $0 }) { throw FuzzFailure("\(wrong), which has 64 sectors") }
+  }
+}
+
+extension FramePort {
+  /// Takes what the guest sends, 300 frames at most.
+  func drain() throws {
+    var count = 0
+    while count < 300, let frame = takeFrame() {
+      if !frame.isEmpty, !EthernetFrame.sizes.contains(frame.count) {
+        throw FuzzFailure("a frame of \(frame.count) bytes")
+      }
+      count += 1
+    }
+  }
+
+  /// A frame of some length comes, or what is none.
+  func bring(_ input: inout FuzzInput) {
+    deliver([UInt8](repeating: 9, count: input.choose([0, 13, 14, 60, 1514, 9000, 65562, 65563])))
+  }
+}
+
 /// A machine's devices, and RAM of a megabyte.
 private final class VirtioMachine: Sendable {
   static let size: UInt64 = 1 << 20
@@ -19,27 +62,7 @@ private final class VirtioMachine: Sendable {
   let console: VirtioConsole
   let disk: VirtioBlock
   let card: VirtioNetwork
-  let store = Medium()
-
-  /// A disk of 64 sectors that knows what it may be asked.
-  final class Medium: BlockStore {
-    let sectorCount: UInt64 = 64, isReadOnly = false, identity = "fuzz"
-    let wrong = Mutex<String?>(nil)
-
-    private func check(_ offset: UInt64, _ count: Int) {
-      let (end, isBeyond) = offset.addingReportingOverflow(UInt64(count))
-      if isBeyond || end > sectorCount * 512 { wrong.withLock { $0 = "\(count) bytes at \(offset) of the disk" } }
-    }
-    func read(at offset: UInt64, count: Int) -> [UInt8]? {
-      check(offset, count)
-      return offset & 512 == 0 ? [UInt8](repeating: 7, count: count) : nil
-    }
-    func write(_ bytes: [UInt8], at offset: UInt64) -> Bool {
-      check(offset, bytes.count)
-      return offset & 1024 == 0
-    }
-    func flush() -> Bool { true }
-  }
+  let store = FuzzMedium()
 
   init() throws {
     memory = try GuestMemory(byteCount: LguestLayout.limit(VirtioMachine.size))
@@ -60,18 +83,11 @@ private final class VirtioMachine: Sendable {
   func work(_ input: inout FuzzInput) throws {
     switch input.byte() % 4 {
     case 0: disk.work()
-    case 1:
-      var count = 0
-      while count < 300, let frame = card.takeFrame() {
-        if !frame.isEmpty, !EthernetFrame.sizes.contains(frame.count) {
-          throw FuzzFailure("a frame of \(frame.count) bytes")
-        }
-        count += 1
-      }
-    case 2: card.deliver([UInt8](repeating: 9, count: input.choose([0, 13, 14, 60, 1514, 9000, 65562, 65563])))
+    case 1: try card.drain()
+    case 2: card.bring(&input)
     default: _ = console.receive(65)
     }
-    if let wrong = store.wrong.withLock({ $0 }) { throw FuzzFailure("\(wrong), which has 64 sectors") }
+    try store.check()
   }
 
   /// A chain in a ring, mostly one that makes sense, and the ring's index.
