@@ -202,7 +202,7 @@ static void lay(struct queue *queue, volatile void *start, uint16_t size) {
   queue->available = (volatile uint16_t *)((uint32_t)start + size * 16u);
   queue->used = (volatile uint16_t *)(((uint32_t)start + size * 18u + 6 + 4095) & ~4095u);
   queue->size = size;
-  queue->given = 0;
+  queue->given = queue->used[1]; // 0, but where nobody resets a device
 }
 
 static void put(struct queue *queue, uint32_t index, const volatile void *place, uint32_t length, uint32_t flags) {
@@ -232,8 +232,10 @@ static void drive(uint32_t type, struct queue *queue, uint16_t number, uint32_t 
     put(queue, 0, written, sizeof written - 1, 0);
     exchange(queue, number);
   } else if (type == 4) {
-    put(queue, 0, data, 16, 2);
-    exchange(queue, number);
+    for (int i = 0; i < 5; i++) {
+      put(queue, 0, data, 16, 2);
+      exchange(queue, number);
+    }
     uint32_t any = 0;
     for (int i = 0; i < 16; i++) any |= data[i];
     check(any, "entropy");
@@ -342,7 +344,7 @@ void devices(uint32_t ram, int mode) {
     volatile uint8_t *status = row + 2, *field = row + 3;
     uint32_t seen = 0;
     for (next = field + row[1]; field < next; field += 2 + field[1])
-      if (field[0] == 2 && seen++ == number) {
+      if ((field[0] & 0x7f) == 2 && seen++ == number) {
         found = field + 2;
         field[0] |= 0x80;
       }

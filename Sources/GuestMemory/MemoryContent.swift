@@ -4,7 +4,11 @@
 
 /// What RAM held at a moment; zeros are left out.
 public struct MemoryContent: Sendable {
-  fileprivate var pieces: [(address: GuestPhysical, bytes: [UInt8])] = []
+  /// Bytes and where they were.
+  public var pieces: [(address: GuestPhysical, bytes: [UInt8])] = []
+
+  /// Nothing but zeros.
+  public init() {}
 }
 
 extension GuestMemory {

@@ -8,10 +8,14 @@ import SystemPackage
 /// An open disk image. Any thread may use it.
 @safe public final class DiskFile: Sendable {
   private let descriptor: FileDescriptor
+  /// Where it was found: an absolute path.
+  public let path: FilePath
   /// Whether it can only be read.
   public let isReadOnly: Bool
   /// Its size when it was opened.
   public let byteCount: UInt64
+  /// When it was written last, as of then, in nanoseconds since 1970.
+  public let modified: UInt64
 
   /// Opens a regular file and locks it (flock(2)): alone to be written, together with other readers to be read.
   ///
@@ -19,6 +23,7 @@ import SystemPackage
   public init(_ path: FilePath, isReadOnly: Bool) throws(HostError) {
     self.isReadOnly = isReadOnly
     let name = "disk \(path)"
+    self.path = try DiskFile.absolute(path)
     do {
       // Non-blocking, so that opening a FIFO by mistake does not hang.
       descriptor = try FileDescriptor.open(
@@ -30,7 +35,7 @@ import SystemPackage
         "open", name, errno: number,
         remedy: mayRead && !isReadOnly ? "check the file's permissions, or let it be only read (:ro)" : nil)
     }
-    do throws(HostError) { byteCount = try DiskFile.prepare(descriptor, name, isReadOnly) } catch {
+    do throws(HostError) { (byteCount, modified) = try DiskFile.prepare(descriptor, name, isReadOnly) } catch {
       try? descriptor.close()
       throw error
     }
@@ -38,10 +43,19 @@ import SystemPackage
 
   deinit { try? descriptor.close() }
 
-  /// Checks what was opened, locks it, and says how large it is.
+  /// The same place wherever the process is.
+  private static func absolute(_ path: FilePath) throws(HostError) -> FilePath {
+    if path.isAbsolute { return path }
+    // SAFETY: getcwd(3) makes the text, which is copied and given back.
+    guard let text = unsafe getcwd(nil, 0) else { throw HostError("find", "disk \(path)", errno: currentErrno) }
+    defer { unsafe free(text) }
+    return FilePath(unsafe String(cString: text)).pushing(path)
+  }
+
+  /// Checks what was opened, locks it, and says how large it is and when it was written.
   private static func prepare(
     _ descriptor: FileDescriptor, _ name: String, _ isReadOnly: Bool
-  ) throws(HostError) -> UInt64 {
+  ) throws(HostError) -> (UInt64, UInt64) {
     var status = stat()
     guard unsafe fstat(descriptor.rawValue, &status) == 0 else { throw HostError("open", name, errno: currentErrno) }
     guard status.st_mode & S_IFMT == S_IFREG else {
@@ -57,7 +71,12 @@ import SystemPackage
         "use", name, reason: "another machine uses it",
         remedy: "end that one, or give the disk to both to be only read (:ro)")
     }
-    return UInt64(clamping: status.st_size)
+    let time = status.st_mtim
+    let modified = UInt64(clamping: time.tv_sec).multipliedReportingOverflow(by: 1_000_000_000)
+    return (
+      UInt64(clamping: status.st_size),
+      modified.overflow ? .max : modified.partialValue &+ UInt64(clamping: time.tv_nsec)
+    )
   }
 
   /// The bytes `[offset, offset + count)`; nil if they cannot be read, or the file has become shorter.

@@ -18,7 +18,7 @@ extension VirtualMachine.Configuration {
   /// The same with the interface that its kernel decides.
   func resolved() -> VirtualMachine.Configuration {
     var configuration = self
-    configuration.abi = saved == nil ? VirtualMachine.Configuration.interface(abi, of: kernel) : .kvm
+    if saved == nil { configuration.abi = VirtualMachine.Configuration.interface(abi, of: kernel) }
     return configuration
   }
 

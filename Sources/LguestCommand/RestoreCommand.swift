@@ -24,6 +24,13 @@ struct RestoreCommand: ParsableCommand {
       "What becomes of the other vendor's hypercall instruction, as in run. (default: as saved)", valueName: "policy"))
   var hypercallInsn: VirtualMachine.Configuration.ForeignHypercall?
 
+  @Option(
+    help: ArgumentHelp(
+      "Where a disk of the machine is: as many as it has, in their order, as they were when it was saved.",
+      valueName: "file"),
+    completion: .file())
+  var disk: [String] = []
+
   @OptionGroup var console: ConsoleRunOptions
 
   func validate() throws {
@@ -34,6 +41,7 @@ struct RestoreCommand: ParsableCommand {
     var configuration: VirtualMachine.Configuration
     do {
       configuration = try VirtualMachine.Configuration(restoring: FilePath(file))
+      try configuration.restoreDisks(disk.map { FilePath($0) })
     } catch {
       var result = RunResult(ending: .cannotStart, engine: .translator, detail: error.description)
       result.times.end = ContinuousClock.now - processStart

@@ -2,6 +2,7 @@
 // Virtio on PCI: what a driver finds in configuration space, how it sets a queue up, and what else may be written there.
 
 import Devices
+import Saving
 import Synchronization
 import TestSupport
 import Testing
@@ -148,5 +149,61 @@ import Testing
       case (false, false): _ = setup.function.readRegion(offset, size: size)
       }
     }
+  }
+
+  @Test("a function that is saved goes on with the next chain, and with one that was not given back") func saved()
+    throws
+  {
+    func enable(_ setup: Setup) {
+      setup.function.writeRegion(22, size: 2, value: 1)
+      setup.function.writeRegion(24, size: 2, value: UInt32(QueueDriver.size))
+      for (place, address) in [(32, setup.driver.start), (40, setup.driver.available), (48, setup.driver.used)] {
+        setup.function.writeRegion(place, size: 4, value: UInt32(address))
+      }
+      setup.function.writeRegion(28, size: 2, value: 1)
+      setup.function.writeRegion(20, size: 1, value: 15)
+    }
+    func put(_ text: String, at index: UInt16, _ driver: QueueDriver) {
+      _ = driver.memory.store(Array(text.utf8), at: 0x8000)
+      driver.describe(0, 0x8000, UInt32(text.utf8.count))
+      driver.offer(0, at: index)
+    }
+    let old = Setup()
+    enable(old)
+    old.function.writeSpace(4, size: 2, value: 7)
+    put("one", at: 0, old.driver)
+    old.function.writeRegion(0x38, size: 2, value: 1)
+    put("two", at: 1, old.driver)
+    // Taken, and not given back.
+    #expect(old.console.queues[1].take() != nil && old.text.all == Array("one".utf8))
+    var archive = StateArchive(savingAt: 0)
+    try old.function.transfer(&archive)
+
+    let (text, line) = (Setup.Text(), Setup.Line())
+    let console = VirtioConsole(write: { text.put($0) }, wantsInput: {})
+    let new = VirtioPCI(console, old.driver.memory, line: 1, region: VirtioPCITests.region) { line.raise() }
+    var reading = StateArchive(restoring: archive.bytes, at: 0)
+    try new.transfer(&reading)
+    try reading.finish()
+    #expect(new.readSpace(4, size: 2) == 7 && new.readRegion(20, size: 1) == 15 && new.readRegion(28, size: 2) == 1)
+    // What waits is seen without a kick.
+    #expect(!console.isBehind)
+    console.lookAgain()
+    #expect(console.isBehind)
+    console.goOn()
+    #expect(text.all == Array("two".utf8) && old.driver.returned(1)?.head == 0 && line.raised == 1)
+    put("three", at: 2, old.driver)
+    new.writeRegion(0x38, size: 2, value: 1)
+    #expect(text.all == Array("twothree".utf8) && new.readRegion(58, size: 1) == 1)
+  }
+
+  @Test("a wide write of configuration space changes what may be written, and nothing beside it") func neighbours() {
+    let function = Setup().function
+    let before = (0..<VirtioPCI.configurationBytes).map { function.readSpace($0, size: 1) }
+    for offset in stride(from: 0, to: 0x88, by: 4) where offset != 0x10 {
+      function.writeSpace(offset, size: 4, value: 0xFFFF_FFFF)
+    }
+    let changed = before.indices.filter { function.readSpace($0, size: 1) != before[$0] }
+    #expect(changed == [0x04, 0x05, 0x0C, 0x0D, 0x3C])
   }
 }

@@ -12,12 +12,18 @@ import TestSupport
 
 /// A machine that was saved, and what its file consists of.
 final class ForgeableMachine {
-  /// The guest of Tests/GuestCode/saved.S in one of its modes.
+  /// The guest of Tests/GuestCode/saved.S in one of its modes, or that of Guests/lguest at level 1 or 3.
   enum Kind: Int, CaseIterable, CustomStringConvertible {
-    case user64, userPAE, real
+    case user64, userPAE, real, lguest
     var cpus: Int { self == .user64 ? 3 : 1 }
-    var description: String { ["64-bit user mode", "32-bit user mode with PAE", "real mode"][rawValue] }
+    var description: String { ["64-bit user mode", "32-bit user mode with PAE", "real mode", "lguest"][rawValue] }
     var isUser: Bool { self != .real }
+
+    /// Where guests are that were built beforehand.
+    private static let guests = ProcessInfo.processInfo.environment["LGUEST_TEST_GUESTS"]
+    fileprivate static var lguestKernel: FilePath? { guests.map { FilePath("\($0)/lguest/ring1-40") } }
+    /// Those that can be saved here.
+    static let available = allCases.filter { $0 != .lguest || guests != nil }
   }
 
   /// A change of one element of a field.
@@ -73,6 +79,9 @@ final class ForgeableMachine {
       configuration.memorySize = VirtualMachine.Configuration.minimumMemory
       configuration.foreignHypercall = .emulate
       configuration.machine = .testdev
+      if kind == .lguest, let kernel = Kind.lguestKernel {
+        configuration = lguestConfiguration(kernel, sink)
+      }
       return try Moving.run(VirtualMachine(configuration: configuration), after: 4, sink) { machine in
         do {
           for _ in 0..<200 {
@@ -89,8 +98,20 @@ final class ForgeableMachine {
     }
   }
 
+  private static func lguestConfiguration(_ kernel: FilePath, _ sink: Moving.Sink) -> VirtualMachine.Configuration {
+    var configuration = VirtualMachine.Configuration(kernel: kernel)
+    configuration.abi = .lguest
+    configuration.memorySize = VirtualMachine.Configuration.minimumMemory
+    configuration.commandLine = .complete("for-ever")
+    configuration.timeout = .seconds(100)
+    configuration.consoleOutput = { sink.put($0) }
+    return configuration
+  }
+
   /// Whether the first vCPU stands in the program.
   private static func isInMode(_ kind: Kind, _ path: FilePath) throws -> Bool {
+    // Its host's part comes first, and any moment will do.
+    if kind == .lguest { return true }
     guard let bytes = try SaveFile(path).sections.first(where: { $0.name == "processors" })?.bytes else { return false }
     // Behind 16 registers, RIP and RFLAGS stand ES, CS and SS: selector, base, limit and attributes.
     let attributes = 18 * 8 + 2 * 18 + 14

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A machine whose vCPUs never run, to hand it sections of saved machines.
 
+import GuestMemory
 import Paravirt
 import SystemPackage
 
@@ -45,6 +46,14 @@ struct Standing: ~Copyable {
     case Machine.clockSection:
       var saved = machine.clock.saved
       try sections.section(section.name) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+    case SavedLguest.section:
+      var saved = SavedLguest()
+      try sections.section(section.name) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+    case SavedFirstMemory.section:
+      var saved = SavedFirstMemory()
+      try sections.section(section.name) { archive throws(SavedStateError) in
+        try saved.transfer(&archive, memoryByteCount: machine.memory.byteCount)
+      }
     default:
       for part in machine.parts(loops) where part.name == section.name {
         try machine.standStill { () throws(ConfigurationError) in try sections.section(part.name, part.transfer) }

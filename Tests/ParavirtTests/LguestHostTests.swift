@@ -39,7 +39,7 @@ import X86
           timestampKilohertz: 2_000_000, wallTime: { (1_700_000_000, 5) }, setTimer: { _ in },
           readPort: { _, _ in nil },
           writePort: { _, _, _ in }))
-      host.prepare(cpu)
+      host.begin(cpu)
       cpu.currentPrivilegeLevel = 1
       cpu.canAcceptInterrupt = true
       cpu.code = [UInt8](repeating: 0, count: 4096)

@@ -169,6 +169,54 @@ extension SystemTests {
       }
     }
 
+    @Test(
+      "RealLguestKernels: a kernel that works on two disks goes from process to process",
+      .enabled(if: !kernels.isEmpty, missing), arguments: kernels)
+    func moves(kernel: String) throws {
+      let ticks = 60
+      let root = try makeRoot(
+        LguestDeviceTests.head + """
+          i=0
+          while [ $i -lt \(ticks) ]; do
+            echo tick $i $(cut -d' ' -f1 /proc/uptime)
+            dd if=/dev/urandom of=/root/piece bs=64k count=1 2>/dev/null
+            dd if=/root/piece of=/dev/vdb bs=64k seek=$i 2>/dev/null
+            sync; echo 3 >/proc/sys/vm/drop_caches
+            [ "$(md5sum </root/piece)" = "$(dd if=/dev/vdb bs=64k skip=$i count=1 2>/dev/null | md5sum)" ] || echo fact differs $i
+            i=$((i + 1)); usleep 20000
+          done
+          echo "fact sum $(md5sum </dev/vdb | cut -c 1-32)"
+          echo fact calm $(dmesg | grep -c -E 'WARNING:|BUG:|stall|Call Trace|I/O error')
+          mount -o remount,ro /
+          poweroff -f
+
+          """)
+      let file = Guest.temporaryPath()
+      defer { for path in [root, file] { try? FileManager.default.removeItem(atPath: path) } }
+      try withImage(ticks << 16) { second in
+        let disks = ["--disk", root, "--disk", second, "--timeout", "100s"]
+        var output = ""
+        var run = try Guest.Running(
+          ["run", "--abi", "lguest", "--kernel", kernel, "--memory", "64M", "--append", "root=/dev/vda rw init=/init"]
+            + disks, limit: 110, name: "lguest-moves")
+        for _ in 1...3 {
+          #expect(run.waitForOutput("tick ", count: 10, seconds: 100))
+          _ = try Guest.run(["save", "\(run.process.processIdentifier)", file], expecting: 0)
+          output += run.finish(expecting: 0).output
+          run = try Guest.Running(["restore", file] + disks, limit: 110, name: "lguest-moves")
+        }
+        let last = run.finish(expecting: 0)
+        output += last.output
+        let lines = output.split(whereSeparator: \.isNewline).map(String.init)
+        let found = lines.filter { $0.hasPrefix("tick ") }.map { $0.split(separator: " ") }
+        #expect(found.map { Int($0[1]) } == Array(0..<ticks), "\(output.suffix(2000)) \(last.errors)")
+        let times = found.compactMap { Double($0[2]) }
+        #expect(times.count == ticks && zip(times, times.dropFirst()).allSatisfy { $0 <= $1 })
+        #expect(last.fact("differs") == nil && !output.contains("fact differs") && last.fact("calm") == "0")
+        #expect(try last.fact("sum") == LguestDeviceTests.md5(second))
+      }
+    }
+
     private static func md5(_ path: String) throws -> String {
       let process = Process()
       process.executableURL = URL(filePath: "/usr/bin/md5sum")

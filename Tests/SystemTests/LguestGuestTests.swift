@@ -207,11 +207,6 @@ extension SystemTests {
         ["run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/hello", "--timeout", "5s"], limit: 10,
         expecting: 69)
       #expect(foreign.errorLines.count == 1 && foreign.errors.contains("is no 32-bit Linux kernel"))
-      let save = try Ring1Guest.startWaiting(name: "lguest-save")
-      let refused = try Guest.run(["save", "\(save.process.processIdentifier)", Guest.temporaryPath()], expecting: 69)
-      #expect(refused.errors.contains("cannot be saved"))
-      save.send(SIGTERM)
-      _ = save.finish(expecting: 143)
     }
 
     /// Of Linux 3.11 and older it says on its early console what it is, and panics for want of a root.

@@ -2,6 +2,7 @@
 // A virtqueue in a device: the driver sets it up, takes it away, and may break it, while a thread of the device serves
 // it. How every device takes a chain, reaches its bytes and gives it back stands here once.
 
+public import Saving
 import Synchronization
 
 /// A chain that a device has taken and not given back.
@@ -78,6 +79,22 @@ public final class DeviceQueue: Sendable {
   /// The device cannot make sense of a chain: the driver has broken the device's rules, and not the queue's.
   public func refuse(_ taken: TakenChain) {
     _ = serve(taken) { _, _ throws(VirtQueueError) in throw VirtQueueError(reason: "a request without meaning") }
+  }
+
+  /// The queue in a saved machine: whether it is there, and how far the device has come. While nobody serves it.
+  ///
+  /// - Parameter make: The queue where the driver has put it; nil if it has not.
+  public func transfer(_ archive: inout StateArchive, _ make: () -> VirtQueue?) throws(SavedStateError) {
+    let old = state.withLock { $0.queue }
+    var isThere = old != nil
+    try archive.transfer(&isThere, "queue's presence")
+    var returned = old?.returned ?? 0
+    try archive.transfer(&returned, "queue's place")
+    guard archive.isRestoring else { return }
+    var new = isThere ? make() : nil
+    try archive.require((new != nil) == isThere, "queue's presence")
+    new?.returned = returned
+    set(new)
   }
 
   /// Does something with the queue, which is gone afterwards if that found a rule broken.

@@ -61,6 +61,13 @@ public struct VirtQueue: Sendable {
   private var nextAvailable: UInt16 = 0
   private var nextUsed: UInt16 = 0
 
+  /// How many chains have been given back, of a number of 16 bits. A queue that goes on from there takes those again that
+  /// had been taken and not given back.
+  var returned: UInt16 {
+    get { nextUsed }
+    set { (nextAvailable, nextUsed) = (newValue, newValue) }
+  }
+
   /// A queue whose three parts lie where the driver has put them.
   ///
   /// - Parameters:

@@ -43,9 +43,11 @@ public final class VirtioBlock: VirtioDevice {
 
   /// Does what the guest has asked for, on a thread that may wait.
   ///
-  /// - Parameter goesOn: Asked between two pieces of work; once it says no, what is left stays undone.
-  public func work(while goesOn: () -> Bool = { true }) {
-    while goesOn(), let request = queue.take() { serve(request, goesOn) }
+  /// - Parameters:
+  ///   - begins: Asked before each request; once it says no, those that are left wait for the next call.
+  ///   - goesOn: Asked between two pieces of a request; once it says no, what is left of it stays undone.
+  public func work(before begins: () -> Bool = { true }, while goesOn: () -> Bool = { true }) {
+    while begins(), let request = queue.take() { serve(request, goesOn) }
   }
 
   private func serve(_ request: TakenChain, _ goesOn: () -> Bool) {

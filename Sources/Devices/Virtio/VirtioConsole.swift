@@ -55,6 +55,9 @@ public final class VirtioConsole: VirtioDevice {
     isLeftBehind.store(count >= VirtioConsole.mostAtOnce && output.hasNext, ordering: .releasing)
   }
 
+  /// Has `goOn` called if there is something that nobody was told of: the machine goes on from a file.
+  public func lookAgain() { isLeftBehind.store(output.hasNext, ordering: .releasing) }
+
   /// Whether the guest has room for input.
   public var hasRoom: Bool { input.hasNext }
 

@@ -3,6 +3,7 @@
 // capabilities say where in its one memory region the common configuration, the notifications, the interrupt status and
 // the device's own configuration are, and a window in configuration space through which the region is reached as well.
 
+public import Saving
 import Synchronization
 
 /// A PCI function with one memory region.
@@ -12,10 +13,12 @@ public final class VirtioPCI: Sendable {
   // Places in the region.
   private static let notify = 0x38, interruptPlace = 0x3A, device = 0x3C
   // Places in configuration space.
-  private static let command = 0x04, bar0 = 0x10, line = 0x3C
+  private static let bar0 = 0x10, line = 0x3C
   private static let windowBar = 0x88, windowOffset = 0x8C, windowLength = 0x90, windowData = 0x94
   /// Bytes of configuration space.
   public static let configurationBytes = 152
+  /// Those of them that a driver may write, but for the region's address: command, cache line, latency, line, window.
+  private static let writable = [0x04, 0x05, 0x0C, 0x0D, line, windowBar] + Array(windowOffset..<windowData)
 
   private struct Queue {
     var size = VirtioPCI.queueSize
@@ -27,6 +30,13 @@ public final class VirtioPCI: Sendable {
 
   private struct State {
     var space: [UInt8]
+    /// The base address register of the region, a word of `space`.
+    var base: UInt32 {
+      get { (0..<4).reduce(0) { $0 | UInt32(space[VirtioPCI.bar0 + $1]) << UInt32($1 * 8) } }
+      set {
+        for index in 0..<4 { space[VirtioPCI.bar0 + index] = UInt8(truncatingIfNeeded: newValue >> UInt32(index * 8)) }
+      }
+    }
     var deviceSelect: UInt32 = 0, driverSelect: UInt32 = 0
     var driverFeatures: [UInt32] = [0, 0]
     var status: UInt8 = 0
@@ -78,7 +88,6 @@ public final class VirtioPCI: Sendable {
     space[0x08] = 1
     let (mainClass, subclass) = VirtioPCI.classCode(device.deviceType)
     put(0x0A, [subclass, mainClass])
-    put(VirtioPCI.bar0, (0..<4).map { UInt8(truncatingIfNeeded: region >> UInt64($0 * 8)) })
     put(0x2C, [0xF4, 0x1A, 0x40, 0x00])
     space[0x34] = 0x40
     put(VirtioPCI.line, [line, 1])
@@ -89,7 +98,9 @@ public final class VirtioPCI: Sendable {
     put(0x64, VirtioPCI.capability(next: 0x84, length: 16, kind: 3, offset: VirtioPCI.interruptPlace, bytes: 1))
     put(0x74, VirtioPCI.capability(next: 0, length: 16, kind: 4, offset: VirtioPCI.device, bytes: own))
     put(0x84, VirtioPCI.capability(next: own > 0 ? 0x74 : 0, length: 20, kind: 5, offset: 0, bytes: 0))
-    first = State(space: space, queues: Array(repeating: Queue(), count: device.queues.count))
+    var first = State(space: space, queues: Array(repeating: Queue(), count: device.queues.count))
+    first.base = UInt32(truncatingIfNeeded: region)
+    self.first = first
     state = Mutex(first)
   }
 
@@ -123,18 +134,17 @@ public final class VirtioPCI: Sendable {
       return
     }
     state.withLock { state in
-      var value = value
-      switch offset {
       // Bits below the size are 0, so that a driver finds it by writing ones; the region does not move for it.
-      case VirtioPCI.bar0 where size == 4:
-        value = value == .max ? UInt32(truncatingIfNeeded: 0 &- regionBytes) : UInt32(truncatingIfNeeded: region)
-      case VirtioPCI.command..<VirtioPCI.command + 2, VirtioPCI.line, 0x0C, 0x0D: break
-      case VirtioPCI.windowBar, VirtioPCI.windowOffset..<VirtioPCI.windowData: break
-      default: return
+      if offset == VirtioPCI.bar0, size == 4 { state.base = value == .max ? sizeWord : addressWord }
+      for index in 0..<size where VirtioPCI.writable.contains(offset + index) {
+        state.space[offset + index] = UInt8(truncatingIfNeeded: value >> UInt32(index * 8))
       }
-      for index in 0..<size { state.space[offset + index] = UInt8(truncatingIfNeeded: value >> UInt32(index * 8)) }
     }
   }
+
+  /// What the region's base address register shows: its place, or once a driver has asked, its size.
+  private var addressWord: UInt32 { UInt32(truncatingIfNeeded: region) }
+  private var sizeWord: UInt32 { UInt32(truncatingIfNeeded: 0 &- regionBytes) }
 
   /// What the window shows; nil if that is nothing.
   private var window: (place: Int, size: Int)? {
@@ -216,7 +226,7 @@ public final class VirtioPCI: Sendable {
       case 22: state.queueSelect = UInt16(truncatingIfNeeded: value)
       case 24:
         let size = UInt16(truncatingIfNeeded: value)
-        if exists, size > 0, size <= VirtioPCI.queueSize, size & (size - 1) == 0 { state.queues[number].size = size }
+        if exists, VirtioPCI.isQueueSize(size) { state.queues[number].size = size }
       case 28:
         guard exists, value & 1 == 1, !state.queues[number].isEnabled else { break }
         state.queues[number].isEnabled = true
@@ -228,12 +238,14 @@ public final class VirtioPCI: Sendable {
       return (false, nil)
     }
     if isReset { for queue in deviceOnIt.queues { queue.set(nil) } }
-    if let (number, queue) = started {
-      deviceOnIt.queues[number].set(
-        VirtQueue(
-          memory, size: queue.size, descriptors: queue.address(0), available: queue.address(1), used: queue.address(2),
-          mostBytes: deviceOnIt.mostBytes, notify: { [weak self] in self?.tell($0) }))
-    }
+    if let (number, queue) = started { deviceOnIt.queues[number].set(virtQueue(queue)) }
+  }
+
+  /// The device's end of a queue that the driver has enabled.
+  private func virtQueue(_ queue: Queue) -> VirtQueue {
+    VirtQueue(
+      memory, size: queue.size, descriptors: queue.address(0), available: queue.address(1), used: queue.address(2),
+      mostBytes: deviceOnIt.mostBytes, notify: { [weak self] in self?.tell($0) })
   }
 
   /// Notes what has happened, and raises the line.
@@ -248,6 +260,41 @@ public final class VirtioPCI: Sendable {
       }
     }
     raise()
+  }
+}
+
+extension VirtioPCI: SavedState {
+  private static func isQueueSize(_ size: UInt16) -> Bool { size > 0 && size <= queueSize && size & (size - 1) == 0 }
+
+  /// The function's registers, and its device's queues. While nobody serves them.
+  public func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    var new = state.withLock { $0 }
+    var own = VirtioPCI.writable.map { new.space[$0] }
+    try archive.transfer(bytes: &own, "configuration space")
+    for (place, byte) in zip(VirtioPCI.writable, own) { new.space[place] = byte }
+    var base = new.base
+    try archive.transfer(&base, "base address")
+    try archive.require(base == addressWord || base == sizeWord, "base address", base)
+    new.base = base
+    try archive.transfer(&new.deviceSelect, "device feature select")
+    try archive.transfer(&new.driverSelect, "driver feature select")
+    try archive.transfer(&new.driverFeatures[0], "driver features")
+    try archive.transfer(&new.driverFeatures[1], "upper driver features")
+    try archive.transfer(&new.status, "device status")
+    try archive.transfer(&new.queueSelect, "queue select")
+    try archive.transfer(&new.interrupts, "interrupt status", bits: Interrupt.queue | Interrupt.configuration)
+    for number in new.queues.indices {
+      try archive.part("queue \(number)") { archive throws(SavedStateError) in
+        var queue = new.queues[number]
+        try archive.transfer(&queue.size, "size")
+        try archive.require(VirtioPCI.isQueueSize(queue.size), "size", queue.size)
+        try archive.transfer(&queue.isEnabled, "enable")
+        for index in queue.places.indices { try archive.transfer(&queue.places[index], "address, word \(index)") }
+        new.queues[number] = queue
+        try deviceOnIt.queues[number].transfer(&archive) { queue.isEnabled ? virtQueue(queue) : nil }
+      }
+    }
+    if archive.isRestoring { state.withLock { [new] in $0 = new } }
   }
 }
 

@@ -9,7 +9,7 @@ import SystemPackage
 /// Virtio's devices but for the console, the same disks and networks as Linux 2.6.23 knows them, and the threads that do
 /// their work. What is behind a device is opened once: which of the two the guest drives is known when it runs.
 struct HostDevices: Sendable {
-  private let disks: [(device: VirtioBlock, old: DMABlock, thread: DiskThread)]
+  private let disks: [(device: VirtioBlock, old: DMABlock, thread: DiskThread, file: DiskFile)]
   private let networks: [(device: VirtioNetwork, old: DMANetwork, thread: NetworkThread)]
   private let entropy: VirtioEntropy
   private let removesSockets: Bool
@@ -30,7 +30,7 @@ struct HostDevices: Sendable {
     _ configuration: VirtualMachine.Configuration, _ host: DMAHost, page: UInt64,
     wantsRoom: @escaping @Sendable () -> Void
   ) throws(ConfigurationError) {
-    var disks: [(VirtioBlock, DMABlock, DiskThread)] = []
+    var disks: [(VirtioBlock, DMABlock, DiskThread, DiskFile)] = []
     var networks: [(VirtioNetwork, DMANetwork, NetworkThread)] = []
     var nextPage: UInt32 { UInt32(truncatingIfNeeded: page + 4096 * UInt64(disks.count + networks.count)) }
     do throws(HostError) {
@@ -39,7 +39,7 @@ struct HostDevices: Sendable {
         let thread = DiskThread()
         let store = HostDisk(file: file, identity: "lguest-disk\(disks.count)")
         let old = DMABlock(store, host, page: nextPage) { thread.ring() }
-        disks.append((VirtioBlock(store) { thread.ring() }, old, thread))
+        disks.append((VirtioBlock(store) { thread.ring() }, old, thread, file))
       }
       for network in configuration.networks {
         let thread = NetworkThread(try HostDevices.open(network, configuration))
@@ -50,6 +50,9 @@ struct HostDevices: Sendable {
     } catch {
       for (_, _, thread) in networks { thread.stop(removing: configuration.didListen == nil) }
       throw ConfigurationError(error)
+    }
+    if let saved = configuration.saved, let lguest = try saved.lguest {
+      for (old, disk) in zip(lguest.disks, disks) { try old.check(disk.3, savedAt: lguest.time) }
     }
     (self.disks, self.networks) = (disks, networks)
     entropy = VirtioEntropy { HostDevices.randomBytes($0) }
@@ -82,15 +85,34 @@ struct HostDevices: Sendable {
   /// Starts the threads, each with a filter of its own.
   func start(_ sandbox: Sandbox?) throws(HostError) {
     for (number, disk) in disks.enumerated() {
-      try disk.thread.start(number, sandbox) { [device = disk.device, old = disk.old] goesOn in
-        device.work(while: goesOn)
-        old.work(while: goesOn)
+      let (device, old, thread, _) = disk
+      try thread.start(number, sandbox) { [unowned thread] in
+        device.work(before: { thread.begins }, while: { thread.goesOn })
+        old.work(while: { thread.begins })
       }
     }
     for (number, network) in networks.enumerated() {
       try network.thread.start(number, FramePorts([network.device, network.old]), sandbox)
     }
   }
+
+  /// The files behind the disks.
+  var diskFiles: [DiskFile] { disks.map(\.file) }
+
+  /// Runs `body` while no disk is at work.
+  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try HostDevices.standStill(disks.map(\.thread)[...], body)
+  }
+
+  private static func standStill<Result, Failure: Error>(
+    _ threads: ArraySlice<DiskThread>, _ body: () throws(Failure) -> Result
+  ) throws(Failure) -> Result {
+    guard let first = threads.first else { return try body() }
+    return try first.standStill { () throws(Failure) in try standStill(threads.dropFirst(), body) }
+  }
+
+  /// Has every disk look for requests.
+  func lookAgain() { for disk in disks { disk.thread.ring() } }
 
   /// Ends the threads and waits for them.
   func stop() {

@@ -21,20 +21,35 @@ struct HostDisk: BlockStore {
 final class DiskThread: Sendable {
   private let thread = DeadlineThread()
   private let isStopping = Atomic(false)
+  private let isStanding = Atomic(false)
+  /// Of whoever may touch the guest's memory.
+  private let turn = Mutex<Void>(())
+
+  /// Whether another piece of work may begin, and whether one that has begun goes on.
+  var begins: Bool { goesOn && !isStanding.load(ordering: .sequentiallyConsistent) }
+  var goesOn: Bool { !isStopping.load(ordering: .relaxed) }
+
+  /// Runs `body` between two pieces of work.
+  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    isStanding.store(true, ordering: .sequentiallyConsistent)
+    defer {
+      isStanding.store(false, ordering: .sequentiallyConsistent)
+      ring()
+    }
+    return try turn.withLock { _ throws(Failure) in try body() }
+  }
 
   /// Has `work` called soon. Any thread.
   func ring() { thread.ring() }
 
   /// - Parameters:
   ///   - number: The disk's, for the thread's name.
-  ///   - work: Does what there is to do, and asks between two pieces of it whether to go on.
-  func start(
-    _ number: Int, _ sandbox: Sandbox?, _ work: @escaping @Sendable (() -> Bool) -> Void
-  ) throws(HostError) {
+  ///   - work: Does what there is to do while `begins` and `goesOn` say so.
+  func start(_ number: Int, _ sandbox: Sandbox?, _ work: @escaping @Sendable () -> Void) throws(HostError) {
     sandbox?.announce()
     do throws(HostError) {
       try thread.start(name: "lguest-disk\(number)", begin: { sandbox?.confine(.disk) }) { [self] in
-        work { !isStopping.load(ordering: .relaxed) }
+        turn.withLock { _ in work() }
         return .max
       }
     } catch {

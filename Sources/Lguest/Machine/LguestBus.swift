@@ -4,6 +4,7 @@
 
 import Devices
 import GuestMemory
+import Saving
 import Synchronization
 
 /// The descriptors and queues of a machine's devices.
@@ -101,14 +102,30 @@ final class LguestBus: Sendable {
       return isStarted != starts
     }
     guard isNew else { return }
-    for (number, queue) in row.queues.enumerated() {
-      let interrupt = queue.interrupt
-      row.device.queues[number].set(
-        starts
-          ? VirtQueue(
-            memory, size: LguestDescription.queueSize, legacyAt: queue.place, mostBytes: row.device.mostBytes,
-            headers: description.headers,
-            notify: { [raise] event in if case .used = event { raise(interrupt) } }) : nil)
+    for number in row.queues.indices { row.device.queues[number].set(starts ? virtQueue(row, number) : nil) }
+  }
+
+  /// The device's end of a queue, which is always at its place.
+  private func virtQueue(_ row: Row, _ number: Int) -> VirtQueue {
+    let (place, interrupt) = row.queues[number]
+    return VirtQueue(
+      memory, size: LguestDescription.queueSize, legacyAt: place, mostBytes: row.device.mostBytes,
+      headers: description.headers, notify: { [raise] event in if case .used = event { raise(interrupt) } })
+  }
+
+  /// Which devices are the guest's, and their queues; the descriptors are in the guest's memory. While nobody serves them.
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    for (number, row) in rows.enumerated() {
+      try archive.part("device \(number)") { archive throws(SavedStateError) in
+        var isStarted = row.isStarted.withLock { $0 }
+        try archive.transfer(&isStarted, "start")
+        row.isStarted.withLock { [isStarted] in $0 = isStarted }
+        for place in row.queues.indices {
+          try archive.part("queue \(place)") { archive throws(SavedStateError) in
+            try row.device.queues[place].transfer(&archive) { isStarted ? virtQueue(row, place) : nil }
+          }
+        }
+      }
     }
   }
 

@@ -8,6 +8,7 @@ import Engine
 import GuestMemory
 import Host
 import Paravirt
+import Saving
 import Synchronization
 import X86
 
@@ -36,6 +37,9 @@ final class LguestMachine: Sendable {
   /// How the guest begins.
   let beginning: LguestBeginning
   private let memorySize: UInt64
+  /// The files behind its disks, in their order.
+  var disks: [DiskFile] { hostDevices.diskFiles }
+  let hasNetwork: Bool
 
   /// - Parameters:
   ///   - beginning: How the guest begins.
@@ -52,6 +56,7 @@ final class LguestMachine: Sendable {
     let console = VirtioConsole(write: { terminal.write($0) }, wantsInput: { terminal.fill() })
     output = console
     memorySize = configuration.memorySize
+    hasNetwork = !configuration.networks.isEmpty
     self.beginning = beginning
     let raise: @Sendable (UInt8) -> Void = { [interrupts] number in
       interrupts.raise(number)
@@ -110,6 +115,33 @@ final class LguestMachine: Sendable {
     dma.reset()
     era.withLock { $0 = nil }
     interrupts.reset()
+  }
+
+  /// Which bus the guest uses, that bus, and the queues of the devices on it.
+  func transferBus(_ archive: inout StateArchive) throws(SavedStateError) {
+    var number = era.withLock { $0 }?.rawValue
+    try archive.transfer(&number, "era")
+    let new = number.flatMap { LguestEra(rawValue: $0) }
+    try archive.require(number == new?.rawValue, "era", number ?? 0)
+    era.withLock { $0 = new }
+    switch new?.devices {
+    case .buffers?: try dma.transfer(&archive)
+    case .fields?: try fields.transfer(&archive)
+    case .records?: try records.transfer(&archive)
+    case .pci?: try pci.transfer(&archive)
+    case nil: break
+    }
+  }
+
+  /// Runs `body` while no device touches the guest's memory by itself.
+  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    try hostDevices.standStill(body)
+  }
+
+  /// Has every device look for what its queues hold: nobody has been told of it here.
+  func lookAgain() {
+    output.lookAgain()
+    hostDevices.lookAgain()
   }
 
   /// Starts the threads of devices.

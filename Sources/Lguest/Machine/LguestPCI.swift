@@ -4,6 +4,7 @@
 
 import Devices
 import GuestMemory
+import Saving
 import Synchronization
 
 /// The devices of a machine on PCI.
@@ -31,6 +32,16 @@ final class LguestPCI: Sendable {
   func reset() {
     address.withLock { $0 = 0 }
     for function in functions { function.reset() }
+  }
+
+  /// The address that the next access is for, and every function.
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    var selected = address.withLock { $0 }
+    try archive.transfer(&selected, "configuration address")
+    address.withLock { [selected] in $0 = selected }
+    for (number, function) in functions.enumerated() {
+      try archive.part("slot \(1 + number)") { archive throws(SavedStateError) in try function.transfer(&archive) }
+    }
   }
 
   // MARK: Ports

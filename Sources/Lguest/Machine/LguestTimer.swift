@@ -4,6 +4,7 @@
 import Devices
 import Host
 import Paravirt
+import Saving
 import Synchronization
 
 /// The timer that a ring-1 guest sets: interrupt 0, once. It also wakes the guest when an interrupt waits that could not
@@ -44,6 +45,14 @@ final class LguestTimer: DeadlineSource {
       return state.look == nil
     }
     if isNew { rearm() }
+  }
+
+  /// When it goes off, and when the guest is looked at.
+  func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    var new = state.withLock { $0 }
+    try archive.transfer(instant: &new.event, "clock event")
+    try archive.transfer(instant: &new.look, "next look at the guest")
+    state.withLock { [new] in $0 = new }
   }
 
   /// Forgets what was set.

@@ -48,11 +48,11 @@ extension MachineParts {
     let fetchDelay = configuration.slowMemory.map(SlowMemory.nanoseconds)
     if let saved = configuration.saved {
       memory = try saved.makeMemory(configuration.logger, fetchDelay: fetchDelay)
+      if let lguest = try saved.lguest { lguestBeginning = try LguestBeginning(saved, lguest, configuration) }
     } else {
       do throws(HostError) {
         memory = try GuestMemory(
-          byteCount: configuration.abi == .lguest
-            ? LguestLayout.limit(configuration.memorySize) : configuration.memorySize, fetchDelay: fetchDelay)
+          byteCount: configuration.wholeMemorySize, fetchDelay: fetchDelay)
       } catch { throw ConfigurationError(error) }
       if configuration.abi == .lguest {
         let beginning = try LguestBeginning(configuration, loadedInto: memory)

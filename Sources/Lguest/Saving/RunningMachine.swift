@@ -4,6 +4,7 @@
 
 import Devices
 import Engine
+import GuestMemory
 import Host
 import Paravirt
 import Saving
@@ -39,7 +40,11 @@ extension Machine {
         }
       }
     )
-    return [processors]
+    let ring1: [Part] =
+      lguest.map { lguest in
+        [("lguest", { archive throws(SavedStateError) in try lguest.transfer(&archive) })]
+      } ?? []
+    return [processors] + ring1
       + platform.savedDevices.map { saved in
         (
           saved.name,
@@ -60,6 +65,7 @@ extension Machine {
     // The APIC's base register says it.
     for (cpu, apic) in zip(cpus, platform.interrupts.localAPICs) { cpu.isAPICEnabled = apic.isEnabled }
     rearmAll()
+    lguest?.lookAgain()
     // The guest is told with the first update of its time structures, before it executes anything.
     clock.guestWasStopped()
   }
@@ -118,7 +124,7 @@ final class RunningMachine: Sendable {
   }
 
   private func write(to file: PositionedOutput, _ configuration: VirtualMachine.Configuration) throws(MoveError) {
-    guard machine.lguest == nil else { throw MoveError("a guest of lguest's interface cannot be saved") }
+    if machine.lguest?.hasNetwork == true { throw MoveError("a machine with a network cannot be saved") }
     guard loops.allSatisfy({ $0.mayMigrate }) else {
       throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
     }
@@ -131,6 +137,7 @@ final class RunningMachine: Sendable {
         }
         var clock = machine.clock.saved
         try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try clock.transfer(&archive) }
+        if let lguest = machine.lguest { try lguest.save(to: &sections, memoryByteCount: machine.memory.byteCount) }
         for part in machine.parts(loops) { try sections.section(part.name, part.transfer) }
         return sections
       }
@@ -146,7 +153,8 @@ extension VirtualMachine {
   ///
   /// - Parameters:
   ///   - path: What `save` wrote. It must not be changed while the machine runs: its pages are the machine's RAM.
-  ///   - adjust: May change limits, console, vendor and the hypercall policy.
+  ///   - adjust: May change limits, console, vendor and the hypercall policy, and must name the machine's disks, which
+  ///     are not in the file.
   /// - Throws: `ConfigurationError` if the file is not a saved machine, truncated, damaged or newer. RAM is checked by
   ///   `run`.
   public static func restore(

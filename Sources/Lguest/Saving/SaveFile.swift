@@ -39,8 +39,9 @@ struct SaveFileHeader: SavedState, Equatable {
   static let byteCount = 4096
   /// "lguestVM", little-endian.
   static let magic: UInt64 = 0x4D56_7473_6575_676C
-  /// Of the whole file; a section has its own as well.
-  static let version: UInt32 = 1
+  /// Of the whole file, the highest; a section has its own as well. Guests of lguest's interface came with 2.
+  static let version: UInt32 = 2
+  static let plainVersion: UInt32 = 1
   static let nameByteCount = 16
   private static let checksumOffset = byteCount - 4
   static let sectionLimit = 100
@@ -48,7 +49,7 @@ struct SaveFileHeader: SavedState, Equatable {
   static let checksumSection = "page checksums"
 
   var magic = SaveFileHeader.magic
-  var version = SaveFileHeader.version
+  var version = SaveFileHeader.plainVersion
   var fileByteCount: UInt64 = 0
   var memoryOffset: UInt64 = 0
   var memoryByteCount: UInt64 = 0
@@ -86,7 +87,12 @@ struct SaveFileHeader: SavedState, Equatable {
       guard entry.offset >= begin + memoryByteCount, entry.offset <= fileByteCount else {
         throw .damaged("its header: impossible place of section \(entry.name)")
       }
-      let longest = entry.name == SaveFileHeader.checksumSection ? 4 + 4 * pageCount : SavedSections.longest
+      let longest =
+        switch entry.name {
+        case SaveFileHeader.checksumSection: 4 + 4 * pageCount
+        case SavedFirstMemory.section: SavedFirstMemory.longest(memoryByteCount: memoryByteCount)
+        default: SavedSections.longest
+        }
       guard entry.byteCount <= min(fileByteCount - entry.offset, UInt64(longest)) else {
         throw .damaged("its header: impossible length of section \(entry.name)")
       }
@@ -242,6 +248,7 @@ package final class SaveFile: Sendable {
   /// Writes a file, which is empty: RAM, sections, and last the header. Then it is on the disk.
   static func write(_ memory: GuestMemory, _ sections: SavedSections, to file: PositionedOutput) throws(HostError) {
     var header = SaveFileHeader()
+    if sections.all.contains(where: { $0.name == SavedLguest.section }) { header.version = SaveFileHeader.version }
     header.memoryOffset = UInt64(SaveFileHeader.byteCount)
     header.memoryByteCount = memory.byteCount
     var sums = try memory.writeImage(to: file, at: SaveFileHeader.byteCount)

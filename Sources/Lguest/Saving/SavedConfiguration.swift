@@ -97,17 +97,29 @@ extension VirtualMachine.Configuration {
     kvmHints = saved.hints
     machine = saved.machine
     debugExit = saved.debugExit
+    abi = .kvm
+    guard try file.lguest != nil else { return }
+    abi = .lguest
+    // The header has been checked: there is as much.
+    memorySize -= LguestLayout.deviceBytes
+    restartsGuest = file.hasFirstMemory
   }
+
+  /// RAM with what a guest of lguest's interface has behind it, in bytes.
+  var wholeMemorySize: UInt64 { abi == .lguest ? LguestLayout.limit(memorySize) : memorySize }
 
   /// Checks that nothing was changed that the guest would notice.
   func validate(against file: SaveFile) throws(ConfigurationError) {
     let saved = try file.configuration
-    guard memorySize == file.header.memoryByteCount, cpuCount == Int(saved.cpuCount), cpuModel == saved.level.rawValue,
+    let lguest = try file.lguest
+    try validateDisks(lguest?.disks ?? [])
+    guard abi == (lguest == nil ? .kvm : .lguest), wholeMemorySize == file.header.memoryByteCount,
+      networks.isEmpty, cpuCount == Int(saved.cpuCount), cpuModel == saved.level.rawValue,
       kvmAPI == saved.kvmAPI, kvmFeatures == saved.features, kvmHints == saved.hints, machine == saved.machine
     else {
       throw ConfigurationError(
         "a saved machine keeps its memory, processors, CPU model, devices and interfaces",
-        remedy: "change the vendor, the hypercall policy, limits and the console only")
+        remedy: "change the vendor, the hypercall policy, limits, the console and where disks are only")
     }
   }
 }

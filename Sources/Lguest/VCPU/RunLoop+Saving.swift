@@ -13,6 +13,7 @@ extension RunLoop: SavedState {
   /// Everything about the vCPU but its local APIC. While it stands at a boundary.
   func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
     var engine = engine
+    try lguest?.transfer(&archive, engine)
     try engine.transfer(&archive)
     var ahead = timestampOffset &- firstTimestampOffset
     try archive.transfer(&ahead, "distance of the time-stamp counter")

@@ -82,7 +82,7 @@ final class RunLoop: @unchecked Sendable {
     interface = configuration.kvmInterface
     countsCosts = configuration.collectStatistics
     lguest = machine.lguest?.makeHost(configuration, memory, machine.clock, machine.counter)
-    lguest?.prepare(engine)
+    if configuration.saved == nil { lguest?.begin(engine) } else { lguest?.connect(engine) }
     firstTimestampOffset = engine.timestampOffset
     timestampOffset = firstTimestampOffset
   }

@@ -7,10 +7,10 @@ public struct LguestStart: Sendable {
   /// RAM in bytes.
   let memorySize: UInt64
   /// The room that neither the kernel nor its initial RAM disk needs at the start, guest-physical.
-  let room: Range<UInt64>
+  public let room: Range<UInt64>
   /// How much higher linear addresses are for a kernel that begins in tables already, as those of Linux 2.6.23 did;
   /// else nil.
-  let pageOffset: UInt32?
+  public let pageOffset: UInt32?
 
   public init(memorySize: UInt64, room: Range<UInt64>, pageOffset: UInt32?) {
     (self.memorySize, self.room, self.pageOffset) = (memorySize, room, pageOffset)

@@ -209,7 +209,7 @@ extension LguestHost {
   }
 
   private mutating func setStack(_ selector: UInt32, _ pointer: UInt32, pages: UInt32) -> LguestEffect {
-    guard selector & 3 == 1 else { return kill("bad stack segment \(selector)") }
+    guard LguestTables.acceptsStack(selector) else { return kill("bad stack segment \(selector)") }
     guard pages <= 2 else { return kill("bad stack pages \(pages)") }
     tables.setStack(UInt16(truncatingIfNeeded: selector), pointer)
     return .none

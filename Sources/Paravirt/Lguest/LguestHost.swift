@@ -20,7 +20,10 @@ public final class LguestInterrupts: Sendable {
   func clear(_ number: UInt8) { _ = bits.bitwiseAnd(~(1 << UInt32(number & 31)), ordering: .sequentiallyConsistent) }
 
   /// Takes all back.
-  public func reset() { bits.store(0, ordering: .sequentiallyConsistent) }
+  public func reset() { set(0) }
+
+  /// These wait, and no others.
+  func set(_ all: UInt32) { bits.store(all, ordering: .sequentiallyConsistent) }
 
   /// All that wait, a bit each.
   public var waiting: UInt32 { bits.load(ordering: .sequentiallyConsistent) }
@@ -126,10 +129,15 @@ public struct LguestHost {
     (self.memory, self.limit, self.interrupts, self.services) = (memory, limit, interrupts, services)
   }
 
-  /// What a vCPU must be told once, before its first instruction.
-  public mutating func prepare(_ engine: some CPUEngine) {
+  /// What a vCPU must be told once, before its first instruction or the state of a saved one.
+  public func connect(_ engine: some CPUEngine) {
     engine.addressSpace = .identity
     engine.trapPolicy = .gates(VirtualInterrupts(machineFirst: LguestHost.machineFirst))
+  }
+
+  /// Makes what a guest finds when it begins.
+  public mutating func begin(_ engine: some CPUEngine) {
+    connect(engine)
     if let pageOffset = start.pageOffset, makeFirstTables(engine, [pageOffset]) == nil {
       _ = kill("no room for page tables")
     }
@@ -145,7 +153,7 @@ public struct LguestHost {
       services: services)
     self.calls = known
     (hasCalled, callCounts, instructionCounts, resumeCounts) = (hadCalled, calls, instructions, resumes)
-    prepare(engine)
+    begin(engine)
   }
 
   /// The guest goes on, on a thread with this page: before every entry.

@@ -2,6 +2,8 @@
 // The descriptor tables of a ring-1 guest as it asked for them by hypercall, and what of them has changed since a host
 // thread's page was last filled from them (LguestPage.swift), which is what the processor reads.
 
+import Saving
+
 /// A guest's descriptors, gates and ring-1 stack.
 struct LguestTables {
   /// What differs from the page.
@@ -38,11 +40,20 @@ struct LguestTables {
   mutating func setGate(_ vector: UInt32, low: UInt32, high: UInt32) throws(Refusal) {
     if LguestTables.reserved.contains(vector) { return }
     guard vector < 256 else { throw Refusal(reason: "Setting idt entry \(vector)") }
-    let isPresent = high & 0x8000 != 0, type = high >> 8 & 0xF
-    guard !isPresent || type == 0xE || type == 0xF else { throw Refusal(reason: "bad IDT type \(type)") }
-    gates[Int(vector)] = isPresent ? UInt64(high) << 32 | UInt64(low) : 0
+    let gate = high & 0x8000 != 0 ? UInt64(high) << 32 | UInt64(low) : 0
+    guard LguestTables.accepts(vector, gate) else { throw Refusal(reason: "bad IDT type \(high >> 8 & 0xF)") }
+    gates[Int(vector)] = gate
     changes.insert(.gates)
   }
+
+  /// Whether a gate can be a vector's: none, or one to a 32-bit handler where the guest may have one.
+  static func accepts(_ vector: UInt32, _ gate: UInt64) -> Bool {
+    let type = gate >> 40 & 0xF
+    return gate == 0 || gate >> 47 & 1 != 0 && (type == 0xE || type == 0xF) && !reserved.contains(vector)
+  }
+
+  /// Whether a selector can be that of the stack: it is of level 1.
+  static func acceptsStack(_ selector: UInt32) -> Bool { selector & 3 == 1 }
 
   /// LOAD_GDT_ENTRY and LOAD_GDT: an index below `descriptorCount`.
   mutating func setDescriptor(_ index: UInt32, low: UInt32, high: UInt32) {
@@ -66,5 +77,27 @@ struct LguestTables {
     guard gate != 0 else { return nil }
     let handler = UInt32(truncatingIfNeeded: gate >> 32) & 0xFFFF_0000 | UInt32(truncatingIfNeeded: gate) & 0xFFFF
     return (handler, gate >> 40 & 0xF == 0xE, UInt8(truncatingIfNeeded: gate >> 45 & 3))
+  }
+}
+
+extension LguestTables: SavedState {
+  mutating func transfer(_ archive: inout StateArchive) throws(SavedStateError) {
+    for index in descriptors.indices {
+      try archive.transfer(&descriptors[index], "descriptor \(index)")
+    }
+    for vector in gates.indices {
+      var gate = gates[vector]
+      try archive.transfer(&gate, "gate \(vector)")
+      guard archive.isRestoring else { continue }
+      let accepted = LguestTables.accepts(UInt32(vector), gate)
+      try archive.require(accepted, "gate \(vector)", gate)
+      gates[vector] = gate
+    }
+    var (selector, pointer) = stack
+    try archive.transfer(&selector, "selector of the stack")
+    try archive.require(selector == 0 || LguestTables.acceptsStack(UInt32(selector)), "selector of the stack", selector)
+    try archive.transfer(&pointer, "pointer of the stack")
+    stack = (selector, pointer)
+    if archive.isRestoring { changes = .all }
   }
 }
