@@ -69,7 +69,9 @@ import X86
     func call(_ call: LguestCall, _ a: UInt32 = 0, _ b: UInt32 = 0, _ c: UInt32 = 0) -> LguestEffect {
       cpu[register: GPR.rax] = UInt64(call.number(in: era) ?? 99)
       for register in [GPR.rbx, GPR.rcx, GPR.rdx, GPR.rsi] { cpu[register: register] = 0 }
-      for (register, value) in zip(era.row.registers, [a, b, c]) { cpu[register: register] = UInt64(value) }
+      for (index, value) in [a, b, c].enumerated() {
+        cpu[register: era.row.convention.registers[index]] = UInt64(value)
+      }
       return host.take(Trap(vector: LguestCall.vector, kind: .software(at: cpu.state.rip)), on: cpu)
     }
 
@@ -80,8 +82,8 @@ import X86
 
     func queue(_ slot: UInt64, _ words: [UInt32]) {
       let layout = era.row.layouts[0]
-      for (index, word) in words.enumerated() {
-        self[layout.calls + slot * layout.callBytes + UInt64(era.row.ring[index]) * 4] = word
+      for (index, word) in words.prefix(4).enumerated() {
+        self[layout.calls + slot * layout.callBytes + UInt64(era.row.convention.ring[index]) * 4] = word
       }
       memory.store(UInt8(0), at: LguestHostTests.data + layout.status + slot)
     }

@@ -171,7 +171,7 @@ extension SystemTests {
 
     @Test(
       "RealLguestKernels: a kernel that works on two disks goes from process to process",
-      .enabled(if: !kernels.isEmpty, missing), arguments: kernels)
+      .enabled(if: !Ring1Guest.kernels.isEmpty, Ring1Guest.missing), arguments: Ring1Guest.kernels)
     func moves(kernel: String) throws {
       let ticks = 60
       let root = try makeRoot(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Guests of lguest's interface that are saved at their work and go on in another process: the project's own in every era,
-// with a disk, across a restart; and real kernels.
+// with a disk, and across a restart.
 
 import Foundation
 import TestSupport
@@ -17,14 +17,11 @@ extension SystemTests {
 
     private func start(_ era: String, _ word: String, _ more: [String] = []) throws -> Guest.Running {
       try Guest.Running(
-        [
-          "run", "--abi", "lguest", "--kernel", "\(try #require(Guest.guests))/lguest/ring1-\(era)", "--memory", "32M",
-          "--cmdline", word, "--timeout", "60s",
-        ] + more, limit: 70, name: "lguest-move")
+        Ring1Guest.arguments(era, ["--cmdline", word] + more), limit: 40, name: "lguest-move")
     }
 
     private func restore(_ file: String, _ more: [String] = []) throws -> Guest.Running {
-      try Guest.Running(["restore", file, "--timeout", "60s"] + more, limit: 70, name: "lguest-move")
+      try Guest.Running(["restore", file, "--timeout", "30s"] + more, limit: 40, name: "lguest-move")
     }
 
     /// Saves a run that has said something so many times, and ends it.
@@ -118,8 +115,7 @@ extension SystemTests {
 
     @Test("a machine with a network is not saved, and goes on") func network() throws {
       let socket = Guest.temporaryPath()
-      let run = try start("40", "wait", ["--net", "listen:\(socket)"])
-      #expect(run.waitForOutput("waiting", seconds: 20))
+      let run = try Ring1Guest.startWaiting(["--net", "listen:\(socket)"], name: "lguest-move")
       let refused = try Guest.run(["save", "\(run.process.processIdentifier)", Guest.temporaryPath()], expecting: 69)
       #expect(
         refused.errorLines.count == 1 && refused.errors.contains("a machine with a network cannot be saved"),

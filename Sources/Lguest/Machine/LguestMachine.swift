@@ -34,6 +34,9 @@ final class LguestMachine: Sendable {
   private let hostDevices: HostDevices
   /// What the guest is, once it is known.
   private let era = Mutex<LguestEra?>(nil)
+  private let isSilent = Atomic<Bool>(false)
+  /// Whether the guest does not say that it has taken what came for it: it is looked at whenever it comes out.
+  var looksForInput: Bool { isSilent.load(ordering: .relaxed) }
   /// How the guest begins.
   let beginning: LguestBeginning
   private let memorySize: UInt64
@@ -77,7 +80,7 @@ final class LguestMachine: Sendable {
 
   /// The guest is known: its devices are put where it looks for them. Says why, if that cannot be.
   func register(_ era: LguestEra) -> String? {
-    self.era.withLock { $0 = era }
+    set(era)
     switch era.devices {
     case .buffers: return dma.describe()
     case .fields: fields.describe()
@@ -113,8 +116,13 @@ final class LguestMachine: Sendable {
     fields.reset()
     records.reset()
     dma.reset()
-    era.withLock { $0 = nil }
+    set(nil)
     interrupts.reset()
+  }
+
+  private func set(_ new: LguestEra?) {
+    era.withLock { $0 = new }
+    isSilent.store(new?.devices == .buffers, ordering: .relaxed)
   }
 
   /// Which bus the guest uses, that bus, and the queues of the devices on it.
@@ -123,7 +131,7 @@ final class LguestMachine: Sendable {
     try archive.transfer(&number, "era")
     let new = number.flatMap { LguestEra(rawValue: $0) }
     try archive.require(number == new?.rawValue, "era", number ?? 0)
-    era.withLock { $0 = new }
+    set(new)
     switch new?.devices {
     case .buffers?: try dma.transfer(&archive)
     case .fields?: try fields.transfer(&archive)

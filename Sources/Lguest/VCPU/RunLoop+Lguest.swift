@@ -22,7 +22,7 @@ extension RunLoop {
 
   /// The oldest guests do not say that they have taken what was typed, or a frame, and have room again.
   private func lookForInput() {
-    guard lguest?.looksForInput == true, let parts = machine.lguest else { return }
+    guard let parts = machine.lguest, parts.looksForInput else { return }
     let isTyped = machine.console.fill()
     if parts.dma.look() || isTyped { parts.timer.lookAgain() }
   }

@@ -38,6 +38,8 @@ final class RunLoop: @unchecked Sendable {
   let interface: KVMInterface
   /// The host side of a ring-1 guest; nil: the guest is a PC's.
   var lguest: LguestHost?
+  /// Whether there is one: asked often, and the other way would copy it.
+  let isLguest: Bool
   let userSpaceBegan: () -> Void
 
   /// What this vCPU counted.
@@ -81,6 +83,7 @@ final class RunLoop: @unchecked Sendable {
     patching = HypercallPatching(native: configuration.nativeHypercall, policy: configuration.hypercallPolicy)
     interface = configuration.kvmInterface
     countsCosts = configuration.collectStatistics
+    isLguest = machine.lguest != nil
     lguest = machine.lguest?.makeHost(configuration, memory, machine.clock, machine.counter)
     if configuration.saved == nil { lguest?.begin(engine) } else { lguest?.connect(engine) }
     firstTimestampOffset = engine.timestampOffset
@@ -133,8 +136,10 @@ final class RunLoop: @unchecked Sendable {
       let exit = engine.run()
       let began = countsCosts ? HostCPU.timestampCounter : 0
       doorbell.leaveGuest()
-      noteTaskPriority()
-      settleEndOfInterrupt()
+      if !isLguest {
+        noteTaskPriority()
+        settleEndOfInterrupt()
+      }
       if let outcome = handle(exit) { return .ended(outcome) }
       noteChanges()
       if began != 0 { countCost(of: exit, since: began) }
@@ -159,7 +164,7 @@ final class RunLoop: @unchecked Sendable {
 
   /// Gives the engine the interrupt that is due, or asks to be told when it could be given.
   private func deliver() -> Outcome? {
-    if lguest != nil {
+    if isLguest {
       deliverLguest()
       return nil
     }
@@ -208,8 +213,8 @@ final class RunLoop: @unchecked Sendable {
     statistics.count(Statistics.ExitReason(exit))
     switch exit {
     // Ports that level 1 may not touch are its host's: it never comes here.
-    case .portRead where lguest != nil: engine.completeRead(.max)
-    case .portWrite where lguest != nil: break
+    case .portRead where isLguest: engine.completeRead(.max)
+    case .portWrite where isLguest: break
     case .portRead(let port, let size):
       engine.completeRead(machine.platform.ports.read(UInt64(port), size: size))
     case .portWrite(let port, let size, let value):
@@ -224,7 +229,7 @@ final class RunLoop: @unchecked Sendable {
     case .msrWrite(let index, let value):
       if write(register: index, value) { engine.completeWrite() } else { refuse(index) }
     case .hypercall:
-      if lguest != nil { return handleLguest(nil) }
+      if isLguest { return handleLguest(nil) }
       performHypercall()
     case .foreignHypercall:
       switch patching.answer(engine) {
@@ -244,7 +249,7 @@ final class RunLoop: @unchecked Sendable {
       if machine.scheduler.isCrowded { doorbell.preempt() }
     case .interruptWindow, .kicked, .stepped, .breakpoint: break
     case .trap(let trap):
-      if lguest != nil { return handleLguest(trap) }
+      if isLguest { return handleLguest(trap) }
       return .failed("a trap of vector \(trap.vector) that nobody takes")
     case .shutdown:
       return .tripleFault
@@ -279,6 +284,8 @@ final class RunLoop: @unchecked Sendable {
       registers.setTimestampOffset(timestampOffset &- firstTimestampOffset)
       machine.timers.rearm(Machine.Source.localAPIC(number))
     }
+    // Without KVM's registers there is nothing more to tell.
+    if isLguest { return }
     tellStealTime()
     if machine.clock.isTimestampConstant { registers.synchronize() } else { registers.updateTime() }
   }

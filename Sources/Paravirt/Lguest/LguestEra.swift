@@ -22,47 +22,54 @@ public enum LguestEra: Int, Sendable, CaseIterable, Comparable {
     case pci
   }
 
-  /// What differs.
-  struct Row: Sendable {
-    let era: LguestEra
-    /// The registers of a call's arguments, in order; its number is in EAX.
-    let registers: [UInt8]
+  /// How calls are made: what every call needs, and nothing that would have to be counted as it is copied.
+  struct Convention: Sendable {
+    /// The registers of the first three arguments, in order; the number is in EAX. A fourth came with PAE: the upper half
+    /// of SET_PTE's entry, which is read from the guest's own table.
+    let registers: InlineArray<3, UInt8>
     /// The word of a slot of the ring in which the call's number, and then each argument, is.
-    let ring: [Int]
-    let layouts: [LguestDataLayout]
-    /// Where the first page tables, if they are the host's, have all RAM: at 0, and at the kernel's address.
-    let mapsIdentity: Bool, mapsKernel: Bool
-    let devices: DeviceBus
+    let ring: InlineArray<4, Int>
     /// Whether calls in the ring are performed whenever the guest comes out, not only with the next call.
     var drainsAlways = false
   }
 
-  private static let current = [GPR.rbx, GPR.rcx, GPR.rdx, GPR.rsi], first = [GPR.rdx, GPR.rbx, GPR.rcx]
-  private static let inOrder = [0, 1, 2, 3, 4]
+  /// What differs.
+  struct Row: Sendable {
+    let era: LguestEra
+    let convention: Convention
+    let layouts: [LguestDataLayout]
+    /// Where the first page tables, if they are the host's, have all RAM: at 0, and at the kernel's address.
+    let mapsIdentity: Bool, mapsKernel: Bool
+    let devices: DeviceBus
+  }
+
+  private static let current: InlineArray<3, UInt8> = [GPR.rbx, GPR.rcx, GPR.rdx]
+  private static let first: InlineArray<3, UInt8> = [GPR.rdx, GPR.rbx, GPR.rcx]
+  private static let inOrder: InlineArray<4, Int> = [0, 1, 2, 3]
 
   /// By raw value. Who made the first tables of 2.6.30 is not known: theirs fit both.
   static let rows = [
     Row(
-      era: .linux2_6_23, registers: first, ring: [0, 1, 2, 3], layouts: [.from2_6_23, .from2_6_23WithTime],
-      mapsIdentity: false, mapsKernel: true, devices: .buffers, drainsAlways: true),
+      era: .linux2_6_23, convention: Convention(registers: first, ring: inOrder, drainsAlways: true),
+      layouts: [.from2_6_23, .from2_6_23WithTime], mapsIdentity: false, mapsKernel: true, devices: .buffers),
     Row(
-      era: .linux2_6_24, registers: first, ring: [0, 3, 1, 2], layouts: [.from2_6_24], mapsIdentity: true,
-      mapsKernel: false, devices: .fields),
+      era: .linux2_6_24, convention: Convention(registers: first, ring: [0, 3, 1, 2]), layouts: [.from2_6_24],
+      mapsIdentity: true, mapsKernel: false, devices: .fields),
     Row(
-      era: .linux2_6_25, registers: first, ring: [0, 3, 1, 2], layouts: [.from2_6_24], mapsIdentity: true,
-      mapsKernel: false, devices: .records),
+      era: .linux2_6_25, convention: Convention(registers: first, ring: [0, 3, 1, 2]), layouts: [.from2_6_24],
+      mapsIdentity: true, mapsKernel: false, devices: .records),
     Row(
-      era: .linux2_6_30, registers: [GPR.rbx, GPR.rcx, GPR.rdx], ring: [0, 1, 2, 3], layouts: [.from2_6_24],
+      era: .linux2_6_30, convention: Convention(registers: current, ring: inOrder), layouts: [.from2_6_24],
       mapsIdentity: true, mapsKernel: true, devices: .records),
     Row(
-      era: .linux2_6_31, registers: current, ring: inOrder, layouts: [.from2_6_31], mapsIdentity: true,
-      mapsKernel: true, devices: .records),
+      era: .linux2_6_31, convention: Convention(registers: current, ring: inOrder), layouts: [.from2_6_31],
+      mapsIdentity: true, mapsKernel: true, devices: .records),
     Row(
-      era: .linux3_1, registers: current, ring: inOrder, layouts: [.from3_1], mapsIdentity: false, mapsKernel: false,
-      devices: .records),
+      era: .linux3_1, convention: Convention(registers: current, ring: inOrder), layouts: [.from3_1],
+      mapsIdentity: false, mapsKernel: false, devices: .records),
     Row(
-      era: .linux4_0, registers: current, ring: inOrder, layouts: [.from4_0], mapsIdentity: false, mapsKernel: false,
-      devices: .pci),
+      era: .linux4_0, convention: Convention(registers: current, ring: inOrder), layouts: [.from4_0],
+      mapsIdentity: false, mapsKernel: false, devices: .pci),
   ]
 
   var row: Row { LguestEra.rows[rawValue] }
@@ -81,7 +88,7 @@ public enum LguestEra: Int, Sendable, CaseIterable, Comparable {
     limit: UInt32
   ) -> (era: LguestEra, layout: LguestDataLayout, address: UInt64)? {
     for row in rows.reversed() where (row.era == .linux2_6_23) == isWordStart {
-      let address = UInt64(UInt32(truncatingIfNeeded: registers[row.registers[0]]))
+      let address = UInt64(UInt32(truncatingIfNeeded: registers[row.convention.registers[0]]))
       if let layout = row.layouts.first(where: { $0.fits(memory, address, limit: limit) }) {
         let isOlder = row.era == .linux2_6_25 && memory.has("Linux version 2.6.24", in: kernel)
         return (isOlder ? .linux2_6_24 : row.era, layout, address)

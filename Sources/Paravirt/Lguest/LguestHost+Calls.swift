@@ -23,19 +23,19 @@ extension LguestHost {
     let registers = engine.generalRegisters
     func word(_ number: UInt8) -> UInt32 { UInt32(truncatingIfNeeded: registers[number]) }
     let number = word(GPR.rax)
-    guard let row = era?.row else {
+    guard let convention else {
       return number == LguestCall.initializeNumber
         ? initialize(registers, engine) : kill("hypercall \(number) before LGUEST_INIT")
     }
-    func argument(_ index: Int) -> UInt32 { index < row.registers.count ? word(row.registers[index]) : 0 }
-    let call = Call(number: number, arguments: (argument(0), argument(1), argument(2)))
+    let places = convention.registers
+    let call = Call(number: number, arguments: (word(places[0]), word(places[1]), word(places[2])))
     if let effect = drainRing(engine) { return effect }
     return perform(call, engine)
   }
 
   /// Performs what waits in the ring; what ends the guest is returned.
   mutating func drainRing(_ engine: some CPUEngine) -> LguestEffect? {
-    guard let data, let layout, let order = era?.row.ring else { return nil }
+    guard let data, let layout, let order = convention?.ring else { return nil }
     let count = LguestDataLayout.ringCount
     // What is put there meanwhile waits for the next call: at most once around.
     for _ in 0..<count {

@@ -92,7 +92,14 @@ public struct LguestHost {
   public private(set) var resumeCounts = LguestResumeCounts()
   let start: LguestStart
   /// What the guest is, once it has registered struct lguest_data; where the kernel is in every address space then.
-  var era: LguestEra? { didSet { calls = era.map(LguestCall.calls) ?? [] } }
+  var era: LguestEra? {
+    didSet {
+      calls = era.map(LguestCall.calls) ?? []
+      convention = era?.row.convention
+    }
+  }
+  /// How it makes calls.
+  private(set) var convention: LguestEra.Convention?
   /// Its calls, by number.
   private(set) var calls: [LguestCall?] = []
   var layout: LguestDataLayout?
@@ -198,9 +205,6 @@ public struct LguestHost {
     return state
   }
 
-  /// Whether the guest looks for console input by itself, and says nothing of it.
-  public var looksForInput: Bool { era?.devices == .buffers }
-
   /// What ends the guest's sleep.
   public var news: LguestNews { LguestNews(interrupts: interrupts, memory: memory, data: data) }
 
@@ -209,7 +213,7 @@ public struct LguestHost {
   /// Answers a trap.
   public mutating func take(_ trap: Trap, on engine: some CPUEngine) -> LguestEffect {
     var effect = answer(trap, engine)
-    if effect == .none, era?.row.drainsAlways == true, let waiting = drainRing(engine) { effect = waiting }
+    if effect == .none, convention?.drainsAlways == true, let waiting = drainRing(engine) { effect = waiting }
     if let death { return .killed(death) }
     return effect
   }

@@ -145,7 +145,9 @@ final class LguestGuest {
   /// The registers of a call.
   func setCall(_ number: UInt32, _ arguments: [UInt32]) {
     cpu[register: GPR.rax] = UInt64(number)
-    for (register, value) in zip(choice.era.row.registers, arguments) { cpu[register: register] = UInt64(value) }
+    for (index, value) in arguments.prefix(3).enumerated() {
+      cpu[register: choice.era.row.convention.registers[index]] = UInt64(value)
+    }
   }
 
   /// Makes a call from level 1.
@@ -158,8 +160,9 @@ final class LguestGuest {
   /// Leaves a call in a slot of the ring.
   func queue(_ slot: Int, _ words: [UInt32]) {
     let (layout, place) = (choice.layout, choice.place)
-    for (word, value) in zip(choice.era.row.ring, words) {
-      ram.store(value, at: place + layout.calls + UInt64(slot) * layout.callBytes + UInt64(word) * 4)
+    for (index, value) in words.prefix(4).enumerated() {
+      let word = UInt64(choice.era.row.convention.ring[index])
+      ram.store(value, at: place + layout.calls + UInt64(slot) * layout.callBytes + word * 4)
     }
     ram.store(UInt8(0), at: place + layout.status + UInt64(slot))
   }
