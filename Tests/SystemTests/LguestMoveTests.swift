@@ -101,10 +101,16 @@ extension SystemTests {
           output += try save(restore(file, ["--disk", image]), to: file, after: 20)
           try FileManager.default.removeItem(atPath: copy)
           try FileManager.default.copyItem(atPath: image, toPath: copy)
+          let date = try FileManager.default.attributesOfItem(atPath: image)[.modificationDate]
+          try FileManager.default.setAttributes([.modificationDate: try #require(date)], ofItemAtPath: copy)
           let handle = try FileHandle(forUpdating: URL(filePath: image))
           try handle.write(contentsOf: Data("s".utf8))
           try handle.close()
           try refuse(["--disk", image], "has been written since the machine was saved")
+          let link = file + ".link"
+          defer { try? FileManager.default.removeItem(atPath: link) }
+          try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: image)
+          try refuse(["--disk", link], "has been written since the machine was saved")
           output += try restore(file, ["--disk", copy]).finish(expecting: 0).output
           #expect(
             output == String(repeating: LguestMoveTests.round, count: LguestMoveTests.rounds) + "all passed\n",

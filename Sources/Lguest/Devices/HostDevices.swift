@@ -99,17 +99,9 @@ struct HostDevices: Sendable {
   /// The files behind the disks.
   var diskFiles: [DiskFile] { disks.map(\.file) }
 
-  /// Runs `body` while no disk is at work.
-  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
-    try HostDevices.standStill(disks.map(\.thread)[...], body)
-  }
-
-  private static func standStill<Result, Failure: Error>(
-    _ threads: ArraySlice<DiskThread>, _ body: () throws(Failure) -> Result
-  ) throws(Failure) -> Result {
-    guard let first = threads.first else { return try body() }
-    return try first.standStill { () throws(Failure) in try standStill(threads.dropFirst(), body) }
-  }
+  /// Lets every disk end the request that it is at, and begin none until `resume`.
+  func pause() { for disk in disks { disk.thread.pause() } }
+  func resume() { for disk in disks { disk.thread.resume() } }
 
   /// Has every disk look for requests.
   func lookAgain() { for disk in disks { disk.thread.ring() } }

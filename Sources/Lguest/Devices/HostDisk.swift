@@ -29,14 +29,16 @@ final class DiskThread: Sendable {
   var begins: Bool { goesOn && !isStanding.load(ordering: .sequentiallyConsistent) }
   var goesOn: Bool { !isStopping.load(ordering: .relaxed) }
 
-  /// Runs `body` between two pieces of work.
-  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+  /// Lets the piece of work end that is being done, and none begin.
+  func pause() {
     isStanding.store(true, ordering: .sequentiallyConsistent)
-    defer {
-      isStanding.store(false, ordering: .sequentiallyConsistent)
-      ring()
-    }
-    return try turn.withLock { _ throws(Failure) in try body() }
+    turn.withLock { _ in }
+  }
+
+  /// Lets work go on.
+  func resume() {
+    isStanding.store(false, ordering: .sequentiallyConsistent)
+    ring()
   }
 
   /// Has `work` called soon. Any thread.

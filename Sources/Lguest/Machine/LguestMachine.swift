@@ -141,10 +141,9 @@ final class LguestMachine: Sendable {
     }
   }
 
-  /// Runs `body` while no device touches the guest's memory by itself.
-  func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
-    try hostDevices.standStill(body)
-  }
+  /// Lets the disks stand, which otherwise write to the guest's memory and are written, until `resume`.
+  func pause() { hostDevices.pause() }
+  func resume() { hostDevices.resume() }
 
   /// Has every device look for what its queues hold: nobody has been told of it here.
   func lookAgain() {

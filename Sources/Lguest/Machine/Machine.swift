@@ -145,12 +145,7 @@ final class Machine: Sendable {
 
   /// Runs `body` while no device does anything by itself. No vCPU may run either.
   func standStill<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
-    try timers.standStill { () throws(Failure) in
-      try console.standStill { () throws(Failure) in
-        guard let lguest else { return try body() }
-        return try lguest.standStill(body)
-      }
-    }
+    try timers.standStill { () throws(Failure) in try console.standStill(body) }
   }
 
   /// All deadlines may have changed, and the port may want input.

@@ -98,12 +98,15 @@ final class RunningMachine: Sendable {
       throw MoveError("a vCPU does not come to a stop; does anybody read the console?")
     }
     if machine.scheduler.ending != nil { throw MoveError("the run has ended") }
+    // Those of its disks go on with what it had asked for until then.
+    machine.lguest?.pause()
     isPaused = true
   }
 
   private func resume(_ isPaused: inout Bool) {
     guard isPaused else { return }
     isPaused = false
+    machine.lguest?.resume()
     machine.clock.guestWasStopped()
     machine.scheduler.resume()
   }
@@ -129,22 +132,32 @@ final class RunningMachine: Sendable {
       throw MoveError("the guest does not agree to be moved (MSR 0x4b564d08)")
     }
     do throws(ConfigurationError) {
-      let sections = try machine.standStill { () throws(ConfigurationError) in
-        var sections = SavedSections(saving: FilePath(file.description))
-        var saved = machine.saved(configuration)
-        try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in
-          try saved.transfer(&archive)
+      // What is typed may end up in memory. Timers do not, and the threads of a group wait for them.
+      try machine.console.standStill { () throws(ConfigurationError) in
+        let sections = try machine.timers.standStill { () throws(ConfigurationError) in
+          try self.sections(configuration, path: FilePath(file.description))
         }
-        var clock = machine.clock.saved
-        try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try clock.transfer(&archive) }
-        if let lguest = machine.lguest { try lguest.save(to: &sections, memoryByteCount: machine.memory.byteCount) }
-        for part in machine.parts(loops) { try sections.section(part.name, part.transfer) }
-        return sections
-      }
-      do throws(HostError) { try SaveFile.write(machine.memory, sections, to: file) } catch {
-        throw ConfigurationError(error)
+        do throws(HostError) { try SaveFile.write(machine.memory, sections, to: file) } catch {
+          throw ConfigurationError(error)
+        }
       }
     } catch { throw MoveError(error.description) }
+  }
+}
+
+extension RunningMachine {
+  /// Everything but RAM, as it stands.
+  private func sections(
+    _ configuration: VirtualMachine.Configuration, path: FilePath
+  ) throws(ConfigurationError) -> SavedSections {
+    var sections = SavedSections(saving: path)
+    var saved = machine.saved(configuration)
+    try sections.section(SavedConfiguration.section) { archive throws(SavedStateError) in try saved.transfer(&archive) }
+    var clock = machine.clock.saved
+    try sections.section(Machine.clockSection) { archive throws(SavedStateError) in try clock.transfer(&archive) }
+    if let lguest = machine.lguest { try lguest.save(to: &sections, memoryByteCount: machine.memory.byteCount) }
+    for part in machine.parts(loops) { try sections.section(part.name, part.transfer) }
+    return sections
   }
 }
 

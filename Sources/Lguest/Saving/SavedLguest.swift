@@ -15,7 +15,7 @@ struct SavedLguest: SavedState, Equatable {
 
   /// A disk as it was.
   struct Disk: Equatable {
-    /// An absolute path.
+    /// An absolute path, for people.
     var file = ""
     var isReadOnly = false
     /// Of the file.
@@ -185,18 +185,18 @@ extension VirtualMachine.Configuration {
 }
 
 extension SavedLguest.Disk {
-  /// Whether a file can be the disk that the guest knows: it has the size, and if it is the very same, nobody has written
-  /// it since.
+  /// Whether a file can be the disk that the guest knows: it has the size, and its date says that nobody has written it
+  /// since. Under another name it may still be the same file, so no name is an exception.
   func check(_ file: DiskFile, savedAt time: UInt64) throws(ConfigurationError) {
     guard file.byteCount == byteCount else {
       throw ConfigurationError(
         "disk '\(file.path)' has \(file.byteCount) bytes, and the saved machine's had \(byteCount)",
         remedy: "name a copy of that time")
     }
-    guard file.path.string != self.file || file.modified <= time else {
+    guard file.modified <= time else {
       throw ConfigurationError(
-        "disk '\(file.path)' has been written since the machine was saved, whose guest would damage it",
-        remedy: "name a copy of that time, or put it back with its date (cp -p)")
+        "disk '\(file.path)' has been written since the machine was saved, and its guest would damage it",
+        remedy: "name a copy of that time with its date, as cp -p makes it")
     }
   }
 }
