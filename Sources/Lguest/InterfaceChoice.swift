@@ -6,7 +6,7 @@ package import SystemPackage
 
 extension VirtualMachine.Configuration {
   /// What a kernel without high memory maps, with room to spare.
-  private static let maximumLguestMemory: UInt64 = 800 << 20
+  static let maximumLguestMemory: UInt64 = 800 << 20
 
   /// What an interface stands for with a kernel. A file that cannot be read is found to be so later.
   package static func interface(_ abi: ABI, of kernel: FilePath) -> ABI {

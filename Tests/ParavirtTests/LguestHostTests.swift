@@ -168,7 +168,9 @@ import X86
 
   @Test("calls of 2.6.23 that have a result, and the ring that any trap drains") func oldest() {
     let setup = Setup(.linux2_6_23)
-    #expect(setup.call(.bindDMA, 7, 0x4000, 3 << 8 | 5) == .bind(key: 7, buffers: 0x4000, count: 3, interrupt: 5))
+    #expect(
+      setup.call(.bindDMA, 7, 0x4000, 3 << 8 | 5)
+        == .bind(key: 7, buffers: 0x4000, count: 3, interrupt: 5, isAnswered: true))
     #expect(setup.call(.sendDMA, 7, 0x4000) == .send(key: 7, buffer: 0x4000))
     #expect(setup.call(.getWallClock) == .none && setup.cpu[register: GPR.rax] == 1_700_000_000)
     setup.gate(3, 0x4000_0000, type: 0xEF)
@@ -214,6 +216,25 @@ import X86
     setup.queue(63, [LguestCall.taskSwitched.number(in: setup.era) ?? 99, 0])
     setup.call(.flushAsync)
     #expect(setup.cpu.isTaskSwitched)
+  }
+
+  @Test("what a call in the ring leads to comes first, then the rest of the ring and the call that was made")
+  func interrupted() {
+    let setup = Setup(.linux3_1)
+    func number(_ call: LguestCall) -> UInt32 { call.number(in: setup.era) ?? 99 }
+    setup.queue(0, [number(.notify), 0x7000])
+    setup.queue(1, [number(.taskSwitched), 0])
+    setup.queue(2, [number(.halt)])
+    #expect(setup.call(.taskSwitched, 8) == .notify(0x7000) && !setup.cpu.isTaskSwitched)
+    #expect(setup.host.goOn(on: setup.cpu) == .halt && !setup.cpu.isTaskSwitched && setup.host.ringIndex == 3)
+    #expect(setup.host.goOn(on: setup.cpu) == .none && setup.cpu.isTaskSwitched)
+    #expect(setup.host.goOn(on: setup.cpu) == .none)
+    // In the ring a call has no result.
+    let old = Setup(.linux2_6_23)
+    old.queue(0, [LguestCall.bindDMA.number(in: old.era) ?? 99, 7, 0x4000, 3 << 8 | 5])
+    #expect(
+      old.call(.getWallClock) == .bind(key: 7, buffers: 0x4000, count: 3, interrupt: 5, isAnswered: false))
+    #expect(old.host.goOn(on: old.cpu) == .none && old.cpu[register: GPR.rax] == 1_700_000_000)
   }
 
   @Test("the lowest interrupt that is not blocked, when they are on; the rest is pending") func interrupts() {

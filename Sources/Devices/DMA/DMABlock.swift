@@ -99,6 +99,8 @@ public final class DMABlock: Sendable {
       let offset = UInt64(request.sector) * 512
       if request.isWrite {
         let bytes = request.buffer.bytes(in: host.memory)
+        // After a reset memory is another's, and what was copied may be its.
+        guard state.withLock({ $0.generation == generation }) else { continue }
         finish(generation, bytes.map { store.write($0, at: offset) } ?? false)
       } else {
         let bytes = store.read(at: offset, count: Int(request.byteCount))

@@ -83,6 +83,14 @@ struct SaveFileHeader: SavedState, Equatable {
     guard memoryByteCount >= VirtualMachine.Configuration.minimumMemory,
       memoryByteCount % UInt64(hostPageSize) == 0, memoryByteCount <= fileByteCount - begin
     else { throw .damaged("its header: impossible size of RAM") }
+    // That of such a guest is bounded, and so is what is read before it is known to be one.
+    if entries.contains(where: { $0.name == SavedLguest.section })
+      || entries.contains(where: { $0.name == SavedFirstMemory.section })
+    {
+      guard memoryByteCount <= LguestLayout.limit(VirtualMachine.Configuration.maximumLguestMemory) else {
+        throw .damaged("its header: impossible size of RAM")
+      }
+    }
     for entry in entries {
       guard entry.offset >= begin + memoryByteCount, entry.offset <= fileByteCount else {
         throw .damaged("its header: impossible place of section \(entry.name)")

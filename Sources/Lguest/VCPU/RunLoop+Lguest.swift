@@ -30,15 +30,25 @@ extension RunLoop {
   /// Answers a trap, or VMCALL that the processor has executed.
   func handleLguest(_ trap: Trap?) -> Outcome? {
     defer { lookForInput() }
-    guard let effect = trap.map({ lguest?.take($0, on: engine) }) ?? lguest?.takeNativeHypercall(engine) else {
+    guard var effect = trap.map({ lguest?.take($0, on: engine) }) ?? lguest?.takeNativeHypercall(engine) else {
       return nil
     }
+    while effect != .none {
+      if let outcome = perform(effect) { return outcome }
+      // It may have begun again.
+      effect = lguest?.goOn(on: engine) ?? .none
+    }
+    return nil
+  }
+
+  /// Does what a trap, or a call, has led to.
+  private func perform(_ effect: LguestEffect) -> Outcome? {
     switch effect {
     case .none: return nil
     case .registered(let era): return machine.lguest?.register(era).map { .killed($0) }
-    case .bind(let key, let buffers, let count, let interrupt):
+    case .bind(let key, let buffers, let count, let interrupt, let isAnswered):
       let isBound = machine.lguest?.dma.bind(key, buffers: buffers, count: count, interrupt: interrupt) ?? false
-      engine[register: GPR.rax] = isBound ? 1 : 0
+      if isAnswered { engine[register: GPR.rax] = isBound ? 1 : 0 }
       return nil
     case .send(let key, let buffer):
       machine.lguest?.dma.send(key, buffer: buffer)

@@ -72,8 +72,8 @@ public enum LguestEffect: Sendable, Equatable {
   /// NOTIFY: a device's descriptor or queue, or a string on the early console.
   case notify(UInt64)
   /// BIND_DMA: buffers for what comes under a key, their number, and the interrupt that tells of it. EAX takes whether
-  /// that is possible.
-  case bind(key: UInt32, buffers: UInt32, count: UInt32, interrupt: UInt8)
+  /// that is possible, unless the call was in the ring.
+  case bind(key: UInt32, buffers: UInt32, count: UInt32, interrupt: UInt8, isAnswered: Bool)
   /// SEND_DMA: a buffer for whom a key belongs to.
   case send(key: UInt32, buffer: UInt32)
 }

@@ -12,7 +12,7 @@ extension LguestHost {
 
   /// A call as the guest left it: its number and three arguments. A fourth, the upper half of SET_PTE's entry, is not
   /// needed, for the engine reads the guest's own tables.
-  private struct Call {
+  struct Call {
     let number: UInt32
     let arguments: (UInt32, UInt32, UInt32)
   }
@@ -29,8 +29,25 @@ extension LguestHost {
     }
     let places = convention.registers
     let call = Call(number: number, arguments: (word(places[0]), word(places[1]), word(places[2])))
-    if let effect = drainRing(engine) { return effect }
+    return finish(call, engine)
+  }
+
+  /// What waits in the ring comes first. If it leads to something for the machine, the call waits for that.
+  private mutating func finish(_ call: Call, _ engine: some CPUEngine) -> LguestEffect {
+    if let effect = drainRing(engine) {
+      unfinished = call
+      return effect
+    }
+    unfinished = nil
     return perform(call, engine)
+  }
+
+  /// Goes on after something that the machine has done: the rest of the ring, and the call that was made. To be asked until
+  /// there is nothing more to do, before the guest goes on.
+  public mutating func goOn(on engine: some CPUEngine) -> LguestEffect {
+    var effect = LguestEffect.none
+    if let call = unfinished { effect = finish(call, engine) }
+    return conclude(effect, engine)
   }
 
   /// Performs what waits in the ring; what ends the guest is returned.
@@ -46,6 +63,8 @@ extension LguestHost {
       let place = data + layout.calls + UInt64(index) * layout.callBytes
       let words = loadSlot(place)
       func word(_ argument: Int) -> UInt32 { words[order[argument]] }
+      isOfRing = true
+      defer { isOfRing = false }
       let effect = perform(Call(number: word(0), arguments: (word(1), word(2), word(3))), engine)
       memory.store(UInt8(0xFF), at: status)
       if effect != .none { return effect }
@@ -100,9 +119,9 @@ extension LguestHost {
       guard a < LguestTables.descriptorCount else { return kill("too large GDT index \(a)") }
       tables.setDescriptor(a, low: b, high: c)
     case .notify: return .notify(UInt64(a))
-    case .getWallClock: engine[register: GPR.rax] = UInt64(services.wallTime().seconds)
+    case .getWallClock: if !isOfRing { engine[register: GPR.rax] = UInt64(services.wallTime().seconds) }
     case .bindDMA:
-      return .bind(key: a, buffers: b, count: c >> 8, interrupt: UInt8(truncatingIfNeeded: c))
+      return .bind(key: a, buffers: b, count: c >> 8, interrupt: UInt8(truncatingIfNeeded: c), isAnswered: !isOfRing)
     case .sendDMA: return .send(key: a, buffer: b)
     }
     return .none

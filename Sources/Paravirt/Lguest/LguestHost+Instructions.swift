@@ -43,7 +43,8 @@ extension LguestHost {
 
   /// Instructions that level 1 may not execute and that kernels do: CLI, whose work is done elsewhere; a read of CR4,
   /// which is 0; debug registers, without which a single step of a program's would end the kernel; ports, where nothing
-  /// is.
+  /// is; and model-specific registers, which are 0, before there is a handler that could say so: Linux 2.6.27 looks at one of
+  /// an Intel processor's of family 6 before it has any.
   func emulate(_ engine: some CPUEngine) -> Bool {
     let code = engine.read(linear: engine.linearInstructionPointer, count: 8, as: .code)
     guard let first = code.first else { return false }
@@ -59,6 +60,12 @@ extension LguestHost {
     if code.count >= 3, first == 0x0F, code[1] == 0x21 || code[1] == 0x23 {
       moveDebugRegister(code[2] >> 3 & 7, general: code[2] & 7, isLoad: code[1] == 0x21, engine)
       engine.skip(byteCount: 3)
+      return true
+    }
+    if code.count >= 2, first == 0x0F, code[1] == 0x30 || code[1] == 0x32, tables.gate(Vector.generalProtection) == nil
+    {
+      if code[1] == 0x32 { (engine[register: GPR.rax], engine[register: GPR.rdx]) = (0, 0) }
+      engine.skip(byteCount: 2)
       return true
     }
     let prefix = first == 0x66 ? 1 : 0

@@ -114,6 +114,10 @@ public struct LguestHost {
   var root: UInt32 = 0
   var flush = LguestFlush()
   var isHalted = false
+  /// The call that was made and waits for what others in the ring have led to.
+  var unfinished: Call?
+  /// Whether a call is being performed that was in the ring: those have no results.
+  var isOfRing = false
   /// The slot of the ring that is drained next.
   var ringIndex = 0
   /// Calls made, by number, those that were left in the ring too.
@@ -212,7 +216,12 @@ public struct LguestHost {
 
   /// Answers a trap.
   public mutating func take(_ trap: Trap, on engine: some CPUEngine) -> LguestEffect {
-    var effect = answer(trap, engine)
+    conclude(answer(trap, engine), engine)
+  }
+
+  /// What a trap, or a call, comes to in the end.
+  mutating func conclude(_ effect: LguestEffect, _ engine: some CPUEngine) -> LguestEffect {
+    var effect = effect
     if effect == .none, convention?.drainsAlways == true, let waiting = drainRing(engine) { effect = waiting }
     if let death { return .killed(death) }
     return effect

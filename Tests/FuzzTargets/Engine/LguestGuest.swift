@@ -171,11 +171,15 @@ final class LguestGuest {
 
   /// What the machine does of it; false: the guest does not go on.
   private func note(_ effect: LguestEffect) -> Bool {
-    switch effect {
-    case .none, .registered, .notify, .send: break
-    case .bind(let key, _, _, _): cpu[register: GPR.rax] = UInt64(key & 1)
-    case .halt: isHalted = true
-    case .shutdown, .killed: isOver = true
+    var effect = effect
+    while effect != .none && !isOver {
+      switch effect {
+      case .none, .registered, .notify, .send: break
+      case .bind(let key, _, _, _, let isAnswered): if isAnswered { cpu[register: GPR.rax] = UInt64(key & 1) }
+      case .halt: isHalted = true
+      case .shutdown, .killed: isOver = true
+      }
+      if !isOver { effect = host.goOn(on: cpu) }
     }
     return !isOver
   }
