@@ -21,7 +21,7 @@ struct DeviceOptions: ParsableArguments {
     transform: DeviceOptions.network)
   var net: [VirtualMachine.Configuration.Network] = []
 
-  private static func disk(_ text: String) throws -> VirtualMachine.Configuration.Disk {
+  static func disk(_ text: String) throws -> VirtualMachine.Configuration.Disk {
     let isReadOnly = text.hasSuffix(":ro")
     let file = isReadOnly ? String(text.dropLast(3)) : text
     guard !file.isEmpty else { throw ValidationError("--disk needs a file name") }

@@ -27,9 +27,9 @@ struct RestoreCommand: ParsableCommand {
   @Option(
     help: ArgumentHelp(
       "Where a disk of the machine is: as many as it has, in their order, as they were when it was saved.",
-      valueName: "file"),
-    completion: .file())
-  var disk: [String] = []
+      valueName: "file[:ro]"),
+    completion: .file(), transform: DeviceOptions.disk)
+  var disk: [VirtualMachine.Configuration.Disk] = []
 
   @OptionGroup var console: ConsoleRunOptions
 
@@ -41,7 +41,7 @@ struct RestoreCommand: ParsableCommand {
     var configuration: VirtualMachine.Configuration
     do {
       configuration = try VirtualMachine.Configuration(restoring: FilePath(file))
-      try configuration.restoreDisks(disk.map { FilePath($0) })
+      configuration.disks = disk
     } catch {
       var result = RunResult(ending: .cannotStart, engine: .translator, detail: error.description)
       result.times.end = ContinuousClock.now - processStart

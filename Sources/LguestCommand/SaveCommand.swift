@@ -25,6 +25,9 @@ struct SaveCommand: ParsableCommand {
   /// How long a run with so much memory may take: ten minutes, and a second for each 10 MB.
   static func limit(memoryBytes: UInt64) -> Int32 { Int32(clamping: 600_000 + memoryBytes / 10_000) }
 
+  /// How long a run may take to end, in milliseconds, before whoever has saved it goes on.
+  private static let endPatience: Int32 = 10_000
+
   func validate() throws {
     if process < 1 { throw ValidationError("a process's number is above 0") }
     if file.isEmpty { throw ValidationError("the saved machine needs a file name") }
@@ -41,7 +44,10 @@ struct SaveCommand: ParsableCommand {
         milliseconds: SaveCommand.limit(memoryBytes: memory))
       // A run that is not told to finish goes on.
       try output.commit()
-      if !keep { _ = try client.ask(.finish) }
+      if keep { return }
+      _ = try client.ask(.finish)
+      // Whoever goes on with it wants its disks.
+      client.waitForEnd(milliseconds: SaveCommand.endPatience)
     } catch {
       Messages.say("\(error)")
       throw CommandEnding(status: Ending.cannotStart.exitStatus)

@@ -26,7 +26,7 @@ import Testing
     }
     expect(coverage.programs, 60, "programs")
     expect(coverage.userPrograms, 15, "programs that begin at level 3")
-    for call in ["setStack", "loadIDTEntry", "loadTLS", "loadGDTEntry"] { expect(coverage.calls[call], 10, call) }
+    for call in ["setStack", "loadIDTEntry", "loadTLS", "loadGDTEntry"] { expect(coverage.calls[call], 5, call) }
     for vector in [UInt8(3), 6, 13, 14, 0x80] { expect(coverage.handled[vector], 10, "handler of \(vector)") }
     for vector in [UInt8(6), 8, 13, 31] { expect(coverage.traps[vector], 10, "trap \(vector) to the host") }
   }

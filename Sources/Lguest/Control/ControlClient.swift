@@ -113,6 +113,15 @@ package struct ControlClient {
     return answer
   }
 
+  /// Waits until a run that has been told to end has ended, and has let go of its disks; for a while, since its console
+  /// may have no reader.
+  package func waitForEnd(milliseconds: Int32) {
+    let deadline = HostClock.after(nanoseconds: UInt64(max(milliseconds, 0)) * 1_000_000)
+    while let state, state != "Z", state != "X", HostClock.monotonic < deadline {
+      HostClock.sleep(until: min(deadline, HostClock.after(nanoseconds: 2_000_000)))
+    }
+  }
+
   private var gone: ControlFailure {
     ControlFailure("process \(process) does not answer; it may just have ended")
   }
@@ -123,11 +132,12 @@ package struct ControlClient {
       isSilence: true)
   }
 
-  /// Whether the run is stopped, by SIGSTOP or a debugger (proc_pid_stat(5)).
-  private var isStopped: Bool {
-    guard let number = line.process, let text = HostFile.text(FilePath("/proc/\(number)/stat")),
-      let state = text.split(separator: ")").last?.split(separator: " ").first
-    else { return false }
-    return state == "T" || state == "t"
+  /// Whether the run is stopped, by SIGSTOP or a debugger.
+  private var isStopped: Bool { state == "T" || state == "t" }
+
+  /// The letter of the state of the run's process (proc_pid_stat(5)); nil if it has gone.
+  private var state: Substring? {
+    guard let number = line.process, let text = HostFile.text(FilePath("/proc/\(number)/stat")) else { return nil }
+    return text.split(separator: ")").last?.split(separator: " ").first
   }
 }

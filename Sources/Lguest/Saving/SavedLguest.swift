@@ -12,6 +12,8 @@ import X86
 /// The section that says so, which other machines have not.
 struct SavedLguest: SavedState, Equatable {
   static let section = "lguest start"
+  /// Of a path, which is for people, in characters of at most four bytes.
+  static let pathLength = 1024
 
   /// A disk as it was.
   struct Disk: Equatable {
@@ -135,7 +137,9 @@ extension LguestMachine {
     (saved.room, saved.pageOffset) = (beginning.start.room, beginning.start.pageOffset)
     saved.time = HostClock.wall
     saved.disks = disks.map {
-      SavedLguest.Disk(file: $0.path.string, isReadOnly: $0.isReadOnly, byteCount: $0.byteCount)
+      SavedLguest.Disk(
+        file: String($0.path.string.unicodeScalars.prefix(SavedLguest.pathLength)), isReadOnly: $0.isReadOnly,
+        byteCount: $0.byteCount)
     }
     return saved
   }
@@ -160,26 +164,14 @@ extension LguestMachine {
 }
 
 extension VirtualMachine.Configuration {
-  /// Says where the disks of a saved machine are. The file knows where they were, and is not believed: who wrote it could
-  /// give its guest any file of whoever restores it.
-  package mutating func restoreDisks(_ files: [FilePath]) throws(ConfigurationError) {
-    let old = try saved?.lguest?.disks ?? []
-    disks = zip(files, old).map { Disk(file: $0, isReadOnly: $1.isReadOnly) }
-    if files.count > old.count { throw Self.wrong(disks: files.count, of: old) }
-  }
-
-  /// Whether there are as many as the guest knows, to be written if it may write them.
+  /// Whether there are as many as the guest knows, to be written if it may write them. The file knows where they were, and
+  /// is not believed: who wrote it could give its guest any file of whoever restores it.
   func validateDisks(_ old: [SavedLguest.Disk]) throws(ConfigurationError) {
-    guard disks.count == old.count, zip(disks, old).allSatisfy({ $0.isReadOnly == $1.isReadOnly }) else {
-      throw Self.wrong(disks: disks.count, of: old)
-    }
-  }
-
-  private static func wrong(disks count: Int, of old: [SavedLguest.Disk]) -> ConfigurationError {
-    if old.isEmpty { return ConfigurationError("the saved machine has no disks", remedy: "name none") }
-    let names = old.map { "'\($0.file)'" + ($0.isReadOnly ? " (only read)" : "") }.joined(separator: ", ")
-    return ConfigurationError(
-      "the saved machine has \(old.count) disk\(old.count == 1 ? "" : "s"), and \(count) were named; they were \(names)",
+    guard disks.map(\.isReadOnly) != old.map(\.isReadOnly) else { return }
+    if old.isEmpty { throw ConfigurationError("the saved machine has no disks", remedy: "name none") }
+    let names = old.map { "'\($0.file)\($0.isReadOnly ? ":ro" : "")'" }.joined(separator: ", ")
+    throw ConfigurationError(
+      "the saved machine has \(old.count) disk\(old.count == 1 ? "" : "s"), and \(disks.count) were named; they were \(names)",
       remedy: "name where each is now, in this order (--disk)")
   }
 }

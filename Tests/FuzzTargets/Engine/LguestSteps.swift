@@ -77,7 +77,9 @@ enum LguestSteps {
   private static func call(_ call: LguestCall, _ era: LguestEra, _ arguments: UInt32...) -> [UInt8] {
     guard let number = call.number(in: era) else { return [] }
     var bytes: [UInt8] = []
-    for (register, value) in zip(era.row.registers, arguments) { bytes += [0xB8 | register] + word(value) }
+    for (index, value) in arguments.prefix(3).enumerated() {
+      bytes += [0xB8 | era.row.convention.registers[index]] + word(value)
+    }
     return bytes + [0xB8] + word(number) + [0xCD, LguestCall.vector]
   }
 
