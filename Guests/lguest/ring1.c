@@ -350,7 +350,7 @@ void main(void) {
   }
 
   // Those that are moved go round; one of them begins again then.
-  uint32_t rounds = is("for-ever") ? ~0u : is("moving") ? 120 : is("again") ? 20 : 1;
+  uint32_t rounds = is("for-ever") ? ~0u : is("moving") ? 120 : is("again") ? 400 : 1;
   int mode = is("all typed") ? TYPED : is("all frames") ? FRAMES : is("echo") ? ECHO : PLAIN;
   if (is("again")) say("begin\n");
   for (uint32_t i = 0; i < rounds; i++) everything(ram, mode);

@@ -186,7 +186,7 @@ import Testing
 
   @Test("a newer file, another file, no file") func others() throws {
     var header = SaveFileHeader()
-    header.version = 2
+    header.version = SaveFileHeader.version + 1
     try Moving.withPath { path in
       try Data(header.encoded()).write(to: URL(filePath: path.string))
       #expect(SaveFileTests.refusal(path)?.contains("newer") == true)

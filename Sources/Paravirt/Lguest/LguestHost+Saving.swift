@@ -21,7 +21,7 @@ extension LguestHost {
     try archive.transfer(&isLinear, "addresses without tables")
     try archive.transfer(&isWide, "PAE paging")
     try archive.transfer(&root, "page tables")
-    try archive.transfer(&isHalted, "halt")
+    try archive.transfer(&isHalted, "sleep")
     var slot = UInt8(truncatingIfNeeded: ringIndex)
     try archive.transfer(&slot, "slot of the ring", in: 0...UInt8(LguestDataLayout.ringCount - 1))
     ringIndex = Int(slot)
