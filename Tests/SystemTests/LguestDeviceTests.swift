@@ -135,7 +135,7 @@ extension SystemTests {
           dd if=/dev/urandom of=/root/random bs=64k count=8 2>/dev/null
           for round in 1 2 3; do
             for part in 0 1 2 3 4 5 6 7 8 9; do
-              { echo "$round $part"; cat /root/random; } | dd of=/dev/vdb bs=64k seek=$((part * 9)) 2>/dev/null
+              { echo "$round $part"; cat /root/random; } | dd of=/dev/vdb bs=64k seek=$((part * 9)) conv=notrunc 2>/dev/null
             done
             sync
             sum=$(md5sum </dev/vdb | cut -c 1-32)
@@ -180,13 +180,13 @@ extension SystemTests {
           while [ $i -lt \(ticks) ]; do
             echo tick $i $(cut -d' ' -f1 /proc/uptime)
             dd if=/dev/urandom of=/root/piece bs=64k count=1 2>/dev/null
-            dd if=/root/piece of=/dev/vdb bs=64k seek=$i 2>/dev/null
+            dd if=/root/piece of=/dev/vdb bs=64k seek=$i conv=notrunc 2>/dev/null
             sync; echo 3 >/proc/sys/vm/drop_caches
             [ "$(md5sum </root/piece)" = "$(dd if=/dev/vdb bs=64k skip=$i count=1 2>/dev/null | md5sum)" ] || echo fact differs $i
             i=$((i + 1)); usleep 20000
           done
           echo "fact sum $(md5sum </dev/vdb | cut -c 1-32)"
-          echo fact calm $(dmesg | grep -c -E 'WARNING:|BUG:|stall|Call Trace|I/O error')
+          echo fact calm $(dmesg | grep -c -E 'WARNING:|BUG:|stalled|Call Trace|I/O error')
           mount -o remount,ro /
           poweroff -f
 
